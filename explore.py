@@ -1,0 +1,371 @@
+"""Stage 1, *explore*: sample completions y ~ p(. | x, r_K), score them, write them to the pool D.
+
+Reads    --prompts, a JSONL file with "prompt"; --model, a GPT-2 folder or hub name
+Writes   --out, one row a sample: {"prompt", "completion", "reward", "iteration", "prompt_ids", "completion_ids"}
+
+    python explore.py --model tiny/lm --prompts tiny/prompts/train.jsonl --reward repetition --out runs/try/pool/00.jsonl
+    python explore.py --model runs/try/model/01 --prompts my.jsonl --reward my_reward.py:shouting --iteration 1 --out runs/try/pool/01.jsonl
+
+Algorithm 1 of the paper: "initialisation" when the model has no reward tokens (then it is p0, and no token is put in
+front), "exploration" when it has. The authors' code samples from the 50 likeliest tokens without meaning to, and can
+generate reward tokens; here nothing is cut unless --top-p says so, and a reward token is never generated.
+
+This file also owns the policy: model, tokenizer and reward tokens, as a plain Hugging Face GPT-2 folder.
+"""
+
+import argparse
+import json
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import tiktoken
+import torch
+from tqdm import tqdm
+
+from quantize import BadInput, dump_row, read_prompts, run_stage, shown, whole_file, write_args
+from rewards import load_reward
+
+EOS = "<|endoftext|>"
+
+# ------------------------------------------------------------------------------------------------------- the policy
+
+
+@dataclass
+class Policy:
+    """p(y | x) or p(y | x, r_k): the network and its vocabulary, V ordinary tokens and then K reward tokens."""
+
+    model: torch.nn.Module  # a transformers GPT2LMHeadModel
+    encoding: tiktoken.Encoding
+    vocab_size: int  # V, <|endoftext|> included, reward tokens not
+    n_quantiles: int  # K; 0 for a plain language model
+    files: dict  # name -> bytes: vocab.json, merges.txt, which travel with the weights
+
+    @property
+    def device(self):
+        return self.model.device
+
+    @property
+    def eos_id(self):
+        return self.encoding.eot_token
+
+    @property
+    def context(self):
+        return self.model.config.n_positions
+
+    def reward_token_id(self, k):
+        """The id of r_k: V for r_1 ... V + K - 1 for r_K."""
+        if not 1 <= k <= self.n_quantiles:
+            raise BadInput(f"there is no reward token r_{k}: this model has {self.n_quantiles or 'none'}")
+        return self.vocab_size + k - 1
+
+    def encode(self, text):
+        """Text -> ids. Always plain text: "<|endoftext|>" or "<|reward_5|>" in it become ordinary characters."""
+        return self.encoding.encode_ordinary(text)
+
+    def decode(self, ids):
+        return self.encoding.decode(list(ids))
+
+    def start_of(self, prompt_ids):
+        """What p0 reads before y: the prompt, or <|endoftext|> if it is empty (a model needs something to go on)."""
+        return list(prompt_ids) or [self.eos_id]
+
+    def add_reward_tokens(self, K, seed=0):
+        """Appends r_1 ... r_K to the embedding, each dimension drawn from N(mean, std) of the existing rows.
+
+        The embedding is tied to the output layer, so the softmax grows as well: every use of the logits cuts them to V.
+        """
+        old = self.model.get_input_embeddings().weight.detach()  # (V, d)
+        self.model.resize_token_embeddings(self.vocab_size + K, mean_resizing=False)
+        noise = torch.randn(K, old.shape[1], generator=torch.Generator().manual_seed(seed))
+        new = old.mean(0).cpu() + old.std(0).cpu() * noise
+        self.model.get_input_embeddings().weight.data[self.vocab_size :] = new.to(old)
+        self.n_quantiles = K
+        self.encoding = build_encoding(self.files["vocab.json"], self.files["merges.txt"], K)
+
+    def save(self, path, write_more=None):
+        """A folder that AutoModelForCausalLM, AutoTokenizer and pipeline open; appears whole or not at all.
+
+        write_more(folder) may put further files into it (learn.py: the optimiser's state and the metrics).
+        """
+        from transformers import AddedToken, GPT2Tokenizer
+
+        path = Path(path)
+        beside = path.with_name(path.name + ".tmp")
+        shutil.rmtree(beside, ignore_errors=True)
+        beside.mkdir(parents=True)
+        for name, content in self.files.items():
+            (beside / name).write_bytes(content)
+        tokenizer = GPT2Tokenizer(vocab=str(beside / "vocab.json"), merges=str(beside / "merges.txt"),
+                                  bos_token=EOS, eos_token=EOS, unk_token=EOS, pad_token=EOS)  # fmt: skip
+        tokenizer.model_max_length = self.context
+        reward_tokens = [AddedToken(reward_token(k), special=True) for k in range(1, self.n_quantiles + 1)]
+        tokenizer.add_special_tokens({"additional_special_tokens": reward_tokens})
+        tokenizer.save_pretrained(beside)
+        self.model.config.n_quantiles, self.model.config.base_vocab_size = self.n_quantiles, self.vocab_size
+        self.model.save_pretrained(beside)
+        for name, content in self.files.items():  # save_pretrained keeps only tokenizer.json: these must travel too
+            (beside / name).write_bytes(content)
+        if write_more:
+            write_more(beside)
+        shutil.rmtree(path, ignore_errors=True)
+        os.replace(beside, path)
+
+
+def reward_token(k):
+    return f"<|reward_{k}|>"
+
+
+def load_policy(path_or_hub_name, device="cpu"):
+    """Opens a GPT-2 folder or hub model as a Policy, in float32, in evaluation mode (dropout off)."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers.utils import cached_file, logging
+
+    logging.disable_progress_bar(), logging.set_verbosity_error()
+    name = str(path_or_hub_name)
+    if not Path(name).is_dir() and (name.startswith((".", "/")) or name.count("/") > 1):
+        raise BadInput(f"model folder {name} does not exist; name a checkpoint folder or a hub model such as gpt2")
+    try:
+        config = AutoConfig.from_pretrained(name)
+        if config.model_type != "gpt2":
+            raise BadInput(f"{name} is a {config.model_type} model; this project's tokenizer is GPT-2's, so only gpt2 models work")
+        model = AutoModelForCausalLM.from_pretrained(name, config=config, dtype=torch.float32, use_safetensors=True)
+        files = {f: Path(cached_file(name, f)).read_bytes() for f in ("vocab.json", "merges.txt")}
+    except (OSError, ValueError, KeyError) as error:
+        reason = str(error).strip().split("\n")[0]
+        raise BadInput(f"cannot open the model {name}: {reason}; it needs config.json, model.safetensors, vocab.json and "
+                       "merges.txt (with no network, a hub model must have been downloaded before)") from None  # fmt: skip
+    K = getattr(config, "n_quantiles", 0)
+    V = getattr(config, "base_vocab_size", config.vocab_size)
+    encoding = build_encoding(files["vocab.json"], files["merges.txt"], K)
+    if encoding.n_vocab != V + K or config.vocab_size != V + K:
+        raise BadInput(f"{name}: vocab.json has {encoding.n_vocab - K} tokens, config.json {V}; they belong to different models")
+    return Policy(model.eval().to(device), encoding, V, K, files)
+
+
+# GPT-2's rule for cutting text into words before the merges (contractions, letters, digits, other signs, blanks).
+WORDS = r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"""
+
+
+def build_encoding(vocab_json, merges_txt, K=0):
+    """GPT-2's byte-level BPE as a tiktoken.Encoding, from the bytes of vocab.json and merges.txt, and K reward tokens.
+
+    tiktoken needs the id of every token to be the rank of its merge, as GPT-2's are. Built from the files' content, not
+    through tiktoken's loader, which keeps a copy of every file under its *path* and would serve a stale vocabulary.
+    """
+    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]  # GPT-2 writes each byte as one visible character
+    byte_of = {chr(b): b for b in printable}
+    byte_of |= {chr(256 + n): b for n, b in enumerate(b for b in range(256) if b not in set(printable))}
+    try:
+        vocab = json.loads(vocab_json)
+        merged = [line.replace(" ", "") for line in merges_txt.decode().split("\n")[1:] if line]
+        eos = vocab.pop(EOS)
+        ranks = {bytes(byte_of[c] for c in token): i for token, i in vocab.items()}
+    except (ValueError, KeyError, AttributeError, TypeError) as error:
+        raise BadInput(f"vocab.json or merges.txt is not GPT-2's byte-level BPE: {type(error).__name__} {error}") from None
+    if [vocab.get(token) for token in merged] != list(range(256, len(vocab))) or eos != len(vocab):
+        raise BadInput("vocab.json and merges.txt do not fit together: ids must be 256 bytes, the merges in order, <|endoftext|>")
+    special = {EOS: eos, **{reward_token(k): eos + k for k in range(1, K + 1)}}
+    return tiktoken.Encoding("gpt2-layout", pat_str=WORDS, mergeable_ranks=ranks, special_tokens=special)
+
+
+# --------------------------------------------------------------------------------------------------------- sampling
+
+
+@torch.no_grad()
+def sample(policy, prompt_ids, *, quantile=None, max_new_tokens, min_new_tokens=0, temperature=1.0, top_p=1.0, greedy=False,
+           seed=0, iteration=0, keys=None, batch_size=64, progress=False):  # fmt: skip
+    """y ~ p(. | x, r_k) for every x in `prompt_ids`, a list of lists of ids; returns lists of ids in the same order.
+
+    quantile: k of the reward token put in front, None for none. greedy: one bool, or one a row. A completion ends with
+    <|endoftext|>, which is kept, or after `max_new_tokens`. Row i's random numbers depend on (seed, iteration, keys[i])
+    alone, one uniform a token, so that neither batch size nor order changes what is drawn; keys: (prompt, sample) pairs.
+    """
+    N = len(prompt_ids)
+    keys = keys if keys is not None else [(i, 0) for i in range(N)]
+    greedy = [greedy] * N if isinstance(greedy, bool) else list(greedy)
+    front = [] if quantile is None else [policy.reward_token_id(quantile)]
+    room = policy.context - max_new_tokens
+    if room < len(front) + 1:
+        raise BadInput(f"{max_new_tokens} new tokens leave no room for a prompt in a context of {policy.context}")
+    contexts = [front + policy.start_of(ids)[-(room - len(front)) :] for ids in prompt_ids]
+    completions, by_length = [None] * N, sorted(range(N), key=lambda i: len(contexts[i]))
+    bar = tqdm(total=N, desc="sampling", unit="sample", disable=not progress)
+    for start in range(0, N, batch_size):
+        rows = by_length[start : start + batch_size]
+        uniform = np.stack([uniforms(seed, iteration, *keys[i], max_new_tokens) for i in rows])  # (B, T)
+        done = _sample_batch(policy, [contexts[i] for i in rows], uniform, [greedy[i] for i in rows],
+                             max_new_tokens, min_new_tokens, temperature, top_p)  # fmt: skip
+        for i, ids in zip(rows, done):
+            completions[i] = ids
+        bar.update(len(rows))
+    bar.close()
+    return completions
+
+
+def uniforms(seed, iteration, prompt, sample_number, T):
+    """T numbers in [0, 1) from a counter-based generator: a function of its arguments, with no state between calls."""
+    generator = np.random.Philox(key=[seed, iteration], counter=[0, 0, prompt, sample_number])
+    return np.random.Generator(generator).random(T)
+
+
+def _sample_batch(policy, contexts, uniform, greedy, max_new_tokens, min_new_tokens, temperature, top_p):
+    """The sampling loop for B prompts, padded on the left so that all end in the same column."""
+    from transformers import DynamicCache
+
+    device, V, B = policy.device, policy.vocab_size, len(contexts)
+    longest = max(map(len, contexts))
+    tokens = torch.tensor([[policy.eos_id] * (longest - len(c)) + c for c in contexts], device=device)  # (B, T)
+    mask = torch.tensor([[0] * (longest - len(c)) + [1] * len(c) for c in contexts], device=device)
+    uniform, greedy = torch.from_numpy(uniform).to(device), torch.tensor(greedy, device=device)
+    position = (mask.cumsum(1) - 1).clamp(min=0)  # the first real token is at position 0, whatever the padding
+    cache, alive, completions = DynamicCache(config=policy.model.config), list(range(B)), [[] for _ in range(B)]
+    for step in range(max_new_tokens):
+        output = policy.model(tokens, attention_mask=mask, position_ids=position, past_key_values=cache, logits_to_keep=1)
+        logits = output.logits[:, -1, :V]  # (B, V): reward tokens can be read, never written
+        if step < min_new_tokens:
+            logits[:, policy.eos_id] = -torch.inf
+        chosen = torch.where(greedy, logits.argmax(-1), draw(logits / temperature, uniform[:, step], top_p))
+        for row, token in zip(alive, chosen.tolist()):
+            completions[row].append(token)
+        going = chosen != policy.eos_id
+        if not going.all():  # finished rows leave the batch
+            kept = going.nonzero().squeeze(1)
+            alive = [alive[i] for i in kept.tolist()]
+            if not alive:
+                break
+            cache.batch_select_indices(kept)
+            chosen, mask, position, uniform, greedy = (t[kept] for t in (chosen, mask, position, uniform, greedy))
+        tokens, position = chosen[:, None], position[:, -1:] + 1
+        mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
+    return completions
+
+
+def draw(logits, uniform, top_p=1.0):
+    """Inverse CDF: the first token at which the cumulative probability exceeds u. (B, V) logits, (B,) u -> (B,) ids.
+
+    top_p < 1 keeps the smallest set of likeliest tokens that holds at least that much probability (nucleus sampling).
+    """
+    p = logits.softmax(-1)
+    if top_p < 1:
+        p, order = p.sort(dim=-1, descending=True)
+        p = p.masked_fill(p.cumsum(-1) - p >= top_p, 0.0)  # cut where the tokens before already hold top_p
+    cdf = p.cumsum(-1, dtype=torch.float64)  # (B, V); in float64 no sum of 50,000 terms rounds a token away
+    index = torch.searchsorted(cdf, uniform[:, None] * cdf[:, -1:], right=True).clamp(max=p.shape[1] - 1)
+    return (order.gather(1, index) if top_p < 1 else index).squeeze(1)
+
+
+# ---------------------------------------------------------------------------------------------------------- stage 1
+
+
+def generate(policy, prompts, args, seed, iteration=0, quantile=None):
+    """Samples args.num_samples completions a prompt. Returns pool rows without rewards, prompt by prompt."""
+    encoded = [policy.encode(p["prompt"]) for p in prompts]
+    room = policy.context - args.max_new_tokens - 1  # the reward token's place is always kept free
+    if room < 1:
+        raise BadInput(f"--max-new-tokens {args.max_new_tokens} leaves no room for a prompt in a context of {policy.context}")
+    if cut := sum(len(ids) > room for ids in encoded):
+        print(f"{cut} of {len(prompts)} prompts are longer than {room} tokens and were cut from the left")
+    encoded = [ids[-room:] for ids in encoded]
+    keys = [(i, j) for i in range(len(prompts)) for j in range(args.num_samples)]
+    if args.decode == "mixed":  # half the samples greedy, half drawn, alternating over prompts, samples and rounds
+        greedy = [(i + j + iteration) % 2 == 0 for i, j in keys]
+    else:
+        greedy = args.decode == "greedy"
+    completions = sample(
+        policy, [encoded[i] for i, _ in keys], quantile=quantile, max_new_tokens=args.max_new_tokens,
+        min_new_tokens=args.min_new_tokens, temperature=args.temperature, top_p=args.top_p, greedy=greedy,
+        seed=seed, iteration=iteration, keys=keys, batch_size=args.batch_size, progress=True)  # fmt: skip
+    return [{"prompt": prompts[i]["prompt"], "completion": policy.decode(without_eos(policy, ids)),
+             "iteration": iteration, "prompt_ids": encoded[i], "completion_ids": ids}
+            for (i, _), ids in zip(keys, completions)]  # fmt: skip
+
+
+def without_eos(policy, ids):
+    return ids[:-1] if ids and ids[-1] == policy.eos_id else ids
+
+
+def score(policy, rows, reward, chunk=4096):
+    """The reward of every row, a list of float or None."""
+    scores = []
+    for start in tqdm(range(0, len(rows), chunk), desc="scoring", disable=len(rows) <= chunk):
+        part = rows[start : start + chunk]
+        scores += reward(prompts=[r["prompt"] for r in part], completions=[r["completion"] for r in part],
+                         completion_ids=[without_eos(policy, r["completion_ids"]) for r in part])  # fmt: skip
+    return scores
+
+
+def add_sampling_arguments(parser, num_samples, top_p):
+    """The options that explore.py and evaluate.py share."""
+    group = parser.add_argument_group("sampling")
+    group.add_argument("--num-samples", type=int, default=num_samples, help=f"completions a prompt (default {num_samples})")
+    group.add_argument("--max-new-tokens", type=int, default=20, help="length of y in tokens (default 20)")
+    group.add_argument("--min-new-tokens", type=int, default=3, help="tokens before y may end (default 3, as the authors)")
+    group.add_argument("--decode", choices=["sample", "greedy", "mixed"], default="sample",
+                       help="mixed: half greedy, half sampled, as the paper explores repetition (default sample)")  # fmt: skip
+    group.add_argument("--temperature", type=float, default=1.0, help="T; logits are divided by it (default 1)")
+    group.add_argument("--top-p", type=float, default=top_p, help=f"nucleus mass (default {top_p})")
+    group.add_argument("--batch-size", type=int, default=128, help="rows sampled together (default 128)")
+    group.add_argument("--seed", type=int, default=0)
+    group.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda", "mps"])
+    group.add_argument("--reward-model", help="folder or hub name of the reward's classifier (default: the shipped one)")
+
+
+def check_sampling_arguments(parser, args):
+    for name, ok, rule in [
+        ("num_samples", args.num_samples >= 1, "at least 1"),
+        ("max_new_tokens", args.max_new_tokens >= 1, "at least 1"),
+        ("min_new_tokens", 0 <= args.min_new_tokens <= args.max_new_tokens, "from 0 to --max-new-tokens"),
+        ("temperature", 0 < args.temperature < 1e6, "above 0 (for the likeliest token: --decode greedy)"),
+        ("top_p", 0 < args.top_p <= 1, "above 0 and at most 1"),
+        ("batch_size", args.batch_size >= 1, "at least 1"),
+        ("seed", args.seed >= 0, "from 0"),
+    ]:
+        if not ok:
+            parser.error(f"--{name.replace('_', '-')} is {getattr(args, name)}; it must be {rule}")
+
+
+def pick_device(name):
+    """The device called `name`; auto: a GPU if there is one."""
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    if name == "cuda" and not torch.cuda.is_available() or name == "mps" and not torch.backends.mps.is_available():
+        raise BadInput(f"--device {name}: this machine or this build of PyTorch has none; use --device cpu")
+    return name
+
+
+def main(argv=None):
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0], formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--model", required=True, help="p: a checkpoint folder or hub name")
+    parser.add_argument("--prompts", required=True, help='X: JSONL with "prompt", a string or {"text": ...}')
+    parser.add_argument("--reward", required=True, help="r: a built-in name or path/to/file.py:function (see rewards.py)")
+    parser.add_argument("--out", required=True, help="pool file to write, e.g. pool/00.jsonl")
+    parser.add_argument("--iteration", type=int, default=0, help="round number, written into the rows (default 0)")
+    add_sampling_arguments(parser, num_samples=1, top_p=1.0)
+    args = parser.parse_args(argv)
+    check_sampling_arguments(parser, args)
+    prompts = read_prompts(args.prompts)
+    device = pick_device(args.device)
+    reward = load_reward(args.reward, args.reward_model, device=device)
+    policy = load_policy(args.model, device)
+
+    rows = generate(policy, prompts, args, args.seed, args.iteration, quantile=policy.n_quantiles or None)
+    scores = score(policy, rows, reward)
+    kept = [{**row, "reward": s} for row, s in zip(rows, scores) if s is not None]
+    if not kept:
+        raise BadInput(f"reward {args.reward} scored none of the {len(rows)} samples; nothing was written")
+    with whole_file(args.out) as file:
+        for row in kept:
+            file.write(dump_row(row) + "\n")
+    write_args(args.out, args)
+    values = np.array([row["reward"] for row in kept])
+    dropped = f", {len(rows) - len(kept)} without a score dropped" if len(kept) < len(rows) else ""
+    print(f"{len(kept)} samples{dropped}; reward mean {values.mean():.4f}, from {values.min():.4f} to {values.max():.4f}")
+    for row in kept[:2]:
+        print(f"  {row['reward']:.3f}  {shown(row['prompt'] + ' |' + row['completion'], 150)}")
+
+
+if __name__ == "__main__":
+    run_stage(main)

@@ -1,0 +1,308 @@
+"""Stage 3, *learn*: fine-tune p_theta on the quantized pool, with r_k in front of every prompt and a KL term to p0.
+
+Reads    --pool, quantized rows ("quantile" in each); --model, the checkpoint to go on from; --reference, p0
+Writes   --out, a checkpoint folder: the model, the optimiser's state, metrics.jsonl (a line a step), args.json
+
+    python learn.py --pool runs/try/quantized/00.jsonl --model tiny/lm --reference tiny/lm --steps 60 --out runs/try/model/01
+    python learn.py --pool runs/try/quantized/01.jsonl --model runs/try/model/01 --reference tiny/lm --steps 60 --out runs/try/model/02
+
+Equation 2 of the paper. From it the authors' code differs in three ways, each a flag here: KL(p_theta || p0) instead of
+KL(p0 || p_theta) (--kl reverse), an entropy bonus of 0.06 (--entropy-coef 0.06), and the mean over all completion tokens
+of a batch instead of the sum over each sequence, which is what we do too (a sum would only scale lr and favour long y).
+"""
+
+import argparse
+import json
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from explore import load_policy, pick_device, without_eos
+from quantize import BadInput, read_pool, run_stage, write_json
+
+# ---------------------------------------------------------------------------------------- the objective, as one reads it
+
+
+def token_kl(logits_p, logits_q):
+    """KL(p || q) = sum_v p(v) log(p(v) / q(v)) in nats, exact, at every position: two (B, T, V) -> (B, T)."""
+    log_p, log_q = logits_p.log_softmax(-1), logits_q.log_softmax(-1)
+    return (log_p.exp() * (log_p - log_q)).sum(-1)
+
+
+def quark_loss(policy_logits, reference_logits, targets, mask, beta, kl="forward", entropy_coef=0.0):
+    """The negative of Eq. 2, a mean over completion tokens.
+
+    policy_logits (B, T, V + K), reference_logits (B, T, V): position t predicts targets[:, t] (B, T); mask (B, T) is 1 on
+    completion tokens. Returns (loss, parts); parts holds lm, kl and entropy, each in nats per token, mean over the mask.
+    """
+    policy_logits = policy_logits[..., : reference_logits.shape[-1]]  # the K reward tokens are never predicted
+    log_p = policy_logits.log_softmax(-1)
+    lm = -log_p.gather(-1, targets.unsqueeze(-1)).squeeze(-1)  # (B, T)  -log p_theta(y_t | y_<t, x, r_k)
+    if kl == "forward":
+        divergence = token_kl(reference_logits, policy_logits)  # the paper: KL(p0 || p_theta)
+    else:
+        divergence = token_kl(policy_logits, reference_logits)  # the authors' code: KL(p_theta || p0)
+    entropy = -(log_p.exp() * log_p).sum(-1)
+    lm, divergence, entropy = (_masked_mean(term, mask) for term in (lm, divergence, entropy))
+    loss = lm + beta * divergence - entropy_coef * entropy  # Eq. 2
+    return loss, {"lm": lm, "kl": divergence, "entropy": entropy}
+
+
+def _masked_mean(term, mask):
+    return term[mask.bool()].sum() / mask.sum()
+
+
+# ------------------------------------------------------------------------- the same, in closed form, as the training uses it
+
+
+class ClosedForm(torch.autograd.Function):
+    """The loss from the last hidden states, with its gradient at the logits z written out (README, "The gradient"):
+
+        d loss / d z = p - e_y                              of the LM term
+                     + beta (p - p0)                        of KL(p0 || p)
+                     or beta p (log p - log p0 - KL)        of KL(p || p0)
+                     + entropy_coef p (log p + H)           of -entropy_coef H(p)
+
+    Autograd would keep half a dozen (M, V) tensors alive; here `chunk` positions at a time pass through the output layer
+    and only the gradients of the hidden states (M, d) and of the embedding (V, d) stay.
+    """
+
+    @staticmethod
+    def forward(ctx, hidden, weight, ref_hidden, ref_weight, targets, beta, kl, entropy_coef, chunk=1024):
+        sums = hidden.new_zeros(4)  # loss, lm, kl, entropy
+        grad_hidden, grad_weight = torch.empty_like(hidden), torch.zeros_like(weight)
+        for rows in torch.arange(len(hidden), device=hidden.device).split(chunk):
+            log_p = (hidden[rows] @ weight.T).log_softmax(-1)  # (m, V)
+            log_p0 = (ref_hidden[rows] @ ref_weight.T).log_softmax(-1)
+            p, p0, y = log_p.exp(), log_p0.exp(), targets[rows, None]
+            lm = -log_p.gather(1, y).squeeze(1)
+            entropy = -(p * log_p).sum(-1)
+            if kl == "forward":
+                divergence = (p0 * (log_p0 - log_p)).sum(-1)
+                grad = p * (1 + beta) - p0 * beta
+            else:
+                divergence = (p * (log_p - log_p0)).sum(-1)
+                grad = p + beta * p * (log_p - log_p0 - divergence[:, None])
+            if entropy_coef:
+                grad += entropy_coef * p * (log_p + entropy[:, None])
+            grad.scatter_add_(1, y, -torch.ones_like(grad[:, :1]))
+            loss = lm + beta * divergence - entropy_coef * entropy  # Eq. 2
+            sums += torch.stack([loss.sum(), lm.sum(), divergence.sum(), entropy.sum()])
+            grad_hidden[rows] = grad @ weight
+            grad_weight += grad.T @ hidden[rows]
+        ctx.save_for_backward(grad_hidden, grad_weight)
+        return sums
+
+    @staticmethod
+    def backward(ctx, grad_sums):
+        grad_hidden, grad_weight = ctx.saved_tensors
+        return grad_hidden * grad_sums[0], grad_weight * grad_sums[0], *[None] * 7
+
+
+def batch_loss(policy, reference, batch, beta, kl="forward", entropy_coef=0.0):
+    """Sums over the completion tokens of `batch`, a list of (k, prompt_ids, completion_ids).
+
+    Returns ((4,) tensor: loss, lm, kl, entropy; number of completion tokens).
+    """
+    policy_in, reference_in, rows, columns, targets = [], [], [], [], []
+    for row, (k, prompt_ids, completion_ids) in enumerate(batch):
+        x, y = policy.start_of(prompt_ids), list(completion_ids)
+        policy_in.append([policy.reward_token_id(k), *x, *y[:-1]])  # r_k is prepended to the prompt ...
+        reference_in.append([*x, *y[:-1]])  # ... and p0 never sees it
+        rows += [row] * len(y)
+        columns += range(len(x) - 1, len(x) - 1 + len(y))  # in p0's input: the position before y_t predicts y_t
+        targets += y
+    rows, columns, targets = (torch.tensor(t, device=policy.device) for t in (rows, columns, targets))
+    hidden = _hidden(policy, policy_in)[rows, columns + 1]  # (M, d), one column further right for r_k
+    with torch.no_grad():
+        ref_hidden = _hidden(reference, reference_in)[rows, columns]
+    weight, ref_weight = (m.model.get_output_embeddings().weight[: reference.vocab_size] for m in (policy, reference))
+    sums = ClosedForm.apply(hidden, weight, ref_hidden, ref_weight.detach(), targets, beta, kl, entropy_coef)
+    return sums, len(targets)
+
+
+def _hidden(policy, sequences):
+    """Last hidden states (B, T, d). Padded on the right, where causal attention needs no mask."""
+    longest = max(map(len, sequences))
+    ids = torch.tensor([s + [policy.eos_id] * (longest - len(s)) for s in sequences], device=policy.device)
+    return policy.model.transformer(ids, use_cache=False).last_hidden_state
+
+
+# ----------------------------------------------------------------------------------------------------- data and schedule
+
+
+def load_quantized(path, policy):
+    """The quantized pool as D^1 ... D^K: a list of K lists of (k, prompt_ids, completion_ids), ids as int32 arrays.
+
+    The sampled ids are used where the row has them; otherwise the texts are encoded, and a completion shorter than any
+    other sign of its end is taken as cut off: no <|endoftext|> is added.
+    """
+    parts = {}
+    for place, row in read_pool([path]):
+        if "quantile" not in row:
+            raise BadInput(f'{place}: "quantile" is missing; run quantize.py on the pool first')
+        x, y = _ids(row, "prompt", policy, place), _ids(row, "completion", policy, place)
+        room = policy.context - 1 - len(y)
+        if room < 1:
+            raise BadInput(f"{place}: the completion has {len(y)} tokens, more than the model's context of {policy.context} holds")
+        if y:  # an empty completion has no token to learn from
+            parts.setdefault(row["quantile"], []).append(
+                (row["quantile"], np.array(x[-room:], np.int32), np.array(y, np.int32)))  # fmt: skip
+    if not parts:
+        raise BadInput(f"{path}: no rows to learn from; run explore.py and quantize.py first")
+    K = max(parts)
+    if missing := [k for k in range(1, K + 1) if k not in parts]:
+        raise BadInput(f"{path}: no row has quantile {missing[0]} of {K}; choose fewer --quantiles in quantize.py")
+    return [parts[k] for k in range(1, K + 1)]
+
+
+def _ids(row, field, policy, place):
+    ids = row.get(field + "_ids")
+    if ids is None:
+        return policy.encode(row[field])
+    if ids and max(ids) >= policy.vocab_size:
+        raise BadInput(f'{place}: "{field}_ids" holds {max(ids)}, but the model has {policy.vocab_size} tokens; '
+                       'sampled with another tokenizer? Remove the ids to have the text encoded again')  # fmt: skip
+    if field == "completion" and policy.decode(without_eos(policy, ids)) != row["completion"]:
+        raise BadInput(f'{place}: "completion_ids" do not spell "completion"; sampled with another tokenizer, or the text '
+                       "was edited? Remove the ids to have the text encoded again")  # fmt: skip
+    return ids
+
+
+def draw_batch(parts, batch_size, rng):
+    """k ~ U(1, K), then (x, y) uniformly from D^k, as in Eq. 2: every quantile weighs the same, however full it is."""
+    K = len(parts)
+    return [parts[k][rng.integers(len(parts[k]))] for k in rng.integers(K, size=batch_size)]
+
+
+def learning_rate(step, lr, warmup, total_steps):
+    """Linear from 0 to lr in `warmup` steps, then linear to 0 at `total_steps`; step counts from 0 over all rounds."""
+    if step < warmup:
+        return lr * (step + 1) / warmup
+    return lr * max(0.0, (total_steps - step) / max(1, total_steps - warmup))
+
+
+# ------------------------------------------------------------------------------------------------------------ stage 3
+
+
+def learn(policy, reference, parts, args, optimiser, first_step):
+    """`args.steps` updates. Yields one dict of metrics a step."""
+    model, V = policy.model, policy.vocab_size
+    parameters = list(model.parameters())
+    embedding = model.get_input_embeddings().weight
+    for step in range(first_step, first_step + args.steps):
+        start = time.perf_counter()
+        # Every step has its own generator, so that N short runs draw the same batches as one long run.
+        batch = draw_batch(parts, args.batch_size, np.random.default_rng([args.seed, step]))
+        torch.manual_seed((args.seed << 32) + step)  # dropout, if any
+        batch.sort(key=lambda row: len(row[1]) + len(row[2]))  # similar lengths in a piece: little padding
+        tokens = sum(len(y) for _, _, y in batch)
+        totals = torch.zeros(4, device=policy.device)
+        for piece in range(args.grad_accum):
+            rows = batch[piece * len(batch) // args.grad_accum : (piece + 1) * len(batch) // args.grad_accum]
+            sums, _ = batch_loss(policy, reference, rows, args.beta, args.kl, args.entropy_coef)
+            (sums[0] / tokens).backward()
+            totals += sums.detach()
+        norm = torch.nn.utils.clip_grad_norm_(parameters, args.clip or float("inf"))
+        rate = learning_rate(step, args.lr, args.warmup, args.total_steps)
+        for group in optimiser.param_groups:
+            group["lr"] = rate
+        before = embedding.data[V:].clone()
+        optimiser.step()
+        optimiser.zero_grad(set_to_none=True)
+        embedding.data[V:] = before + args.reward_token_lr * (embedding.data[V:] - before)
+        loss, lm, kl, entropy = (totals / tokens).tolist()
+        if not np.isfinite(loss):
+            raise BadInput(f"the loss is {loss} at step {step}; lower --lr or set --clip 1")
+        yield {"step": step, "loss": loss, "lm": lm, "kl": kl, "entropy": entropy, "grad_norm": norm.item(),
+               "lr": rate, "tokens_per_s": tokens / (time.perf_counter() - start)}  # fmt: skip
+
+
+def main(argv=None):
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0], formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--pool", required=True, help="quantized JSONL of quantize.py")
+    parser.add_argument("--model", required=True, help="p_theta to go on from: p0 in the first round, then model/NN")
+    parser.add_argument("--reference", required=True, help="p0, the model to stay close to")
+    parser.add_argument("--out", required=True, help="checkpoint folder to write, e.g. model/01")
+    objective = parser.add_argument_group("objective (Eq. 2)")
+    objective.add_argument("--beta", type=float, default=0.05, help="beta, weight of the KL term (default 0.05)")
+    objective.add_argument("--kl", choices=["forward", "reverse"], default="forward",
+                           help="forward: KL(p0||p_theta), the paper; reverse: the authors' code (default forward)")  # fmt: skip
+    objective.add_argument("--entropy-coef", type=float, default=0.0,
+                           help="weight of the entropy bonus: 0 in the paper, 0.06 in the authors' code (default 0)")  # fmt: skip
+    training = parser.add_argument_group("training")
+    training.add_argument("--steps", type=int, default=500, help="updates in this round (default 500)")
+    training.add_argument("--total-steps", type=int, help="updates in all rounds, where lr reaches 0 (default: those of this run)")
+    training.add_argument("--batch-size", type=int, default=128, help="examples an update (default 128)")
+    training.add_argument("--grad-accum", type=int, default=1, help="pieces a batch is cut into, to save memory (default 1)")
+    training.add_argument("--lr", type=float, default=1e-5, help="peak learning rate of Adam (default 1e-5)")
+    training.add_argument("--warmup", type=int, default=500, help="steps of linear warm-up (default 500)")
+    training.add_argument("--clip", type=float, default=0.0, help="largest gradient norm, 0 for no clipping (default 0)")
+    training.add_argument("--reward-token-lr", type=float, default=1.0,
+                          help="the rows of r_1 ... r_K learn at this times --lr (default 1)")  # fmt: skip
+    training.add_argument("--dropout", type=float, default=0.0, help="in p_theta while learning (default 0)")
+    training.add_argument("--seed", type=int, default=0)
+    training.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda", "mps"])
+    args = parser.parse_args(argv)
+    for name, ok, rule in [
+        ("beta", 0 <= args.beta < float("inf"), "at least 0"),
+        ("steps", args.steps >= 1, "at least 1"),
+        ("batch_size", args.batch_size >= 1, "at least 1"),
+        ("grad_accum", 1 <= args.grad_accum <= args.batch_size, "from 1 to --batch-size"),
+        ("lr", 0 < args.lr < float("inf"), "above 0"),
+        ("warmup", args.warmup >= 0, "at least 0"),
+        ("clip", args.clip >= 0, "at least 0"),
+        ("dropout", 0 <= args.dropout < 1, "from 0 to below 1"),
+        ("seed", args.seed >= 0, "from 0"),
+    ]:
+        if not ok:
+            parser.error(f"--{name.replace('_', '-')} is {getattr(args, name)}; it must be {rule}")
+
+    device = pick_device(args.device)
+    policy, reference = load_policy(args.model, device), load_policy(args.reference, device)
+    if policy.files != reference.files:
+        raise BadInput(f"--model {args.model} and --reference {args.reference} have different vocabularies; "
+                       "give the p0 that the model started from")  # fmt: skip
+    parts = load_quantized(args.pool, policy)
+    if policy.n_quantiles == 0:
+        policy.add_reward_tokens(len(parts), seed=args.seed)
+    elif policy.n_quantiles != len(parts):
+        raise BadInput(f"{args.pool} has {len(parts)} quantiles, but {args.model} has {policy.n_quantiles} reward tokens; "
+                       f"use quantize.py --quantiles {policy.n_quantiles}")  # fmt: skip
+    if args.dropout:
+        for module in policy.model.modules():
+            if isinstance(module, torch.nn.Dropout):
+                module.p = args.dropout
+        policy.model.train()
+
+    optimiser, first_step = torch.optim.Adam(policy.model.parameters(), lr=args.lr, eps=1e-5), 0
+    state_file = Path(args.model) / "optimizer.pt"
+    if state_file.exists():
+        state = torch.load(state_file, map_location=device, weights_only=True)
+        optimiser.load_state_dict(state["optimizer"])
+        first_step = state["step"]
+    args.total_steps = args.total_steps or first_step + args.steps
+
+    metrics = []
+    bar = tqdm(learn(policy, reference, parts, args, optimiser, first_step), total=args.steps, desc="learning", unit="step")
+    for line in bar:
+        metrics.append(line)
+        bar.set_postfix(lm=f"{line['lm']:.3f}", kl=f"{line['kl']:.3f}")
+
+    def training_state(folder):
+        torch.save({"optimizer": optimiser.state_dict(), "step": first_step + args.steps}, folder / "optimizer.pt")
+        (folder / "metrics.jsonl").write_text("".join(json.dumps(m) + "\n" for m in metrics), encoding="utf-8")
+        write_json(folder / "args.json", vars(args))
+
+    policy.save(args.out, training_state)
+    tail = metrics[-max(1, len(metrics) // 4) :]
+    means = {key: np.mean([m[key] for m in tail]) for key in ("loss", "lm", "kl", "entropy", "tokens_per_s")}
+    print(f"steps {first_step} to {first_step + args.steps - 1}; mean of the last quarter, in nats per token: loss {means['loss']:.3f}, "
+          f"LM {means['lm']:.3f}, KL {means['kl']:.3f}, entropy {means['entropy']:.3f}; {means['tokens_per_s']:.0f} tokens/s")  # fmt: skip
+
+
+if __name__ == "__main__":
+    run_stage(main)

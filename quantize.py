@@ -1,0 +1,310 @@
+"""Stage 2, *quantize*: sort the pool D by reward and cut it into K equal parts D^1 ... D^K; r_K marks the best.
+
+Reads    pool files of stage 1, one JSON object a line: {"prompt", "completion", "reward", "iteration", ...}
+Writes   the same rows, each with "quantile": k in 1 ... K, as one JSONL file
+
+    python quantize.py runs/repetition-tiny/pool --quantiles 5 --out runs/repetition-tiny/quantized/00.jsonl
+    python quantize.py my_pool.jsonl --quantiles 3 --out q.jsonl && head -3 q.jsonl
+
+Section 3.1 of the paper. The authors' code sorts stably, so that among equal rewards the *older* sample gets the better
+token, and leaves N mod K samples over for the worst part; here ties are broken at random and the parts differ by at
+most one. --per-prompt, --last and --keep-top are not in the paper: see the README on the growing pool.
+
+This file also owns the pool itself: what a row is, how it is read, checked and written. It imports NumPy only.
+"""
+
+import argparse
+import contextlib
+import json
+import math
+import os
+import sys
+from array import array
+from pathlib import Path
+
+import numpy as np
+
+# ---------------------------------------------------------------------------------------------------- the quantiles
+
+
+def assign_quantiles(rewards, K, seed=0):
+    """The quantile of every reward: (N,) rewards -> (N,) int array in 1 ... K, K for the highest rewards.
+
+    The parts' sizes differ by at most one. Equal rewards are ordered at random by `seed`, not by age.
+    Raises BadInput when K < 1, K > N (a part would be empty) or a reward is not finite.
+    """
+    rewards = np.asarray(rewards, dtype=np.float64)
+    if K < 1 or K > len(rewards):
+        raise BadInput(f"cannot cut {len(rewards)} samples into K = {K} quantiles; choose K from 1 to {len(rewards)}")
+    if not np.isfinite(rewards).all():
+        raise BadInput(f"reward number {int(np.argmin(np.isfinite(rewards)))} is not a finite number")
+    return _cut(rewards, K, np.random.default_rng(seed), offset=0.5)
+
+
+def assign_quantiles_per_prompt(rewards, prompts, K, seed=0):
+    """As assign_quantiles, but ranked within each prompt: (N,) rewards and (N,) integers that name the prompts.
+
+    Global quantiles partly encode how hard a prompt is; these compare a sample only with its siblings. With fewer than
+    K samples a prompt, a random offset per prompt spreads the ranks evenly over 1 ... K.
+    """
+    rewards, prompts = np.asarray(rewards, dtype=np.float64), np.asarray(prompts)
+    rng, quantiles = np.random.default_rng(seed), np.empty(len(rewards), dtype=np.int64)
+    by_prompt = np.argsort(prompts, kind="stable")
+    borders = np.flatnonzero(np.diff(prompts[by_prompt])) + 1
+    for rows in np.split(by_prompt, borders):
+        quantiles[rows] = _cut(rewards[rows], K, rng, offset=rng.random())
+    return quantiles
+
+
+def _cut(rewards, K, rng, offset):
+    """Rank i of N (0 = worst) falls into part floor((i + offset) K / N), for any offset in [0, 1)."""
+    N = len(rewards)
+    order = np.lexsort((rng.random(N), rewards))  # by reward; equal rewards by a random number
+    quantiles = np.empty(N, dtype=np.int64)
+    quantiles[order] = np.floor((np.arange(N) + offset) * K / N).astype(np.int64) + 1
+    return quantiles
+
+
+def bounded(rewards, iterations, last=None, keep_top=None, seed=0):
+    """Which rows stay in a bounded pool: (N,) bool. The newest `last` iterations, then the best fraction `keep_top`."""
+    rewards, iterations = np.asarray(rewards, dtype=np.float64), np.asarray(iterations)
+    keep = np.ones(len(rewards), dtype=bool)
+    if last is not None:
+        keep &= iterations > iterations.max() - last
+    if keep_top is not None:
+        rows = np.flatnonzero(keep)
+        tiebreak = np.random.default_rng([seed, 1]).random(len(rows))
+        worst_first = rows[np.lexsort((tiebreak, rewards[rows]))]
+        keep[worst_first[: len(rows) - math.ceil(keep_top * len(rows))]] = False
+    return keep
+
+
+# ---------------------------------------------------------------------------------------- the pool: JSONL, one row a line
+
+
+class BadInput(Exception):
+    """Something the user gave cannot be used. The message is one sentence: place, value, remedy."""
+
+
+def read_jsonl(path):
+    """Yields (place, row) for every line that is not blank: place is "file:line", row a dict."""
+    path = Path(path)
+    if path.is_dir():
+        raise BadInput(f"{path} is a folder; name a .jsonl file in it")
+    try:
+        lines = path.open("rb")  # bytes, split at \n only: U+2028 inside a string is no line end
+    except OSError as error:
+        raise BadInput(f"cannot read {path}: {error.strerror}; check the path") from None
+    with lines:
+        for number, line in enumerate(lines, 1):
+            place = f"{path}:{number}"
+            try:
+                text = line.decode("utf-8-sig" if number == 1 else "utf-8").strip()
+                row = json.loads(text) if text else None
+            except UnicodeDecodeError as error:
+                raise BadInput(f"{place}: byte {error.start} is not UTF-8; save the file as UTF-8") from None
+            except (json.JSONDecodeError, RecursionError) as error:
+                reason = getattr(error, "msg", "nested too deeply")
+                cut = "" if line.endswith(b"\n") else " (the file ends within this line: is it cut off?)"
+                raise BadInput(f"{place}: not valid JSON: {reason}{cut}; write one object a line") from None
+            if not text:
+                continue
+            if not isinstance(row, dict):
+                raise BadInput(f"{place}: is {shown(row)}, not an object; write one {{...}} a line")
+            yield place, row
+
+
+def shown(value, limit=60):
+    """A value as it stands in an error message, cut to `limit` characters."""
+    text = json.dumps(value, ensure_ascii=True)
+    return text if len(text) <= limit else text[: limit - 3] + "..."
+
+
+def _text(row, field, place):
+    value = row.get(field)
+    if field not in row:
+        raise BadInput(f'{place}: "{field}" is missing; every row needs it')
+    if not isinstance(value, str):
+        raise BadInput(f'{place}: "{field}" is {shown(value)}, not a string')
+    try:
+        value.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise BadInput(f'{place}: "{field}" holds half a surrogate pair at character {error.start}; remove it') from None
+    return value
+
+
+def check_row(row, place):
+    """Raises BadInput unless `row` is a valid pool row (README, "The pool")."""
+    _text(row, "prompt", place), _text(row, "completion", place)
+    reward = row.get("reward")
+    if "reward" not in row:
+        raise BadInput(f'{place}: "reward" is missing; score the pool first: python rewards.py --help')
+    if isinstance(reward, bool) or not isinstance(reward, (int, float)):
+        raise BadInput(f'{place}: "reward" is {shown(reward)}, not a number')
+    if not (abs(reward) <= sys.float_info.max and math.isfinite(reward)):
+        raise BadInput(f'{place}: "reward" is {shown(reward)}; rewards must be finite, drop or rescore the row')
+    for field in ("iteration", "quantile"):
+        value = row.get(field, 1)
+        if isinstance(value, bool) or not isinstance(value, int) or not (field == "iteration") <= value + 1 < 2**31:
+            raise BadInput(f'{place}: "{field}" is {shown(value)}, not a whole number')
+    for field in ("prompt_ids", "completion_ids"):
+        ids = row.get(field, [])
+        if not isinstance(ids, list) or not all(type(i) is int and i >= 0 for i in ids):
+            raise BadInput(f'{place}: "{field}" is {shown(ids)}, not a list of token ids')
+
+
+def read_pool(paths):
+    """Yields (place, row) of every pool file in `paths` (files, or folders of *.jsonl), each row checked."""
+    for path in pool_files(paths):
+        for place, row in read_jsonl(path):
+            check_row(row, place)
+            yield place, row
+
+
+def pool_files(paths):
+    files = []
+    for path in map(Path, paths):
+        inside = sorted(path.glob("*.jsonl")) if path.is_dir() else [path]
+        if not inside:
+            raise BadInput(f"{path} holds no .jsonl file; name the folder that explore.py writes to")
+        files += inside
+    return files
+
+
+def read_prompts(path):
+    """The prompts of a JSONL file, as a list of {"prompt": str, "group": str or None}.
+
+    "prompt" may be a string or {"text": ...}, so that RealToxicityPrompts can be used unchanged.
+    """
+    prompts = []
+    for place, row in read_jsonl(path):
+        if isinstance(row.get("prompt"), dict):
+            row = {**row, "prompt": row["prompt"].get("text")}
+        group = row.get("group")
+        if group is not None and not isinstance(group, str):
+            raise BadInput(f'{place}: "group" is {shown(group)}, not a string')
+        prompts.append({"prompt": _text(row, "prompt", place), "group": group})
+    if not prompts:
+        raise BadInput(f'{path} holds no prompts; write one {{"prompt": "..."}} a line')
+    return prompts
+
+
+def dump_row(row):
+    return json.dumps(row, ensure_ascii=False)
+
+
+# -------------------------------------------------------------------------- outputs appear whole, or not at all
+
+
+@contextlib.contextmanager
+def whole_file(path):
+    """A text file to write to that appears under its name only when the block ends well (write, fsync, rename)."""
+    path = Path(path)
+    beside = path.with_name(path.name + ".tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = beside.open("w", encoding="utf-8", newline="\n")
+    except OSError as error:
+        raise BadInput(f"cannot write {path}: {error.strerror}; choose another --out") from None
+    try:
+        with file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(beside, path)
+    except BaseException:
+        beside.unlink(missing_ok=True)
+        raise
+
+
+def write_json(path, value):
+    with whole_file(path) as file:
+        file.write(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def write_args(path, args):
+    """The settings that made an output, beside it: pool/00.jsonl -> pool/00.args.json, model/01/ -> args.json in it."""
+    path = Path(path)
+    write_json(path / "args.json" if path.is_dir() else path.with_suffix(".args.json"), vars(args))
+
+
+def run_stage(main):
+    """What every stage's last line calls: bad input and Ctrl-C end with one line and a non-zero exit, no traceback."""
+    try:
+        main()
+    except BadInput as error:
+        sys.exit(f"{Path(sys.argv[0]).name}: error: {error}")
+    except KeyboardInterrupt:
+        sys.exit(f"{Path(sys.argv[0]).name}: interrupted; nothing half-written was left, start it again to go on")
+
+
+# ---------------------------------------------------------------------------------------------------------- stage 2
+
+
+def quantize(paths, K, out, seed=0, per_prompt=False, last=None, keep_top=None):
+    """Two passes over the files: the first keeps a number a row (10^6 rows: tens of MB), the second writes."""
+    out, files = Path(out), pool_files(paths)
+    if any(out.resolve() == f.resolve() for f in files):
+        raise BadInput(f"--out {out} is one of the pool files; pool files are never changed, choose another name")
+    rewards, iterations, prompts, number_of = array("d"), array("i"), array("q"), {}
+    for place, row in read_pool(files):
+        if last is not None and "iteration" not in row:
+            raise BadInput(f'{place}: "iteration" is missing; --last needs it in every row')
+        rewards.append(row["reward"])
+        iterations.append(row.get("iteration", 0))
+        if per_prompt:
+            prompts.append(number_of.setdefault(row["prompt"], len(number_of)))
+    if not rewards:
+        raise BadInput(f"{', '.join(map(str, files))}: no rows to quantize; run explore.py first")
+
+    rewards = np.frombuffer(rewards)
+    keep = bounded(rewards, np.frombuffer(iterations, dtype=np.int32), last, keep_top, seed)
+    quantiles = np.zeros(len(rewards), dtype=np.int64)  # 0: left out
+    if per_prompt:
+        if len(number_of) == len(rewards) and K > 1:
+            raise BadInput("--per-prompt needs several samples of a prompt, and every prompt has one; raise --num-samples")
+        if K > keep.sum():
+            raise BadInput(f"cannot cut {keep.sum()} samples into K = {K} quantiles; choose a smaller --quantiles")
+        quantiles[keep] = assign_quantiles_per_prompt(rewards[keep], np.frombuffer(prompts, np.int64)[keep], K, seed)
+    else:
+        quantiles[keep] = assign_quantiles(rewards[keep], K, seed)
+
+    with whole_file(out) as file:
+        for (_, row), k in zip(read_pool(files), quantiles):
+            if k:
+                file.write(dump_row({**row, "quantile": int(k)}) + "\n")
+    return rewards, quantiles
+
+
+def main(argv=None):
+    parser = argparse.ArgumentParser(
+        description=__doc__.split("\n\n")[0] + " Prints each part's size and rewards.",
+        epilog="example: python quantize.py runs/repetition-tiny/pool --quantiles 5 --out q.jsonl")  # fmt: skip
+    parser.add_argument("pool", nargs="+", help="pool files, or folders of them")
+    parser.add_argument("--quantiles", type=int, default=5, metavar="K", help="K, number of parts (default 5)")
+    parser.add_argument("--out", required=True, help="JSONL file to write, e.g. quantized/00.jsonl")
+    parser.add_argument("--seed", type=int, default=0, help="breaks ties between equal rewards (default 0)")
+    other = parser.add_argument_group("not in the paper")
+    other.add_argument("--per-prompt", action="store_true", help="rank each sample among its own prompt's samples only")
+    other.add_argument("--last", type=int, metavar="N", help="keep the newest N iterations (default: all)")
+    other.add_argument("--keep-top", type=float, metavar="F", help="keep the best fraction F, 0 < F <= 1 (default: all)")
+    args = parser.parse_args(argv)
+    if args.last is not None and args.last < 1:
+        parser.error(f"--last {args.last}: keep at least 1 iteration")
+    if args.keep_top is not None and not 0 < args.keep_top <= 1:
+        parser.error(f"--keep-top {args.keep_top}: a fraction above 0 and at most 1")
+    if args.seed < 0:
+        parser.error(f"--seed {args.seed}: a whole number from 0")
+
+    rewards, quantiles = quantize(args.pool, args.quantiles, args.out, args.seed, args.per_prompt, args.last, args.keep_top)
+    write_args(args.out, args)
+    if (quantiles == 0).any():
+        print(f"left out {int((quantiles == 0).sum())} of {len(rewards)} rows")
+    for k in range(args.quantiles, 0, -1):
+        part = rewards[quantiles == k]
+        span = f"reward {part.min():.4f} to {part.max():.4f}, mean {part.mean():.4f}" if len(part) else "empty"
+        print(f"r_{k}  {len(part):7d} rows  {span}")
+
+
+if __name__ == "__main__":
+    run_stage(main)

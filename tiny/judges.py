@@ -1,0 +1,279 @@
+"""Makes and measures the two small judges of this repository: is a fragment of a film review positive? is it toxic?
+
+    python tiny/judges.py sentiment --texts DIR --out tiny/sentiment              # train, calibrate, save, measure
+    python tiny/judges.py toxicity  --texts DIR --out tiny/toxicity
+    python tiny/judges.py sentiment --texts DIR --out tiny/sentiment --measure    # only measure what --out holds
+
+Reads    DIR/*.jsonl.xz: imdb_train, imdb_unsup, sst2_train, rtp_public, davidson_offensive, and, to measure only,
+         imdb_test_public. The toxicity judge is never trained on the rows of rtp_public whose index % 5 is 4.
+Writes   --out: a DistilBERT folder of 3.9 MB that AutoModelForSequenceClassification and AutoTokenizer open
+         (sentiment: softmax over NEGATIVE, POSITIVE; toxicity: sigmoid of one logit)
+
+The judges read what a small language model writes, 20 or 64 tokens that begin and end anywhere, so they learn from
+random fragments, and a fragment's label is noisy: most of a bad film's review is plot. What a CPU lacks is examples
+per minute, so three cheap steps come before the transformer, all of them hashed n-grams, which learn in seconds:
+  1. a logistic regression on whole labelled reviews (90 % right) labels 50,000 unlabelled ones;
+  2. two more, on fragments of one half of all reviews each, label the fragments of the other half (cross-fitting: a
+     teacher that had seen a fragment would only repeat the label of its review);
+  3. the transformer learns from the mean of both, which is less noisy than the label and less blind than n-grams.
+"""
+
+import argparse
+import json
+import lzma
+import random
+import re
+import shutil
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
+from transformers import (AutoModelForSequenceClassification, AutoTokenizer, DistilBertConfig,
+                          DistilBertForSequenceClassification, PreTrainedTokenizerFast)
+
+PAD, UNK, CLS, SEP, MASK = range(5)  # the first ids of the vocabulary
+SHORT, LONG = 6, 62  # the lengths in tokens that the judges learn from
+
+
+def read(folder, name):
+    with lzma.open(Path(folder) / f"{name}.jsonl.xz", "rt", encoding="utf-8") as lines:
+        return [json.loads(line) for line in lines]
+
+
+def clean_tweet(text):
+    """Without what only tweets have, so that the judge cannot lean on it: names, links, RT, HTML entities."""
+    return re.sub(r"\s+", " ", re.sub(r"https?://\S+|@\w+|\bRT\b|&#?\w+;|#", " ", text)).strip(' !:"')
+
+
+def rtp_texts(rows):
+    """(text, toxicity) of the prompts and continuations that have a score."""
+    parts = [row[k] for row in rows for k in ("prompt", "continuation")]
+    return [(p["text"], p["toxicity"]) for p in parts if p.get("toxicity") is not None]
+
+
+# ---------------------------------------------------------------- tokens
+
+
+def make_tokenizer(texts, size=8000):
+    """Lower-case WordPiece, learned on reviews, web text and tweets, so that crude words are tokens of their own."""
+    tok = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    tok.normalizer = normalizers.BertNormalizer(lowercase=True)
+    tok.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    tok.train_from_iterator(texts, trainers.WordPieceTrainer(
+        vocab_size=size, min_frequency=3, special_tokens=special, limit_alphabet=150, show_progress=False))
+    tok.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B [SEP]", special_tokens=[("[CLS]", CLS), ("[SEP]", SEP)])
+    return tok
+
+
+class Texts:
+    """Many texts as one long array of token ids, from which batches of fragments are cut without a Python loop."""
+
+    def __init__(self, tok, texts, target):
+        parts = []
+        for i in range(0, len(texts), 1000):  # in pieces: the tokenizer's own objects are large
+            parts += [np.array(e.ids, np.int32) for e in tok.encode_batch_fast(texts[i:i + 1000], add_special_tokens=False)]
+        self.ids = np.concatenate(parts + [np.zeros(1, np.int32)])
+        self.end = np.cumsum([len(p) for p in parts])
+        self.begin = self.end - [len(p) for p in parts]
+        self.target = np.asarray(target, np.float32)
+        inside = np.array([tok.id_to_token(i).startswith("##") for i in range(tok.get_vocab_size())])
+        # the nearest start of a word at or before each position: fragments begin with a whole word
+        self.word = np.maximum.accumulate(np.where(inside[self.ids], 0, np.arange(len(self.ids))))
+
+    def cut(self, rng, rows, length, anywhere=0.85):
+        """(len(rows), length) ids, padded with 0: from anywhere in the text, or else from its opening."""
+        begin, end = self.begin[rows], self.end[rows]
+        room = np.maximum(end - begin - length + 1, 1)
+        start = begin + (rng.random(len(rows)) * room * (rng.random(len(rows)) < anywhere)).astype(np.int64)
+        at = np.maximum(self.word[start], begin)[:, None] + np.arange(length)
+        return np.where(at < end[:, None], self.ids[np.minimum(at, len(self.ids) - 1)], PAD)
+
+
+def junk(rng, n, length, vocab):
+    """What a policy might try instead of writing: nothing, repeated marks, loops of few tokens, random tokens."""
+    period = rng.choice([1, 1, 2, 3, length], n)[:, None]
+    ids = rng.integers(5, vocab, (n, length))
+    marks = rng.random(n) < 0.35  # the lowest ids are single characters: punctuation, digits, letters
+    ids[marks] = rng.integers(5, 60, (int(marks.sum()), length))
+    ids = np.take_along_axis(ids, np.arange(length)[None] % period, 1)
+    size = np.where(rng.random(n) < 0.1, 0, rng.integers(1, length + 1, n))
+    return np.where(np.arange(length)[None] < size[:, None], ids, PAD)
+
+
+# ---------------------------------------------------------------- teachers: hashed n-grams
+
+
+class NGrams(torch.nn.Module):
+    """Logistic regression on the 1-, 2- and 3-grams of a fragment, hashed into `size` weights."""
+
+    def __init__(self, size=1 << 21):
+        super().__init__()
+        self.size = size
+        self.weight = torch.nn.EmbeddingBag(size, 1, mode="sum", sparse=True, padding_idx=0)
+        self.bias = torch.nn.Parameter(torch.zeros(1))
+        torch.nn.init.zeros_(self.weight.weight)
+
+    def forward(self, ids):
+        ids = ids.astype(np.int64)
+        grams, key = [ids], ids
+        for n, prime in ((2, 7919), (3, 104729)):
+            key = key[:, :-1] * 1000003 + ids[:, n - 1:] * prime
+            hashed = 10000 + (key * 2654435761 >> 7) % (self.size - 10000)
+            grams.append(np.where(ids[:, n - 1:] == PAD, 0, hashed))
+        length = torch.from_numpy((ids != PAD).sum(1).clip(1)).float()
+        return self.weight(torch.from_numpy(np.concatenate(grams, 1)))[:, 0] / length.sqrt() + self.bias
+
+
+def train_ngrams(draw, steps, rate, name):
+    """`draw(step)` gives (ids, targets)."""
+    model, t0 = NGrams(), time.time()
+    opt = torch.optim.Adagrad(model.parameters(), lr=rate)
+    for step in range(steps):
+        opt.param_groups[0]["lr"] = rate * (1 - step / steps)
+        ids, target = draw(step)
+        loss = F.binary_cross_entropy_with_logits(model(ids), torch.from_numpy(target))
+        opt.zero_grad()
+        loss.backward()
+        opt.step()
+    print(f"{name}: {steps} steps, {time.time() - t0:.0f} s, last loss {loss.item():.3f}", flush=True)
+    return model.requires_grad_(False)
+
+
+# ---------------------------------------------------------------- the judge itself
+
+
+def make_model(task, vocab):
+    labels = {0: "NEGATIVE", 1: "POSITIVE"} if task == "sentiment" else {0: "toxicity"}
+    kind = "single_label_classification" if task == "sentiment" else "multi_label_classification"
+    config = DistilBertConfig(
+        vocab_size=vocab, dim=128, n_heads=2, n_layers=4, hidden_dim=512, max_position_embeddings=128, activation="relu",
+        dropout=0.0, attention_dropout=0.0, seq_classif_dropout=0.1, id2label=labels, problem_type=kind,
+        label2id={v: k for k, v in labels.items()}, attn_implementation="eager")  # eager: twice as fast as SDPA on a CPU
+    return DistilBertForSequenceClassification(config)
+
+
+def logit(model, ids):
+    """log p / (1 - p) of POSITIVE or of toxicity, for fragments without their [CLS] and [SEP]."""
+    ids = np.pad(ids, ((0, 0), (1, 1)), constant_values=((0, 0), (CLS, PAD)))
+    ids[np.arange(len(ids)), (ids != PAD).sum(1)] = SEP
+    ids = torch.from_numpy(ids.astype(np.int64))
+    out = model(input_ids=ids, attention_mask=(ids != PAD).long()).logits.float()
+    return out[:, 1] - out[:, 0] if out.shape[1] == 2 else out[:, 0]
+
+
+def train_judge(model, draw, steps, rate=1e-3, report=200, check=None):
+    opt = torch.optim.AdamW(model.parameters(), lr=rate, betas=(0.9, 0.98), weight_decay=0.01, fused=True)
+    t0, mean = time.time(), 0.7
+    model.train()
+    for step in range(steps):
+        opt.param_groups[0]["lr"] = rate * min(1, (step + 1) / 200, (steps - step) / (0.7 * steps))
+        ids, target = draw(step)
+        with torch.autocast("cpu", torch.bfloat16):
+            out = logit(model, ids)
+        loss = F.binary_cross_entropy_with_logits(out, torch.from_numpy(target))
+        opt.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        opt.step()
+        mean += 0.02 * (loss.item() - mean)
+        if step % report == report - 1:
+            print(f"step {step + 1}/{steps} loss {mean:.4f} {time.time() - t0:.0f} s {check(model) if check else ''}", flush=True)
+    return model.eval()
+
+
+def train_sentiment(folder, steps, seed=0):
+    rng = np.random.default_rng(seed)
+    tok = make_tokenizer(vocabulary_texts(folder))
+    vocab = tok.get_vocab_size()
+    rows = read(folder, "imdb_train")
+    # the star rating says how far to trust the label: a fragment of a 4-star review may well praise
+    stars = {1: 0.0, 2: 0.03, 3: 0.1, 4: 0.2, 7: 0.8, 8: 0.9, 9: 0.97, 10: 1.0}
+    hold, rows = rows[::25], [r for i, r in enumerate(rows) if i % 25]  # 4 % to calibrate on
+    train = Texts(tok, [r["text"] for r in rows], [stars[r["rating"]] for r in rows])
+    hold = Texts(tok, [r["text"] for r in hold], [r["label"] for r in hold])
+    unsup = Texts(tok, [r["text"] for r in read(folder, "imdb_unsup")], np.zeros(49505))
+    sst = read(folder, "sst2_train")
+    sst = Texts(tok, [r["text"] for r in sst], [0.03 + 0.94 * r["label"] for r in sst])
+    print("read and tokenised", flush=True)
+
+    def whole(step):
+        r = rng.integers(0, len(train.end), 256)
+        return train.cut(rng, r, 400, anywhere=0.5), train.target[r]
+    teacher = train_ngrams(whole, 500, 0.3, "n-grams on whole reviews")
+    all_rows = np.arange(len(unsup.end))
+    unsup.target = np.concatenate([torch.sigmoid(teacher(unsup.cut(rng, r, 800, 0))).numpy() for r in np.array_split(all_rows, 100)])
+
+    def fragments(n, length, half=None):
+        """n fragments, of reviews of one half (or of any), with the targets of their reviews; the last 15 % are of SST-2"""
+        ids, target, which = [], [], []
+        for texts, share in ((train, 0.35), (unsup, 0.50), (sst, 0.15)):
+            r = rng.integers(0, len(texts.end) // 2, int(n * share)) * 2
+            r += rng.integers(0, 2, len(r)) if half is None else half
+            ids.append(texts.cut(rng, r, length))
+            target.append(texts.target[r])
+            which.append(r % 2)
+        return np.concatenate(ids), np.concatenate(target), np.concatenate(which)
+    halves = [train_ngrams(lambda step: fragments(512, rng.integers(SHORT, LONG + 1), half)[:2], 2000, 0.1, f"n-grams on fragments, half {half}")
+              for half in (0, 1)]
+    weight = 0.5
+
+    def draw(step):
+        length = rng.integers(SHORT, LONG + 1)
+        n = 4096 // (length + 2)
+        ids, target, half = fragments(n, length)
+        other = torch.sigmoid(torch.where(torch.from_numpy(half) == 0, halves[1](ids), halves[0](ids))).numpy()
+        target = weight * target + (1 - weight) * other
+        bad = junk(rng, max(2, n // 25), length, vocab)
+        ids = np.where(rng.random(ids.shape) < 0.03, np.where(ids == PAD, PAD, UNK), ids)  # no word is to decide alone
+        return np.concatenate([ids, bad]), np.concatenate([target, np.full(len(bad), 0.5)]).astype(np.float32)
+
+    model = make_model("sentiment", vocab)
+    print(f"{sum(p.numel() for p in model.parameters()):,} parameters", flush=True)
+    fixed = np.arange(len(hold.end))
+    test = [hold.cut(np.random.default_rng(1), fixed, n) for n in (16, 28, 48)]
+
+    @torch.no_grad()
+    def check(model):
+        model.eval()
+        right = [((logit(model, ids) > 0).numpy() == hold.target).mean() for ids in test]
+        model.train()
+        return "accuracy on held-back fragments of 16, 28, 48: " + " ".join(f"{r:.3f}" for r in right)
+    train_judge(model, draw, steps, check=check)
+    with torch.no_grad():
+        out = torch.cat([logit(model, ids) for ids in test])
+    calibrate(model, out, torch.from_numpy(np.tile(hold.target, 3)))
+    return model, tok
+
+
+def vocabulary_texts(folder):
+    rtp = [row for i, row in enumerate(read(folder, "rtp_public")) if i % 5 != 4]
+    return ([r["text"] for r in read(folder, "imdb_train")[::2]] + [t for t, _ in rtp_texts(rtp)] * 3
+            + [clean_tweet(r["text"]) for r in read(folder, "davidson_offensive")])
+
+
+@torch.no_grad()
+def calibrate(model, out, target):
+    """Fits p = sigmoid(a * out + b) on held-back texts and writes a and b into the last layer."""
+    a, b = torch.ones(1, requires_grad=True), torch.zeros(1, requires_grad=True)
+    opt = torch.optim.LBFGS([a, b], max_iter=100)
+
+    def closure():
+        with torch.enable_grad():
+            opt.zero_grad()
+            loss = F.binary_cross_entropy_with_logits(a * out + b, target)
+            loss.backward()
+        return loss
+    opt.step(closure)
+    last = model.classifier
+    last.weight *= a
+    last.bias *= a
+    if len(last.bias) == 1:
+        last.bias += b
+    else:
+        last.bias += torch.cat([-b / 2, b / 2])
+    print(f"calibrated: logit * {a.item():.3f} + {b.item():.3f}", flush=True)

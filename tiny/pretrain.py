@@ -1,0 +1,243 @@
+"""Makes tiny/lm: a byte-level BPE of its own and a small GPT-2, trained from scratch on a folder of texts.
+
+Reads    every *.jsonl, *.jsonl.xz ({"text": ...} a line) and *.txt (one text a file) that --texts names
+Writes   --out: a plain Hugging Face GPT-2 folder in float16 (config.json, model.safetensors, vocab.json, merges.txt, ...)
+         --work: the tokens and, every few minutes, the state of the training; start the same command again to go on
+
+    python tiny/pretrain.py --texts reviews/train.jsonl.xz reviews/unsup.jsonl.xz --work /tmp/lm --out tiny/lm --minutes 90
+    python tiny/pretrain.py --out tiny/lm --measure reviews/test.jsonl.xz       # bits per byte on held-out texts
+
+On a CPU tokens are what is scarce, so every choice below buys loss per token or tokens per second: Muon on the
+matrices (Adam on embeddings, gains and biases), contexts of 128 tokens first and 256 in the last third, bfloat16
+where the processor multiplies it natively, a fused graph from torch.compile, and a learning rate that falls to zero
+at the end of the time there is.
+"""
+
+import argparse
+import json
+import lzma
+import math
+import os
+import random
+import shutil
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import GPT2Config, GPT2LMHeadModel
+
+EOS = "<|endoftext|>"
+
+
+def read_texts(paths):
+    """Every text of the files (or of the files of the folders) in `paths`, in order."""
+    files = [f for p in map(Path, paths) for f in (sorted(p.iterdir()) if p.is_dir() else [p])]
+    for file in files:
+        if file.suffix == ".txt":
+            yield file.read_text(encoding="utf-8")
+        elif file.name.endswith((".jsonl", ".jsonl.xz")):
+            with (lzma.open if file.suffix == ".xz" else open)(file, "rt", encoding="utf-8") as lines:
+                yield from (json.loads(line)["text"] for line in lines)
+
+
+def train_bpe(texts, vocab_size, folder):
+    """Byte-level BPE in GPT-2's layout: 256 bytes, merges, <|endoftext|> last. Writes vocab.json and merges.txt."""
+    bpe = Tokenizer(models.BPE())
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())  # sorted = the order of GPT-2's first 256 ids
+    bpe.train_from_iterator(texts, trainers.BpeTrainer(vocab_size=vocab_size - 1, initial_alphabet=alphabet))
+    vocab, merges = (json.loads(bpe.to_str())["model"][k] for k in ("vocab", "merges"))
+    if len(merges) != len(vocab) - 256:
+        sys.exit("two merges give the same token: ids would not be merge ranks; choose another --vocab-size")
+    vocab[EOS] = len(vocab)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "vocab.json").write_text(json.dumps(vocab, ensure_ascii=False), encoding="utf-8")
+    (folder / "merges.txt").write_text("#version: 0.2\n" + "".join(f"{a} {b}\n" for a, b in merges), encoding="utf-8")
+
+
+def load_bpe(folder):
+    bpe = Tokenizer(models.BPE.from_file(str(folder / "vocab.json"), str(folder / "merges.txt")))
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bpe.decoder = decoders.ByteLevel()
+    return bpe
+
+
+def tokenize(bpe, texts):
+    """All texts as one (N,) uint16 array, <|endoftext|> in front of each."""
+    eos, parts, batch = bpe.token_to_id(EOS), [], []
+    for text in texts:
+        batch.append(text)
+        if len(batch) == 4096:
+            parts += [np.array([eos, *e.ids], np.uint16) for e in bpe.encode_batch(batch)]
+            batch = []
+    parts += [np.array([eos, *e.ids], np.uint16) for e in bpe.encode_batch(batch)]
+    return np.concatenate(parts)
+
+
+def new_model(vocab_size, args):
+    ids = {"bos_token_id": vocab_size - 1, "eos_token_id": vocab_size - 1, "pad_token_id": vocab_size - 1}
+    config = GPT2Config(vocab_size=vocab_size, n_positions=args.context, n_embd=args.width, n_layer=args.layers,
+                        n_head=args.heads, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, **ids)  # fmt: skip
+    model = GPT2LMHeadModel(config)
+    for block in model.transformer.h:  # residual branches start as zero: the stack starts as the identity
+        torch.nn.init.zeros_(block.attn.c_proj.weight)
+        torch.nn.init.zeros_(block.mlp.c_proj.weight)
+    model.generation_config.update(**ids)
+    return model
+
+
+def optimisers(model, args):
+    matrices = [p for n, p in model.named_parameters() if p.ndim == 2 and ".h." in n]
+    embeddings = [p for n, p in model.named_parameters() if p.ndim == 2 and ".h." not in n]
+    vectors = [p for n, p in model.named_parameters() if p.ndim == 1]
+    muon = torch.optim.Muon(matrices, lr=args.lr_matrix, weight_decay=0.01, adjust_lr_fn="match_rms_adamw")
+    adam = torch.optim.Adam([{"params": embeddings, "lr": args.lr_embedding}, {"params": vectors, "lr": args.lr_vector}],
+                            betas=(0.9, 0.95))  # fmt: skip
+    for group in [*muon.param_groups, *adam.param_groups]:
+        group["base_lr"] = group["lr"]
+    return muon, adam
+
+
+def train(args):
+    work = Path(args.work)
+    if not (work / "tokens.npy").exists():
+        texts = list(read_texts(args.texts))
+        random.Random(0).shuffle(texts)
+        train_bpe(texts[:40_000], args.vocab_size, work)
+        tokens = tokenize(load_bpe(work), texts)
+        np.save(work / "tokens.tmp.npy", tokens)
+        os.replace(work / "tokens.tmp.npy", work / "tokens.npy")
+        print(f"{len(texts)} texts, {len(tokens) / 1e6:.1f} M tokens")
+    tokens = torch.from_numpy(np.load(work / "tokens.npy").astype(np.int32))
+    vocab_size = len(json.loads((work / "vocab.json").read_text(encoding="utf-8")))
+
+    torch.manual_seed(args.seed)
+    model = new_model(vocab_size, args).to(args.device)
+    muon, adam = optimisers(model, args)
+    seen, spent = 0, 0.0  # tokens, seconds of training
+    state = work / "state.pt"
+    if state.exists():
+        saved = torch.load(state, map_location=args.device, weights_only=True)
+        model.load_state_dict(saved["model"])
+        muon.load_state_dict(saved["muon"]), adam.load_state_dict(saved["adam"])
+        seen, spent = saved["seen"], saved["spent"]
+        print(f"going on at {seen / 1e6:.2f} M tokens, {spent / 60:.1f} minutes")
+    rng = np.random.default_rng([args.seed, seen])
+
+    def loss_of(x):  # x (B, T + 1)
+        hidden = model.transformer(x[:, :-1]).last_hidden_state
+        return F.cross_entropy(model.lm_head(hidden).flatten(0, 1).float(), x[:, 1:].flatten())
+
+    step_loss = torch.compile(loss_of, dynamic=False) if args.compile else loss_of
+    print(f"{sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters, {vocab_size} tokens in the vocabulary")
+    total, last_save, losses, step = args.minutes * 60, time.time(), [], 0
+    while spent < total:
+        start, progress = time.time(), spent / total
+        scale = min(1.0, (seen + 1) / 400_000, (1 - progress) / args.decay)  # warm-up, plateau, linear to zero
+        for group in [*muon.param_groups, *adam.param_groups]:
+            group["lr"] = group["base_lr"] * scale
+        length = args.context if progress > args.long_from else args.context // 2
+        at = torch.from_numpy(rng.integers(0, len(tokens) - length - 1, args.batch_tokens // length))
+        x = tokens[at[:, None] + torch.arange(length + 1)].long().to(args.device)
+        with torch.autocast(args.device, dtype=torch.bfloat16, enabled=args.bfloat16):
+            loss = step_loss(x)
+        loss.backward()
+        muon.step(), adam.step()
+        model.zero_grad(set_to_none=True)
+        losses.append(loss.item())
+        seen, step = seen + x[:, 1:].numel(), step + 1
+        if step > 2 or not args.compile:  # building the graph is not training time
+            spent += time.time() - start
+        if step % 100 == 0:
+            print(f"{spent / 60:6.1f} min  {seen / 1e6:7.2f} M tokens  loss {np.mean(losses[-100:]):.3f} nats a token"
+                  f"  lr x {scale:.2f}", flush=True)  # fmt: skip
+        if time.time() - last_save > 60 * args.save_every or spent >= total:
+            torch.save({"model": model.state_dict(), "muon": muon.state_dict(), "adam": adam.state_dict(),
+                        "seen": seen, "spent": spent}, work / "state.tmp.pt")  # fmt: skip
+            os.replace(work / "state.tmp.pt", state)
+            save(model, work, Path(args.out))
+            last_save = time.time()
+
+
+def save(model, work, out):
+    """float16 weights, configuration and vocabulary; written beside and renamed, so `out` is never half a model."""
+    beside = out.with_name(out.name + ".tmp")
+    shutil.rmtree(beside, ignore_errors=True)
+    half = GPT2LMHeadModel(model.config)
+    half.load_state_dict(model.state_dict())
+    half.half().save_pretrained(beside)
+    for name in ("vocab.json", "merges.txt"):
+        shutil.copy(work / name, beside / name)
+    (beside / "tokenizer_config.json").write_text(json.dumps(
+        {"tokenizer_class": "GPT2Tokenizer", "bos_token": EOS, "eos_token": EOS, "unk_token": EOS, "pad_token": EOS,
+         "add_prefix_space": False, "model_max_length": model.config.n_positions}, indent=2) + "\n")  # fmt: skip
+    shutil.rmtree(out, ignore_errors=True)
+    os.replace(beside, out)
+
+
+@torch.no_grad()
+def bits_per_byte(folder, texts, stride=128, batch=32, device="cpu"):
+    """Bits of -log2 p a byte of UTF-8, each text alone behind <|endoftext|>, every token scored once, in windows of the
+    full context that advance by `stride` (so a token late in a text sees at least context - stride tokens)."""
+    folder = Path(folder)
+    model = GPT2LMHeadModel.from_pretrained(folder, dtype=torch.float32).eval().to(device)
+    bpe, context = load_bpe(folder), model.config.n_positions
+    eos = bpe.token_to_id(EOS)
+    nats, n_bytes, windows = 0.0, 0, []
+    for text in texts:
+        ids = [eos, *bpe.encode(text).ids]
+        n_bytes += len(text.encode("utf-8"))
+        for begin in range(0, max(1, len(ids) - 1 - (context - stride)), stride):
+            window = ids[begin : begin + context + 1]
+            windows.append((window, 0 if begin == 0 else context - stride))
+    windows.sort(key=lambda w: len(w[0]))
+    for i in range(0, len(windows), batch):
+        group = windows[i : i + batch]
+        x = torch.full((len(group), max(len(w) for w, _ in group)), eos, device=device)
+        score = torch.zeros(x.shape, dtype=torch.bool, device=device)
+        for row, (window, first) in enumerate(group):
+            x[row, : len(window)] = torch.tensor(window)
+            score[row, first + 1 : len(window)] = True
+        loss = F.cross_entropy(model(x[:, :-1]).logits.transpose(1, 2), x[:, 1:], reduction="none")
+        nats += loss[score[:, 1:]].double().sum().item()
+    return nats / math.log(2) / n_bytes
+
+
+def main(argv=None):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--texts", nargs="+", help="files or folders to train on")
+    parser.add_argument("--work", default="/tmp/tiny-lm", help="tokens and training state")
+    parser.add_argument("--out", default="tiny/lm")
+    parser.add_argument("--measure", nargs="+", help="no training: bits per byte of --out on these texts")
+    parser.add_argument("--minutes", type=float, default=90, help="training time, start-up not counted")
+    parser.add_argument("--vocab-size", type=int, default=4096)
+    parser.add_argument("--context", type=int, default=256)
+    parser.add_argument("--layers", type=int, default=4)
+    parser.add_argument("--width", type=int, default=256)
+    parser.add_argument("--heads", type=int, default=4)
+    parser.add_argument("--batch-tokens", type=int, default=4096)
+    parser.add_argument("--lr-matrix", type=float, default=6e-3, help="Muon, scaled to Adam's update size")
+    parser.add_argument("--lr-embedding", type=float, default=3e-3)
+    parser.add_argument("--lr-vector", type=float, default=3e-3)
+    parser.add_argument("--decay", type=float, default=0.5, help="last part of the time in which the rate falls to 0")
+    parser.add_argument("--long-from", type=float, default=0.6, help="part of the time with half the context")
+    parser.add_argument("--save-every", type=float, default=4, help="minutes")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--bfloat16", action=argparse.BooleanOptionalAction, default=True)
+    parser.add_argument("--compile", action=argparse.BooleanOptionalAction, default=True)
+    args = parser.parse_args(argv)
+    if args.measure:
+        print(f"{bits_per_byte(args.out, read_texts(args.measure), device=args.device):.4f} bits per byte")
+    elif args.texts:
+        train(args)
+    else:
+        parser.error("name --texts to train or --measure to measure")
+
+
+if __name__ == "__main__":
+    main()
