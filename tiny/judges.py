@@ -30,12 +30,13 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import ByteLevelBPETokenizer, Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import (AutoModelForSequenceClassification, AutoTokenizer, DistilBertConfig,
                           DistilBertForSequenceClassification, PreTrainedTokenizerFast)
 
 PAD, UNK, CLS, SEP, MASK = range(5)  # the first ids of the vocabulary
 SHORT, LONG = 6, 62  # the lengths in tokens that the judges learn from
+STEPS = {"sentiment": 3600, "toxicity": 900}  # of 4,096 tokens, about 0.2 s each on one core
 
 
 def read(folder, name):
@@ -186,6 +187,70 @@ def train_judge(model, draw, steps, rate=1e-3, report=200, check=None):
     return model.eval()
 
 
+def pretrain(model, draw, steps, rate=1.5e-3):
+    """Masked-word pretraining: 20 % of the tokens are hidden and guessed from the rest, the embeddings being the output
+    layer. It teaches what words are alike, of which a few thousand scored texts show little."""
+    words, rng, t0, mean = model.distilbert.embeddings.word_embeddings.weight, np.random.default_rng(5), time.time(), 9.0
+    head = torch.nn.Sequential(torch.nn.Linear(128, 128), torch.nn.ReLU(), torch.nn.LayerNorm(128))
+    bias = torch.nn.Parameter(torch.zeros(len(words)))
+    opt = torch.optim.AdamW([*model.distilbert.parameters(), *head.parameters(), bias], lr=rate, betas=(0.9, 0.98), fused=True)
+    for step in range(steps):
+        opt.param_groups[0]["lr"] = rate * min(1, (step + 1) / 200, (steps - step) / (0.5 * steps))
+        ids = draw(step)
+        hide = (rng.random(ids.shape) < 0.2) & (ids != PAD)
+        seen = torch.from_numpy(np.where(hide & (rng.random(ids.shape) < 0.9), MASK, ids).astype(np.int64))
+        with torch.autocast("cpu", torch.bfloat16):
+            hidden = model.distilbert(input_ids=seen, attention_mask=(seen != PAD).long())[0]
+            out = head(hidden[torch.from_numpy(hide)]) @ words.T + bias
+        loss = F.cross_entropy(out.float(), torch.from_numpy(ids[hide].astype(np.int64)))
+        opt.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.distilbert.parameters(), 1.0)
+        opt.step()
+        mean += 0.01 * (loss.item() - mean)
+        if step % 200 == 199:
+            print(f"masked words: step {step + 1}/{steps} loss {mean:.3f} {time.time() - t0:.0f} s", flush=True)
+
+
+@torch.no_grad()
+def calibrate(model, out, target):
+    """Fits p = sigmoid(a * out + b) on held-back texts and writes a and b into the last layer."""
+    a, b = torch.ones(1, requires_grad=True), torch.zeros(1, requires_grad=True)
+    opt = torch.optim.LBFGS([a, b], max_iter=100)
+
+    def closure():
+        with torch.enable_grad():
+            opt.zero_grad()
+            loss = F.binary_cross_entropy_with_logits(a * out + b, target)
+            loss.backward()
+        return loss
+    opt.step(closure)
+    last = model.classifier
+    last.weight *= a
+    last.bias *= a
+    if len(last.bias) == 1:
+        last.bias += b
+    else:
+        last.bias += torch.cat([-b / 2, b / 2])
+    print(f"calibrated: logit * {a.item():.3f} + {b.item():.3f}", flush=True)
+
+
+def auc(score, positive):
+    rank = np.empty(len(score))
+    rank[np.argsort(score, kind="stable")] = np.arange(1, len(score) + 1)
+    n = positive.sum()
+    return (rank[positive].sum() - n * (n + 1) / 2) / (n * (len(score) - n))
+
+
+# ---------------------------------------------------------------- what each learns from
+
+
+def vocabulary_texts(folder):
+    rtp = [row for i, row in enumerate(read(folder, "rtp_public")) if i % 5 != 4]
+    return ([r["text"] for r in read(folder, "imdb_train")[::2]] + [t for t, _ in rtp_texts(rtp)] * 3
+            + [clean_tweet(r["text"]) for r in read(folder, "davidson_offensive")])
+
+
 def train_sentiment(folder, steps, seed=0):
     rng = np.random.default_rng(seed)
     tok = make_tokenizer(vocabulary_texts(folder))
@@ -250,30 +315,170 @@ def train_sentiment(folder, steps, seed=0):
     return model, tok
 
 
-def vocabulary_texts(folder):
+def train_toxicity(folder, steps, seed=0):
+    rng = np.random.default_rng(seed)
+    tok = make_tokenizer(vocabulary_texts(folder))
+    vocab = tok.get_vocab_size()
     rtp = [row for i, row in enumerate(read(folder, "rtp_public")) if i % 5 != 4]
-    return ([r["text"] for r in read(folder, "imdb_train")[::2]] + [t for t, _ in rtp_texts(rtp)] * 3
-            + [clean_tweet(r["text"]) for r in read(folder, "davidson_offensive")])
+    hold, rtp = rtp_texts(rtp[::20]), rtp_texts([r for i, r in enumerate(rtp) if i % 20])  # 5 % to calibrate on
+    hold, rtp = (Texts(tok, *zip(*pairs)) for pairs in (hold, rtp))
+    tweets = read(folder, "davidson_offensive")
+    tweets = Texts(tok, [clean_tweet(r["text"]) for r in tweets], [(0.85, 0.75, 0.15)[r["class"]] for r in tweets])
+    reviews = [r["text"] for r in read(folder, "imdb_train")[1::2]]
+    reviews = Texts(tok, reviews, np.zeros(len(reviews)))
+    web = [r["prompt"] for r in read(folder, "sentiment_prompts_train")]
+    web = Texts(tok, web, np.zeros(len(web)))
+    print("read and tokenised", flush=True)
+
+    def mix(shares, tokens=4096):
+        length = rng.integers(SHORT, LONG + 1)
+        n = tokens // (length + 2)
+        rows = [(t, rng.integers(0, len(t.end), int(n * s) + 1)) for t, s in shares]
+        return (np.concatenate([t.cut(rng, r, length, 0.2 if t is rtp else 0.6) for t, r in rows]),
+                np.concatenate([t.target[r] for t, r in rows]), length)
+
+    # an n-gram model, only to know what the transformer has to beat
+    def measure(name, f):
+        p = f(hold.cut(rng, np.arange(len(hold.end)), 64, 0)).numpy()
+        return f"{name}: held-back Pearson {np.corrcoef(p, hold.target)[0, 1]:.3f} AUC {auc(p, hold.target > 0.5):.3f}"
+    grams = train_ngrams(lambda s: mix(((rtp, 0.7), (tweets, 0.3)))[:2], 1000, 0.1, "n-grams")
+    print(measure("n-grams", lambda ids: torch.sigmoid(grams(ids))), flush=True)
+    model = make_model("toxicity", vocab)
+    pretrain(model, lambda s: mix(((reviews, 0.4), (rtp, 0.25), (tweets, 0.25), (web, 0.10)))[0], 2 * steps)
+
+    def draw(step):
+        ids, target, length = mix(((rtp, 0.6), (tweets, 0.35)))
+        bad = junk(rng, max(2, len(ids) // 30), length, vocab)
+        ids = np.where(rng.random(ids.shape) < 0.05, np.where(ids == PAD, PAD, UNK), ids)
+        return np.concatenate([ids, bad]), np.concatenate([target, np.full(len(bad), 0.1)]).astype(np.float32)
+
+    @torch.no_grad()
+    def check(model):
+        model.eval()
+        text = measure("", lambda ids: torch.sigmoid(logit(model, ids)))
+        model.train()
+        return text
+    train_judge(model, draw, steps, rate=5e-4, report=100, check=check)
+    with torch.no_grad():
+        out = logit(model, hold.cut(rng, np.arange(len(hold.end)), 64, 0))
+    calibrate(model, out, torch.from_numpy(hold.target))
+    return model, tok
+
+# ---------------------------------------------------------------- saving and measuring
+
+
+def save(model, tok, folder):
+    """Into a folder beside it first, so that `folder` never holds half a judge."""
+    new = Path(str(folder) + ".new")
+    shutil.rmtree(new, ignore_errors=True)
+    model.half().save_pretrained(new)
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tok, model_max_length=128, model_input_names=["input_ids", "attention_mask"], pad_token="[PAD]",
+        unk_token="[UNK]", cls_token="[CLS]", sep_token="[SEP]", mask_token="[MASK]")
+    fast.save_pretrained(new)
+    (new / "tokenizer.json").write_text(tok.to_str(pretty=False), encoding="utf-8")  # compact: half the size
+    config = json.loads((new / "config.json").read_text())
+    config["dtype"] = "float32"  # float16 saves space on disk only: open it in float32, which a CPU is faster with
+    (new / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+    shutil.rmtree(folder, ignore_errors=True)
+    new.rename(folder)
+    print(f"{folder}: {sum(f.stat().st_size for f in Path(folder).iterdir()):,} bytes", flush=True)
 
 
 @torch.no_grad()
-def calibrate(model, out, target):
-    """Fits p = sigmoid(a * out + b) on held-back texts and writes a and b into the last layer."""
-    a, b = torch.ones(1, requires_grad=True), torch.zeros(1, requires_grad=True)
-    opt = torch.optim.LBFGS([a, b], max_iter=100)
+def scores(folder, texts):
+    """The probability of POSITIVE, or of toxicity, as anyone would compute it from the saved folder."""
+    tok, model = AutoTokenizer.from_pretrained(folder), AutoModelForSequenceClassification.from_pretrained(folder).eval()
+    out = []
+    for i in range(0, len(texts), 256):
+        batch = tok(texts[i:i + 256], padding=True, truncation=True, return_tensors="pt")
+        logits = model(**batch).logits.float()
+        out.append(logits.softmax(-1)[:, 1] if logits.shape[1] == 2 else logits[:, 0].sigmoid())
+    return torch.cat(out).numpy()
 
-    def closure():
-        with torch.enable_grad():
-            opt.zero_grad()
-            loss = F.binary_cross_entropy_with_logits(a * out + b, target)
-            loss.backward()
-        return loss
-    opt.step(closure)
-    last = model.classifier
-    last.weight *= a
-    last.bias *= a
-    if len(last.bias) == 1:
-        last.bias += b
+
+def reliability(p, actual):
+    print("  predicted     n   mean predicted   mean actual")
+    for i in range(10):
+        inside = np.minimum((p * 10).astype(int), 9) == i
+        if inside.any():
+            print(f"  {i / 10:.1f}-{(i + 1) / 10:.1f}   {inside.sum():6d}   {p[inside].mean():14.3f}   {actual[inside].mean():11.3f}")
+
+
+def fragments_of(bpe, texts, length, opening=False, seed=0):
+    """`length` tokens of the language model's BPE from each text, from a random token on (or from its first)."""
+    rng, out = random.Random(seed), []
+    for encoding in bpe.encode_batch(texts, add_special_tokens=False):
+        start = 0 if opening else rng.randrange(max(1, len(encoding.ids) - length + 1))
+        out.append(bpe.decode(encoding.ids[start:start + length]))
+    return out
+
+
+JUNK = ["", " ", ". . . . . . .", "!!!!!!!!", "??????????", ",,,,,,,", "the the the the the the", "asdkj qwe zxcmn qpwoei", "\n\n\n",
+        "1 2 3 4 5 6 7 8", "great great great great great great great great", "bad bad bad bad bad bad bad bad"]
+PHRASES = {
+    "sentiment": [" one of the best films I have ever seen.", " a boring and disappointing film", " not bad at all, I really enjoyed it",
+                  " this is not a good film", " The film is about a man who goes to", " I wanted to like it, but", *JUNK],
+    "toxicity": ["this piece of shit movie", "the director is a fucking idiot", "what a bunch of fucking morons wrote this crap", "you stupid bitch",
+                 " anyone who likes this is a retard", "a boring and disappointing film", "the worst film of the year", "the killer stabs her",
+                 "a gay man falls in love", "black actors in the lead roles", "a lovely film", " The film is about a man who goes to", *JUNK],
+}
+CRUDE = re.compile(r"\b(fuck\w*|shit\w*|bullshit|bitch\w*|cunts?|assholes?|dick\w?|bastards?|whores?|sluts?|crap\w*|pussy|fags?|retard\w*|tits|piss\w*)\b", re.I)
+
+
+def measure(task, data, folder, bpe):
+    bpe = ByteLevelBPETokenizer(str(Path(bpe) / "vocab.json"), str(Path(bpe) / "merges.txt"))
+    test = read(data, "imdb_test_public")
+    if task == "sentiment":
+        polar = [r for r in test if r["rating"] <= 2 or r["rating"] >= 9]
+        for name, rows in (("rating <= 2 or >= 9", polar), ("all", test)):
+            label = np.array([r["label"] for r in rows])
+            for length in (20, 30, 64):
+                for opening in (False, True):
+                    p = scores(folder, fragments_of(bpe, [r["text"] for r in rows], length, opening))
+                    print(f"imdb_test_public ({name}), {len(rows)} reviews, {length} tokens from {'the opening' if opening else 'a random place'}: "
+                          f"accuracy {((p > 0.5) == label).mean():.4f} AUC {auc(p, label == 1):.4f}")
+                    if name == "all" and length == 30 and not opening:
+                        reliability(p, label)
+        sst = read(data, "sst2_dev")
+        p = scores(folder, [r["text"] for r in sst])
+        print(f"sst2_dev: {len(sst)} phrases, accuracy {np.mean((p > 0.5) == np.array([r['label'] for r in sst])):.4f}")
     else:
-        last.bias += torch.cat([-b / 2, b / 2])
-    print(f"calibrated: logit * {a.item():.3f} + {b.item():.3f}", flush=True)
+        rows = [row for i, row in enumerate(read(data, "rtp_public")) if i % 5 == 4]
+        texts, actual = zip(*rtp_texts(rows))
+        p, actual = scores(folder, list(texts)), np.array(actual)
+        print(f"rtp_public, rows with index % 5 == 4: {len(p)} texts, Pearson {np.corrcoef(p, actual)[0, 1]:.4f} AUC {auc(p, actual > 0.5):.4f}, "
+              f"mean {p.mean():.3f} (actual {actual.mean():.3f}), over 0.5: {(p > 0.5).mean():.3f} ({(actual > 0.5).mean():.3f})")
+        reliability(p, actual)
+        for length in (20, 64):
+            texts = fragments_of(bpe, [r["text"] for r in test for _ in range(4)], length)
+            crude = np.array([bool(CRUDE.search(t)) for t in texts])
+            p = scores(folder, texts)
+            print(f"imdb_test_public, {len(p)} random fragments of {length} tokens: mean {p.mean():.3f}, over 0.5: {(p > 0.5).mean():.4f}; "
+                  f"{crude.sum()} with a crude word: {(p[crude] > 0.5).mean():.3f}; without: {(p[~crude] > 0.5).mean():.4f}")
+    for text, p in zip(PHRASES[task], scores(folder, PHRASES[task])):
+        print(f"  {p:.3f} {text!r}")
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("task", choices=["sentiment", "toxicity"])
+    parser.add_argument("--texts", required=True, help="the folder with imdb_train.jsonl.xz and the others")
+    parser.add_argument("--out", required=True, help="the judge's folder")
+    parser.add_argument("--measure", action="store_true", help="train nothing, only measure --out")
+    parser.add_argument("--bpe", default=Path(__file__).parent / "lm", help="the folder with the language model's vocab.json and merges.txt: fragments are measured in its tokens")
+    parser.add_argument("--steps", type=int, help="steps of the transformer, of 4,096 tokens each")
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+    torch.manual_seed(args.seed)
+    start = time.time()
+    if not args.measure:
+        train = train_sentiment if args.task == "sentiment" else train_toxicity
+        model, tok = train(args.texts, args.steps or STEPS[args.task], args.seed)
+        save(model, tok, args.out)
+        print(f"trained in {(time.time() - start) / 60:.1f} minutes", flush=True)
+    measure(args.task, args.texts, args.out, args.bpe)
+
+
+if __name__ == "__main__":
+    main()

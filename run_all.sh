@@ -1,0 +1,129 @@
+#!/usr/bin/env bash
+# The whole method, Algorithm 1 of the paper, for one task:   bash run_all.sh [repetition|sentiment|toxicity]
+# The tests:                                                  bash run_all.sh test
+#
+# Every setting below is a shell variable with a default; set it in front of the command:
+#   K=3 BETA=0.2 RUN=runs/try bash run_all.sh sentiment
+#   MODEL=gpt2 PROMPTS=train.jsonl TEST_PROMPTS=test.jsonl bash run_all.sh toxicity       # the paper's setting
+# A stage whose output exists is skipped: stop it whenever you like and start it again.
+set -euo pipefail
+cd "$(dirname "$0")"
+
+TASK=${1:-repetition}
+case $TASK in repetition|sentiment|toxicity|test) ;; *)
+    echo "run_all.sh: error: no task is called '$TASK'; choose repetition, sentiment, toxicity or test" >&2; exit 2 ;;
+esac
+MODEL=${MODEL:-tiny/lm}                       # p0: a GPT-2 folder or hub name
+REWARD=${REWARD:-$TASK}                       # or path/to/file.py:function
+SEED=${SEED:-0}
+LAUNCH=${LAUNCH:-}                            # put before python, e.g. "nice -n 10"
+
+if [ "$MODEL" = tiny/lm ]; then               # minutes on a laptop: the small model of this project
+    NAME=tiny
+    own=tiny/prompts/$TASK- ; [ -e "${own}train.jsonl" ] || own=tiny/prompts/   # a task may have prompts of its own
+    PROMPTS=${PROMPTS:-${own}train.jsonl}     # X
+    TEST_PROMPTS=${TEST_PROMPTS:-${own}test.jsonl}
+    K=${K:-5}                                 # quantiles
+    BETA=${BETA:-0.05}                        # weight of the KL term
+    ITERATIONS=${ITERATIONS:-6}               # rounds of explore, quantize, learn
+    STEPS=${STEPS:-100}                       # updates a round
+    BATCH=${BATCH:-32}                        # examples an update
+    LR=${LR:-1e-3}                            # peak learning rate of Adam
+    WARMUP=${WARMUP:-30}                      # updates
+    CLIP=${CLIP:-1}                           # largest gradient norm
+    NUM_SAMPLES=${NUM_SAMPLES:-2}             # completions a prompt and round
+    export HF_HUB_OFFLINE=1                   # everything is in the folder: nothing may be asked of the network
+else                                          # the paper's setting (README, "GPT-2")
+    NAME=$(basename "$MODEL")
+    [ -n "${PROMPTS:-}" ] && [ -n "${TEST_PROMPTS:-}" ] || {
+        echo "run_all.sh: error: MODEL=$MODEL needs PROMPTS=train.jsonl and TEST_PROMPTS=test.jsonl (README, GPT-2)" >&2; exit 2; }
+    if [ "$TASK" = repetition ]; then K=${K:-8}; else K=${K:-5}; fi
+    BETA=${BETA:-0.05} ITERATIONS=${ITERATIONS:-47} STEPS=${STEPS:-500} BATCH=${BATCH:-128} LR=${LR:-1e-5}
+    WARMUP=${WARMUP:-500} CLIP=${CLIP:-0} NUM_SAMPLES=${NUM_SAMPLES:-1}
+    case $TASK in
+        sentiment) REWARD_MODEL=${REWARD_MODEL:-distilbert/distilbert-base-uncased-finetuned-sst-2-english} ;;
+        toxicity)  REWARD_MODEL=${REWARD_MODEL:-unitary/toxic-bert} ;;
+    esac
+fi
+if [ "$TASK" = repetition ]; then             # long completions, never cut short: an early end would hide a loop
+    if [ "$NAME" = tiny ]; then NEW_TOKENS=${NEW_TOKENS:-64}; else NEW_TOKENS=${NEW_TOKENS:-128}; fi
+    MIN_TOKENS=${MIN_TOKENS:-$NEW_TOKENS}
+    EXPLORE=${EXPLORE:---decode mixed --top-p 0.9}      # half greedy, half nucleus
+    EVALUATE=${EVALUATE:---decode greedy --num-samples 1}
+else
+    NEW_TOKENS=${NEW_TOKENS:-20} MIN_TOKENS=${MIN_TOKENS:-3}
+    EXPLORE=${EXPLORE:---decode sample --top-p 1}
+    EVALUATE=${EVALUATE:---decode sample --top-p 0.9 --num-samples 25}
+fi
+KL=${KL:-forward} ENTROPY=${ENTROPY:-0}       # forward and 0: the paper; reverse and 0.06: the authors' code
+REWARD_TOKEN_LR=${REWARD_TOKEN_LR:-1}         # times LR, for the rows of r_1 ... r_K
+GRAD_ACCUM=${GRAD_ACCUM:-1}                   # pieces a batch is cut into, if memory is short
+QUANTIZE=${QUANTIZE:-}                        # further options of quantize.py, e.g. "--per-prompt" or "--last 3"
+SAMPLE_BATCH=${SAMPLE_BATCH:-128}             # rows sampled together
+if [ "$TASK" = repetition ]; then DIAL_SAMPLES=1; else DIAL_SAMPLES=${DIAL_SAMPLES:-4}; fi
+PPL_MODEL=${PPL_MODEL:-$MODEL}                # whose perplexity measures fluency
+RUN=${RUN:-runs/$TASK-$NAME}
+
+# ------------------------------------------------------------------------------------------------------ the environment
+if [ -z "${PYTHON:-}" ]; then
+    PYTHON=.venv/bin/python
+    if ! cmp -s requirements.txt .venv/installed.txt; then
+        echo "installing the requirements into .venv (once)"
+        python3 -m venv .venv
+        $PYTHON -m pip install -q --disable-pip-version-check -r requirements.txt
+        cp requirements.txt .venv/installed.txt
+    fi
+fi
+# On Linux half of a learning step is the kernel zeroing pages that glibc gave back and asks for again: let it keep them.
+export MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=17179869184 MALLOC_TOP_PAD_=67108864
+export TOKENIZERS_PARALLELISM=false PYTHONUNBUFFERED=1
+if [ "$TASK" = test ]; then exec "$PYTHON" -m pytest -q tests; fi
+
+stage() {                                     # stage OUTPUT COMMAND...: runs the command unless its output exists
+    local output=$1; shift
+    if [ -e "$output" ]; then echo "have $output"; return; fi
+    echo; echo "+ $*"
+    $LAUNCH "$PYTHON" "$@"
+}
+length="--max-new-tokens $NEW_TOKENS --min-new-tokens $MIN_TOKENS --batch-size $SAMPLE_BATCH"
+judge=${REWARD_MODEL:+--reward-model $REWARD_MODEL}
+
+explore() {                                   # explore ROUND MODEL
+    stage "$RUN/pool/$1.jsonl" explore.py --model "$2" --prompts "$PROMPTS" --reward "$REWARD" $judge --iteration $((10#$1)) \
+        --num-samples "$NUM_SAMPLES" $length $EXPLORE --seed "$SEED" --out "$RUN/pool/$1.jsonl"
+}
+evaluate() {                                  # evaluate NAME MODEL OPTIONS...
+    local name=$1 model=$2; shift 2
+    stage "$RUN/eval/$name.json" evaluate.py --model "$model" --reference "$MODEL" --ppl-model "$PPL_MODEL" \
+        --prompts "$TEST_PROMPTS" --reward "$REWARD" $judge $length --seed "$SEED" "$@" --out "$RUN/eval/$name"
+}
+
+# ------------------------------------------------------------------------------------------------------------ the loop
+start=$SECONDS
+explore 00 "$MODEL"                                                    # initialise: D from p0, no reward token
+previous=$MODEL
+for ((i = 1; i <= ITERATIONS; i++)); do
+    last=$(printf %02d $((i - 1))) round=$(printf %02d "$i")
+    stage "$RUN/quantized/$last.jsonl" quantize.py $(printf "$RUN/pool/%02d.jsonl " $(seq 0 $((i - 1)))) \
+        --quantiles "$K" --seed "$SEED" $QUANTIZE --out "$RUN/quantized/$last.jsonl"
+    stage "$RUN/model/$round" learn.py --pool "$RUN/quantized/$last.jsonl" --model "$previous" --reference "$MODEL" \
+        --beta "$BETA" --kl "$KL" --entropy-coef "$ENTROPY" --steps "$STEPS" --total-steps $((STEPS * ITERATIONS)) \
+        --batch-size "$BATCH" --grad-accum "$GRAD_ACCUM" --lr "$LR" --warmup "$WARMUP" --clip "$CLIP" \
+        --reward-token-lr "$REWARD_TOKEN_LR" --seed "$SEED" --out "$RUN/model/$round"
+    previous=$RUN/model/$round
+    if ((i < ITERATIONS)); then explore "$round" "$previous"; fi       # new samples, conditioned on r_K
+done
+
+# --------------------------------------------------------------------------------------------------- what came of it
+evaluate base "$MODEL" $EVALUATE
+evaluate quark "$previous" $EVALUATE
+if [ "$TASK" = repetition ]; then                                      # fluency is measured on samples, not on greedy text
+    evaluate base-nucleus "$MODEL" --decode sample --top-p 0.9 --num-samples 4
+    evaluate quark-nucleus "$previous" --decode sample --top-p 0.9 --num-samples 4
+    nucleus="$RUN/eval/base-nucleus.json $RUN/eval/quark-nucleus.json"
+fi
+stage "$RUN/eval/dial-none.json" evaluate.py --model "$previous" --reference "$MODEL" --ppl-model "$PPL_MODEL" \
+    --prompts "$TEST_PROMPTS" --reward "$REWARD" $judge $length --seed "$SEED" $EVALUATE --num-samples "$DIAL_SAMPLES" \
+    --reward-token all --out "$RUN/eval/dial"                          # the dial: r_1 ... r_K, and no token
+"$PYTHON" evaluate.py --compare "$RUN/eval/base.json" "$RUN/eval/quark.json" ${nucleus:-}
+echo; echo "$TASK done in $((SECONDS - start)) s. Every stage's files are in $RUN; the tables in $RUN/eval."
