@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from explore import add_sampling_arguments, check_sampling_arguments, generate, load_policy, pick_device, score, without_eos
+from explore import add_sampling_arguments, check_sampling_arguments, generate, load_policy, pick_device, score
 from learn import _hidden
 from quantize import BadInput, dump_row, read_jsonl, read_prompts, run_stage, shown, whole_file, write_args, write_json
 from rewards import diversity, load_reward, rep_n
@@ -48,7 +48,7 @@ def dist_n(completions, n):
 
 
 def text_sums(completions, token_ids):
-    """One prompt's completions (texts, and ids without end) -> {metric: (a, b)}; rep-n and diversity a completion."""
+    """One prompt's completions (texts and ids) -> {metric: (a, b)}; rep-n and diversity a completion."""
     sums = {f"dist_{n}": (dist_n(completions, n), 1) for n in (1, 2, 3)}
     sums |= {f"rep_{n}": (sum(rep_n(ids, n) for ids in token_ids), len(token_ids)) for n in (2, 3, 4)}
     return sums | {"diversity": (sum(map(diversity, token_ids)), len(token_ids))}
@@ -102,13 +102,15 @@ def interval(pairs, seed=0, resamples=1000):
     pairs = np.array(pairs, dtype=float)  # (P, 2)
     weights = np.random.default_rng(seed).multinomial(len(pairs), np.full(len(pairs), 1 / len(pairs)), size=resamples)
     a, b = (weights @ pairs).T
-    low, high = np.quantile(a[b > 0] / b[b > 0], [0.025, 0.975]) if (b > 0).any() else (math.nan, math.nan)
     total = pairs.sum(0)
-    return {"value": total[0] / total[1] if total[1] else math.nan, "low": low, "high": high}
+    if not total[1]:  # nothing to measure: no score, or only empty completions
+        return {"value": None, "low": None, "high": None}
+    low, high = np.quantile(a[b > 0] / b[b > 0], [0.025, 0.975])
+    return {"value": total[0] / total[1], "low": float(low), "high": float(high)}
 
 
 def measure(rows, nll, reward_names):
-    """All metrics of generated rows ("prompt", "completion", "completion_ids" without end, "rewards": {name: r})."""
+    """All metrics of generated rows ("prompt", "completion", "completion_ids", "rewards": {name: r})."""
     by_prompt = {}
     for i, row in enumerate(rows):
         by_prompt.setdefault(row["prompt_number"], []).append(i)
@@ -124,7 +126,9 @@ def measure(rows, nll, reward_names):
         return {key: interval([d[key] for d in dicts]) for key in dicts[0]} if dicts else {}
 
     table = {"rewards": {name: intervals(rewards[name]) for name in reward_names}, **intervals(sums)}
-    table["perplexity"] = {key: math.exp(value) for key, value in table.pop("log_perplexity").items()}
+    table["perplexity"] = {
+        key: None if value is None else math.exp(min(value, 700)) for key, value in table.pop("log_perplexity").items()
+    }
     return table
 
 
@@ -173,7 +177,7 @@ def _at(table, path):
 
 
 def _cell(metric):
-    return "{value:.3f} [{low:.3f}, {high:.3f}]".format(**metric) if metric else "-"
+    return "{value:.3f} [{low:.3f}, {high:.3f}]".format(**metric) if metric.get("value") is not None else "-"
 
 
 # ----------------------------------------------------------------------------------------------------------- stage 4
@@ -185,10 +189,9 @@ def evaluate(policy, ppl_policy, prompts, rewards, args, quantile):
     for number, row in enumerate(rows):
         row["prompt_number"] = number // args.num_samples
         row["group"] = prompts[row["prompt_number"]]["group"]
-        row["completion_ids"] = without_eos(policy, row["completion_ids"])
         row["rewards"] = {}
     for name, reward in rewards.items():
-        for row, value in zip(rows, score(policy, rows, reward)):
+        for row, value in zip(rows, score(rows, reward)):
             row["rewards"][name] = value
     nll = completion_nll(ppl_policy, rows)
     table = measure(rows, nll, list(rewards))
@@ -250,7 +253,7 @@ def _tokens(choice, K):
         return [("", K)]
     if choice == "all":
         return [(f"-r{k}", k) for k in range(1, K + 1)] + [("-none", None)]
-    if choice.isdigit() and 1 <= int(choice) <= K:
+    if choice.isdecimal() and 1 <= int(choice) <= K:
         return [("", int(choice))]
     raise BadInput(f"--reward-token {choice}: this model has {K} reward tokens; write K, a number from 1 to {K}, none or all")
 

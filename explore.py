@@ -15,8 +15,6 @@ This file also owns the policy: model, tokenizer and reward tokens, as a plain H
 
 import argparse
 import json
-import os
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,7 +23,7 @@ import tiktoken
 import torch
 from tqdm import tqdm
 
-from quantize import BadInput, dump_row, read_prompts, run_stage, shown, whole_file, write_args
+from quantize import BadInput, dump_row, read_prompts, run_stage, shown, whole_file, whole_folder, write_args
 from rewards import load_reward
 
 EOS = "<|endoftext|>"
@@ -92,26 +90,19 @@ class Policy:
         """
         from transformers import AddedToken, GPT2Tokenizer
 
-        path = Path(path)
-        beside = path.with_name(path.name + ".tmp")
-        shutil.rmtree(beside, ignore_errors=True)
-        beside.mkdir(parents=True)
-        for name, content in self.files.items():
-            (beside / name).write_bytes(content)
-        tokenizer = GPT2Tokenizer(vocab=str(beside / "vocab.json"), merges=str(beside / "merges.txt"),
+        tokenizer = GPT2Tokenizer(vocab=json.loads(self.files["vocab.json"]), merges=merge_pairs(self.files["merges.txt"]),
                                   bos_token=EOS, eos_token=EOS, unk_token=EOS, pad_token=EOS)  # fmt: skip
         tokenizer.model_max_length = self.context
         reward_tokens = [AddedToken(reward_token(k), special=True) for k in range(1, self.n_quantiles + 1)]
         tokenizer.add_special_tokens({"additional_special_tokens": reward_tokens})
-        tokenizer.save_pretrained(beside)
         self.model.config.n_quantiles, self.model.config.base_vocab_size = self.n_quantiles, self.vocab_size
-        self.model.save_pretrained(beside)
-        for name, content in self.files.items():  # save_pretrained keeps only tokenizer.json: these must travel too
-            (beside / name).write_bytes(content)
-        if write_more:
-            write_more(beside)
-        shutil.rmtree(path, ignore_errors=True)
-        os.replace(beside, path)
+        with whole_folder(path) as beside:
+            tokenizer.save_pretrained(beside)
+            self.model.save_pretrained(beside)
+            for name, content in self.files.items():  # save_pretrained keeps only tokenizer.json: these must travel too
+                (beside / name).write_bytes(content)
+            if write_more:
+                write_more(beside)
 
 
 def reward_token(k):
@@ -120,6 +111,7 @@ def reward_token(k):
 
 def load_policy(path_or_hub_name, device="cpu"):
     """Opens a GPT-2 folder or hub model as a Policy, in float32, in evaluation mode (dropout off)."""
+    from safetensors import SafetensorError
     from transformers import AutoConfig, AutoModelForCausalLM
     from transformers.utils import cached_file, logging
 
@@ -133,7 +125,7 @@ def load_policy(path_or_hub_name, device="cpu"):
             raise BadInput(f"{name} is a {config.model_type} model; this project's tokenizer is GPT-2's, so only gpt2 models work")
         model = AutoModelForCausalLM.from_pretrained(name, config=config, dtype=torch.float32, use_safetensors=True)
         files = {f: Path(cached_file(name, f)).read_bytes() for f in ("vocab.json", "merges.txt")}
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         reason = str(error).strip().split("\n")[0]
         raise BadInput(f"cannot open the model {name}: {reason}; it needs config.json, model.safetensors, vocab.json and "
                        "merges.txt (with no network, a hub model must have been downloaded before)") from None  # fmt: skip
@@ -149,6 +141,11 @@ def load_policy(path_or_hub_name, device="cpu"):
 WORDS = r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"""
 
 
+def merge_pairs(merges_txt):
+    """The bytes of merges.txt -> [(left, right)], in order; its first line is a version."""
+    return [tuple(line.split(" ")) for line in merges_txt.decode("utf-8").split("\n")[1:] if line]
+
+
 def build_encoding(vocab_json, merges_txt, K=0):
     """GPT-2's byte-level BPE as a tiktoken.Encoding, from the bytes of vocab.json and merges.txt, and K reward tokens.
 
@@ -160,7 +157,7 @@ def build_encoding(vocab_json, merges_txt, K=0):
     byte_of |= {chr(256 + n): b for n, b in enumerate(b for b in range(256) if b not in set(printable))}
     try:
         vocab = json.loads(vocab_json)
-        merged = [line.replace(" ", "") for line in merges_txt.decode().split("\n")[1:] if line]
+        merged = ["".join(pair) for pair in merge_pairs(merges_txt)]
         eos = vocab.pop(EOS)
         ranks = {bytes(byte_of[c] for c in token): i for token, i in vocab.items()}
     except (ValueError, KeyError, AttributeError, TypeError) as error:
@@ -219,7 +216,8 @@ def _sample_batch(policy, contexts, uniform, greedy, max_new_tokens, min_new_tok
     longest = max(map(len, contexts))
     tokens = torch.tensor([[policy.eos_id] * (longest - len(c)) + c for c in contexts], device=device)  # (B, T)
     mask = torch.tensor([[0] * (longest - len(c)) + [1] * len(c) for c in contexts], device=device)
-    uniform, greedy = torch.from_numpy(uniform).to(device), torch.tensor(greedy, device=device)
+    precise = torch.float32 if device.type == "mps" else torch.float64  # Apple's GPUs know no float64
+    uniform, greedy = torch.from_numpy(uniform).to(device, precise), torch.tensor(greedy, device=device)
     position = (mask.cumsum(1) - 1).clamp(min=0)  # the first real token is at position 0, whatever the padding
     cache, alive, completions = DynamicCache(config=policy.model.config), list(range(B)), [[] for _ in range(B)]
     for step in range(max_new_tokens):
@@ -227,7 +225,10 @@ def _sample_batch(policy, contexts, uniform, greedy, max_new_tokens, min_new_tok
         logits = output.logits[:, -1, :V]  # (B, V): reward tokens can be read, never written
         if step < min_new_tokens:
             logits[:, policy.eos_id] = -torch.inf
-        chosen = torch.where(greedy, logits.argmax(-1), draw(logits / temperature, uniform[:, step], top_p))
+        chosen = logits.argmax(-1) if greedy.any() else None
+        if not greedy.all():
+            drawn = draw(logits / temperature, uniform[:, step], top_p)
+            chosen = drawn if chosen is None else torch.where(greedy, chosen, drawn)
         for row, token in zip(alive, chosen.tolist()):
             completions[row].append(token)
         going = chosen != policy.eos_id
@@ -252,7 +253,7 @@ def draw(logits, uniform, top_p=1.0):
     if top_p < 1:
         p, order = p.sort(dim=-1, descending=True)
         p = p.masked_fill(p.cumsum(-1) - p >= top_p, 0.0)  # cut where the tokens before already hold top_p
-    cdf = p.cumsum(-1, dtype=torch.float64)  # (B, V); in float64 no sum of 50,000 terms rounds a token away
+    cdf = p.cumsum(-1, dtype=uniform.dtype)  # (B, V); in float64 no sum of 50,000 terms rounds a token away
     index = torch.searchsorted(cdf, uniform[:, None] * cdf[:, -1:], right=True).clamp(max=p.shape[1] - 1)
     return (order.gather(1, index) if top_p < 1 else index).squeeze(1)
 
@@ -287,13 +288,13 @@ def without_eos(policy, ids):
     return ids[:-1] if ids and ids[-1] == policy.eos_id else ids
 
 
-def score(policy, rows, reward, chunk=4096):
+def score(rows, reward, chunk=4096):
     """The reward of every row, a list of float or None."""
     scores = []
     for start in tqdm(range(0, len(rows), chunk), desc="scoring", disable=len(rows) <= chunk):
         part = rows[start : start + chunk]
         scores += reward(prompts=[r["prompt"] for r in part], completions=[r["completion"] for r in part],
-                         completion_ids=[without_eos(policy, r["completion_ids"]) for r in part])  # fmt: skip
+                         completion_ids=[r["completion_ids"] for r in part])  # fmt: skip
     return scores
 
 
@@ -321,7 +322,8 @@ def check_sampling_arguments(parser, args):
         ("temperature", 0 < args.temperature < 1e6, "above 0 (for the likeliest token: --decode greedy)"),
         ("top_p", 0 < args.top_p <= 1, "above 0 and at most 1"),
         ("batch_size", args.batch_size >= 1, "at least 1"),
-        ("seed", args.seed >= 0, "from 0"),
+        ("seed", 0 <= args.seed < 2**31, "from 0 to 2^31 - 1"),
+        ("iteration", 0 <= getattr(args, "iteration", 0) < 2**31, "from 0"),
     ]:
         if not ok:
             parser.error(f"--{name.replace('_', '-')} is {getattr(args, name)}; it must be {rule}")
@@ -352,7 +354,7 @@ def main(argv=None):
     policy = load_policy(args.model, device)
 
     rows = generate(policy, prompts, args, args.seed, args.iteration, quantile=policy.n_quantiles or None)
-    scores = score(policy, rows, reward)
+    scores = score(rows, reward)
     kept = [{**row, "reward": s} for row, s in zip(rows, scores) if s is not None]
     if not kept:
         raise BadInput(f"reward {args.reward} scored none of the {len(rows)} samples; nothing was written")

@@ -74,7 +74,8 @@ class ClosedForm(torch.autograd.Function):
     def forward(ctx, hidden, weight, ref_hidden, ref_weight, targets, beta, kl, entropy_coef, chunk=1024):
         sums = hidden.new_zeros(4)  # loss, lm, kl, entropy
         grad_hidden, grad_weight = torch.empty_like(hidden), torch.zeros_like(weight)
-        for rows in torch.arange(len(hidden), device=hidden.device).split(chunk):
+        for start in range(0, len(hidden), chunk):
+            rows = slice(start, start + chunk)
             log_p = (hidden[rows] @ weight.T).log_softmax(-1)  # (m, V)
             log_p0 = (ref_hidden[rows] @ ref_weight.T).log_softmax(-1)
             p, p0, y = log_p.exp(), log_p0.exp(), targets[rows, None]
@@ -137,8 +138,8 @@ def _hidden(policy, sequences):
 def load_quantized(path, policy):
     """The quantized pool as D^1 ... D^K: a list of K lists of (k, prompt_ids, completion_ids), ids as int32 arrays.
 
-    The sampled ids are used where the row has them; otherwise the texts are encoded, and a completion shorter than any
-    other sign of its end is taken as cut off: no <|endoftext|> is added.
+    The sampled ids are used where the row has them, <|endoftext|> included where it was produced. Otherwise the texts are
+    encoded, and nothing is known of the completion's end: no <|endoftext|> is added.
     """
     parts = {}
     for place, row in read_pool([path]):
@@ -256,7 +257,10 @@ def main(argv=None):
         ("warmup", args.warmup >= 0, "at least 0"),
         ("clip", args.clip >= 0, "at least 0"),
         ("dropout", 0 <= args.dropout < 1, "from 0 to below 1"),
-        ("seed", args.seed >= 0, "from 0"),
+        ("entropy_coef", -1e9 < args.entropy_coef < 1e9, "a finite number"),
+        ("reward_token_lr", 0 <= args.reward_token_lr < 1e9, "at least 0"),
+        ("total_steps", args.total_steps is None or args.total_steps >= args.steps, "at least --steps"),
+        ("seed", 0 <= args.seed < 2**31, "from 0 to 2^31 - 1"),
     ]:
         if not ok:
             parser.error(f"--{name.replace('_', '-')} is {getattr(args, name)}; it must be {rule}")
@@ -285,6 +289,9 @@ def main(argv=None):
         optimiser.load_state_dict(state["optimizer"])
         first_step = state["step"]
     args.total_steps = args.total_steps or first_step + args.steps
+    if args.total_steps < first_step + args.steps:
+        raise BadInput(f"--total-steps {args.total_steps}: {args.model} has made {first_step} steps, and {args.steps} more would "
+                       f"end with a learning rate of 0; give at least {first_step + args.steps}")  # fmt: skip
 
     metrics = []
     bar = tqdm(learn(policy, reference, parts, args, optimiser, first_step), total=args.steps, desc="learning", unit="step")

@@ -18,6 +18,7 @@ import contextlib
 import json
 import math
 import os
+import shutil
 import sys
 from array import array
 from pathlib import Path
@@ -75,7 +76,7 @@ def bounded(rewards, iterations, last=None, keep_top=None, seed=0):
         rows = np.flatnonzero(keep)
         tiebreak = np.random.default_rng([seed, 1]).random(len(rows))
         worst_first = rows[np.lexsort((tiebreak, rewards[rows]))]
-        keep[worst_first[: len(rows) - math.ceil(keep_top * len(rows))]] = False
+        keep[worst_first[: len(rows) - math.ceil(keep_top * len(rows) - 1e-9)]] = False
     return keep
 
 
@@ -103,8 +104,8 @@ def read_jsonl(path):
                 row = json.loads(text) if text else None
             except UnicodeDecodeError as error:
                 raise BadInput(f"{place}: byte {error.start} is not UTF-8; save the file as UTF-8") from None
-            except (json.JSONDecodeError, RecursionError) as error:
-                reason = getattr(error, "msg", "nested too deeply")
+            except (ValueError, RecursionError) as error:  # JSONDecodeError has .msg; the others are numbers or nesting too large
+                reason = getattr(error, "msg", "a number or a nesting is too large")
                 cut = "" if line.endswith(b"\n") else " (the file ends within this line: is it cut off?)"
                 raise BadInput(f"{place}: not valid JSON: {reason}{cut}; write one object a line") from None
             if not text:
@@ -144,9 +145,9 @@ def check_row(row, place):
     if not (abs(reward) <= sys.float_info.max and math.isfinite(reward)):
         raise BadInput(f'{place}: "reward" is {shown(reward)}; rewards must be finite, drop or rescore the row')
     for field in ("iteration", "quantile"):
-        value = row.get(field, 1)
-        if isinstance(value, bool) or not isinstance(value, int) or not (field == "iteration") <= value + 1 < 2**31:
-            raise BadInput(f'{place}: "{field}" is {shown(value)}, not a whole number')
+        value, least = row.get(field, 1), 1 if field == "quantile" else 0
+        if isinstance(value, bool) or not isinstance(value, int) or not least <= value < 2**31:
+            raise BadInput(f'{place}: "{field}" is {shown(value)}, not a whole number from {least}')
     for field in ("prompt_ids", "completion_ids"):
         ids = row.get(field, [])
         if not isinstance(ids, list) or not all(type(i) is int and i >= 0 for i in ids):
@@ -201,6 +202,8 @@ def whole_file(path):
     """A text file to write to that appears under its name only when the block ends well (write, fsync, rename)."""
     path = Path(path)
     beside = path.with_name(path.name + ".tmp")
+    if path.is_dir():
+        raise BadInput(f"cannot write {path}: it is a folder; name a file in it with --out")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         file = beside.open("w", encoding="utf-8", newline="\n")
@@ -217,15 +220,37 @@ def whole_file(path):
         raise
 
 
+@contextlib.contextmanager
+def whole_folder(path):
+    """The same for a folder: yields a Path to fill, which takes the place of `path` when the block ends well."""
+    path = Path(path)
+    beside = path.with_name(path.name + ".tmp")
+    try:
+        shutil.rmtree(beside, ignore_errors=True)
+        beside.mkdir(parents=True)
+    except OSError as error:
+        raise BadInput(f"cannot write {path}: {error.strerror}; choose another --out") from None
+    try:
+        yield beside
+        for file in beside.iterdir():
+            with file.open("rb") as written:
+                os.fsync(written.fileno())
+        shutil.rmtree(path, ignore_errors=True)
+        os.replace(beside, path)
+    except BaseException:
+        shutil.rmtree(beside, ignore_errors=True)
+        raise
+
+
 def write_json(path, value):
     with whole_file(path) as file:
-        file.write(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+        file.write(json.dumps(value, indent=2, ensure_ascii=False, default=str, allow_nan=False) + "\n")
 
 
 def write_args(path, args):
-    """The settings that made an output, beside it: pool/00.jsonl -> pool/00.args.json, model/01/ -> args.json in it."""
+    """The settings that made an output file, beside it: pool/00.jsonl -> pool/00.args.json."""
     path = Path(path)
-    write_json(path / "args.json" if path.is_dir() else path.with_suffix(".args.json"), vars(args))
+    write_json(path.with_name(path.name.removesuffix(".jsonl") + ".args.json"), vars(args))
 
 
 def run_stage(main):
@@ -244,8 +269,8 @@ def run_stage(main):
 def quantize(paths, K, out, seed=0, per_prompt=False, last=None, keep_top=None):
     """Two passes over the files: the first keeps a number a row (10^6 rows: tens of MB), the second writes."""
     out, files = Path(out), pool_files(paths)
-    if any(out.resolve() == f.resolve() for f in files):
-        raise BadInput(f"--out {out} is one of the pool files; pool files are never changed, choose another name")
+    if any(out.resolve() == f.resolve() for f in files) or any(out.parent.resolve() == Path(p).resolve() for p in paths):
+        raise BadInput(f"--out {out} would be one of the pool files; pool files are never changed, choose another folder")
     rewards, iterations, prompts, number_of = array("d"), array("i"), array("q"), {}
     for place, row in read_pool(files):
         if last is not None and "iteration" not in row:
@@ -293,8 +318,8 @@ def main(argv=None):
         parser.error(f"--last {args.last}: keep at least 1 iteration")
     if args.keep_top is not None and not 0 < args.keep_top <= 1:
         parser.error(f"--keep-top {args.keep_top}: a fraction above 0 and at most 1")
-    if args.seed < 0:
-        parser.error(f"--seed {args.seed}: a whole number from 0")
+    if not 0 <= args.seed < 2**31:
+        parser.error(f"--seed {args.seed}: a whole number from 0 to 2^31 - 1")
 
     rewards, quantiles = quantize(args.pool, args.quantiles, args.out, args.seed, args.per_prompt, args.last, args.keep_top)
     write_args(args.out, args)

@@ -44,7 +44,7 @@ def diversity(tokens):
 
 
 def repetition(prompts, completions, completion_ids=None, **kwargs):
-    """The diversity of each completion, in token ids if they are given, else in words.
+    """The diversity of each completion, in token ids (end of text included) if they are given, else in words.
 
     Fewer than four tokens cannot repeat a 4-gram; they get 0, or the model would learn to say nothing.
     """
