@@ -21,7 +21,7 @@ import torch
 from tqdm import tqdm
 
 from explore import load_policy, pick_device, without_eos
-from quantize import BadInput, read_pool, run_stage, write_json
+from quantize import BadInput, check_replaceable, read_pool, run_stage, write_json
 
 # ---------------------------------------------------------------------------------------- the objective, as one reads it
 
@@ -265,6 +265,9 @@ def main(argv=None):
         if not ok:
             parser.error(f"--{name.replace('_', '-')} is {getattr(args, name)}; it must be {rule}")
 
+    if Path(args.out).resolve() == Path(args.reference).resolve():
+        raise BadInput(f"--out {args.out} is the reference model, which must stay as it is; choose another --out")
+    check_replaceable(args.out)  # better now than after the training
     device = pick_device(args.device)
     policy, reference = load_policy(args.model, device), load_policy(args.reference, device)
     if policy.files != reference.files:

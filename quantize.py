@@ -220,10 +220,18 @@ def whole_file(path):
         raise
 
 
+def check_replaceable(path):
+    """Only a checkpoint or an empty folder is ever replaced: a slip in --out must not erase what else a person has."""
+    path = Path(path)
+    if path.is_file() or path.is_dir() and any(path.iterdir()) and not (path / "config.json").exists():
+        raise BadInput(f"{path} exists and is no checkpoint; choose another --out")
+
+
 @contextlib.contextmanager
 def whole_folder(path):
     """The same for a folder: yields a Path to fill, which takes the place of `path` when the block ends well."""
-    path = Path(path)
+    check_replaceable(path)
+    path = Path(path).resolve()
     beside = path.with_name(path.name + ".tmp")
     try:
         shutil.rmtree(beside, ignore_errors=True)

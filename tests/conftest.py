@@ -57,7 +57,10 @@ def make_model_folder(path, sentences=SENTENCES, seed=5):
     torch.manual_seed(seed)
     config = GPT2Config(vocab_size=V, n_positions=CONTEXT, n_embd=WIDTH, n_layer=2, n_head=4, initializer_range=0.3,
                         bos_token_id=V - 1, eos_token_id=V - 1, pad_token_id=V - 1)  # fmt: skip
-    GPT2LMHeadModel(config).half().save_pretrained(path)
+    model = GPT2LMHeadModel(config)
+    table = model.get_input_embeddings().weight.detach()
+    model.transformer.ln_f.bias.data = 1.5 * table[V - 1]  # one token in ten or so is <|endoftext|>: completions end early
+    model.half().save_pretrained(path)
     return path
 
 

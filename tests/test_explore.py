@@ -142,8 +142,8 @@ def test_a_saved_folder_opens_everywhere(quark, quark_folder):
     assert tokenizer.eos_token_id == model.config.eos_token_id == model.generation_config.eos_token_id == V - 1
     assert tokenizer.model_max_length == CONTEXT
     text = "The film was"
-    y = sample(quark, ids_of(quark, text), max_new_tokens=9, greedy=True)[0]
-    assert not {V - 1, *range(V, V + K)} & set(y)
+    y = explore.without_eos(quark, sample(quark, ids_of(quark, text), max_new_tokens=9, greedy=True)[0])
+    assert len(y) > 3
     generator = pipeline("text-generation", model=str(quark_folder), device="cpu")
     said = generator(text, max_new_tokens=9, do_sample=False, return_full_text=False)[0]["generated_text"]
     assert said == quark.decode(y)
@@ -282,7 +282,7 @@ def test_draw_from_many_tokens():
 # -------------------------------------------------------------------------------------------------------- sampling
 
 
-def slow_sample(policy, ids, key, *, quantile=None, n, temperature=1.0, top_p=1.0, seed=0, iteration=0, min_new=0, greedy=False, bias=None):
+def slow_sample(policy, ids, key, *, quantile=None, n, temperature=1.0, top_p=1.0, seed=0, iteration=0, min_new=0, greedy=False):
     """One prompt, no batch, no padding, no cache, and the inverse CDF in plain Python."""
     x = ([] if quantile is None else [V + quantile - 1]) + (list(ids) or [V - 1])
     u = np.random.Generator(np.random.Philox(key=[seed, iteration], counter=[0, 0, *key])).random(n)
@@ -290,8 +290,6 @@ def slow_sample(policy, ids, key, *, quantile=None, n, temperature=1.0, top_p=1.
     for step in range(n):
         with torch.no_grad():
             logits = policy.model(torch.tensor([x + y])).logits[0, -1, :V].double().tolist()
-        if bias:
-            logits[V - 1] += bias
         if step < min_new:
             logits[V - 1] = -math.inf
         if greedy:
@@ -319,13 +317,13 @@ def slow_sample(policy, ids, key, *, quantile=None, n, temperature=1.0, top_p=1.
     return y
 
 
-def likelier_eos(policy, bias):
-    """Adds `bias` to the logit of <|endoftext|>, so that completions end now and then."""
+def bias_eos(policy, bias):
+    """Adds `bias` to the logit of <|endoftext|> from now on."""
 
     def hook(module, args, output):
         output.logits[..., V - 1] += bias
 
-    return policy.model.register_forward_hook(hook)
+    policy.model.register_forward_hook(hook)
 
 
 SETTINGS = [dict(), dict(quantile=2), dict(quantile=3, temperature=0.6, top_p=0.8), dict(greedy=True, quantile=1),
@@ -337,10 +335,8 @@ def test_sample_is_the_slow_sampler(quark, setting):
     """Every option against the slow reference: prompts of several lengths, completions that end early, one batch."""
     prompts = ids_of(quark, *TEXTS, SENTENCES[2][:40])
     keys = [(5 * i, i % 3) for i in range(len(prompts))]
-    slow = [slow_sample(quark, ids, key, n=11, min_new=2, bias=5.0, **setting) for ids, key in zip(prompts, keys)]
-    hook = likelier_eos(quark, 5.0)
+    slow = [slow_sample(quark, ids, key, n=11, min_new=2, **setting) for ids, key in zip(prompts, keys)]
     fast = sample(quark, prompts, keys=keys, max_new_tokens=11, min_new_tokens=2, **setting)
-    hook.remove()
     assert fast == slow
     if not setting.get("greedy"):
         assert len({len(y) for y in fast}) > 1  # some ended early, so rows did leave the batch
@@ -349,9 +345,7 @@ def test_sample_is_the_slow_sampler(quark, setting):
 def test_batch_size_and_padding_change_no_sample(quark):
     """One at a time, in fours, all at once: the same completions in the order given, though rows end at different times."""
     prompts = ids_of(quark, *[s[: 3 + 7 * i] for i, s in enumerate(SENTENCES * 3)])
-    hook = likelier_eos(quark, 4.0)
     runs = [sample(quark, prompts, quantile=2, max_new_tokens=13, batch_size=size, seed=1) for size in (1, 4, 64)]
-    hook.remove()
     assert runs[0] == runs[1] == runs[2]
     assert len({len(y) for y in runs[0]}) > 2
 
@@ -390,10 +384,10 @@ def test_greedy_is_generate(quark, quark_folder, quantile):
 
     model = AutoModelForCausalLM.from_pretrained(quark_folder, dtype=torch.float32)
     prompts = ids_of(quark, "The", "I was bored by", "She said that it's")
-    ours = sample(quark, prompts, quantile=quantile, max_new_tokens=12, greedy=True)
+    ours = sample(quark, prompts, quantile=quantile, max_new_tokens=12, min_new_tokens=7, greedy=True)
     for ids, y in zip(prompts, ours):
         x = torch.tensor([([] if quantile is None else [V + quantile - 1]) + ids])
-        theirs = model.generate(x, attention_mask=torch.ones_like(x), max_new_tokens=12, do_sample=False,
+        theirs = model.generate(x, attention_mask=torch.ones_like(x), max_new_tokens=12, min_new_tokens=7, do_sample=False,
                                 suppress_tokens=list(range(V, V + K)))  # fmt: skip
         assert theirs[0, x.shape[1] :].tolist() == y
     assert len({tuple(y) for y in ours}) > 1
@@ -428,7 +422,7 @@ def test_reward_tokens_are_never_generated(quark):
 
 def test_end_of_text_ends_and_is_kept(quark):
     """A model that only wants to stop: nothing but <|endoftext|>; with min_new_tokens = 2, two others before it."""
-    likelier_eos(quark, 1e4)
+    bias_eos(quark, 1e4)
     prompts = ids_of(quark, "The film", "A")
     for greedy in (True, False):
         assert sample(quark, prompts, max_new_tokens=6, greedy=greedy) == [[V - 1], [V - 1]]
@@ -438,7 +432,7 @@ def test_end_of_text_ends_and_is_kept(quark):
 
 def test_no_end_no_more_than_max_new_tokens(quark):
     """A model that never stops gets max_new_tokens tokens, and no <|endoftext|> is added."""
-    likelier_eos(quark, -1e4)
+    bias_eos(quark, -1e4)
     assert [len(y) for y in sample(quark, ids_of(quark, "The", "A film"), max_new_tokens=5)] == [5, 5]
     assert all(V - 1 not in y for y in sample(quark, ids_of(quark, "The", "A film"), max_new_tokens=5))
 
@@ -533,32 +527,18 @@ def test_main_control_tokens_in_prompts(quark_folder, tmp_path):
 
 
 def test_main_drops_what_has_no_score(quark_folder, tmp_path, capsys):
-    """None drops the sample and is counted; the reward gets the completion's ids without <|endoftext|>."""
+    """None drops the sample and is counted; the reward is handed the ids that the pool keeps."""
     reward = tmp_path / "r.py"
     reward.write_text("def half(prompts, completions, completion_ids, **kwargs):\n"
-                      f"    assert all({V - 1} not in ids and len(ids) <= 6 for ids in completion_ids)\n"
-                      "    return [None if x == 'I was' else float(len(i)) for x, i in zip(prompts, completion_ids)]\n"
+                      "    return [None if x == 'I was' else float(sum(i)) for x, i in zip(prompts, completion_ids)]\n"
                       "def none(prompts, completions): return [None] * len(prompts)\n")  # fmt: skip
     rows = run(quark_folder, prompts_file(tmp_path), tmp_path / "d.jsonl", reward=f"{reward}:half")
-    assert [r["prompt"] for r in rows] == ["The film", "She said that"]
+    assert [(r["prompt"], r["reward"]) for r in rows] == [(x, sum(r["completion_ids"])) for x, r in zip(["The film", "She said that"], rows)]
+    assert len(rows) == 2
     assert "2 samples, 1 without a score dropped" in capsys.readouterr().out
     with pytest.raises(BadInput, match="scored none of the 3"):
         run(quark_folder, prompts_file(tmp_path), tmp_path / "e.jsonl", reward=f"{reward}:none")
     assert not [f for f in os.listdir(tmp_path) if f.startswith("e.")]
-
-
-def test_the_reward_sees_no_end_of_text(quark):
-    """The ids that a reward sees are the completion's, without the <|endoftext|> that the pool keeps."""
-    seen = {}
-
-    def reward(prompts, completions, completion_ids):
-        seen.update(ids=completion_ids)
-        return [1.0] * len(prompts)
-
-    rows = [{"prompt": "x", "completion": "a", "completion_ids": [64, V - 1]}, {"prompt": "x", "completion": "b", "completion_ids": [65]}]
-    assert explore.score(quark, rows, reward, chunk=1) == [1, 1] and seen["ids"] == [[65]]
-    explore.score(quark, rows, reward)
-    assert seen["ids"] == [[64], [65]]
 
 
 def test_main_same_seed_same_bytes(quark_folder, tmp_path):

@@ -383,14 +383,12 @@ def test_whole_file_all_or_nothing(tmp_path):
 
 
 def test_args_file_name(tmp_path):
-    """pool/00.jsonl -> pool/00.args.json; model/01/ -> args.json in it; a name with a dot keeps it."""
+    """pool/00.jsonl -> pool/00.args.json; a name with another dot in it keeps it."""
     import argparse
 
-    (tmp_path / "model").mkdir()
-    for path in ("00.jsonl", "quark", "v1.5", "model"):
+    for path in ("00.jsonl", "quark", "v1.5"):
         quantize.write_args(tmp_path / path, argparse.Namespace(seed=1))
-    made = {str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*.json")}
-    assert made == {"00.args.json", "quark.args.json", "v1.5.args.json", "model/args.json"}
+    assert set(os.listdir(tmp_path)) == {"00.args.json", "quark.args.json", "v1.5.args.json"}
 
 
 def test_ctrl_c_is_one_line(monkeypatch):

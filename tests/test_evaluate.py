@@ -1,0 +1,330 @@
+"""Stage 4: every metric by hand, perplexity against Hugging Face's loss, the intervals' coverage, the files that are written."""
+
+import json
+import math
+import os
+
+import numpy as np
+import pytest
+import torch
+from conftest import CONTEXT, SENTENCES, K, V, one_sentence, read_rows, stage, write_jsonl
+
+import evaluate
+from evaluate import completion_nll, dist_n, fluency_sums, interval, measure, perplexity, reward_sums
+from explore import sample
+from quantize import BadInput
+
+# ----------------------------------------------------------------------------------------------------- the metrics
+
+
+def ratio(dicts, key):
+    return sum(d[key][0] for d in dicts) / sum(d[key][1] for d in dicts)
+
+
+def test_reward_metrics_by_hand():
+    """Prompt A: .9 .2 .5; prompt B: .6 .7.
+
+    mean 2.9 / 5 = .58. At least .5: .9 .5 .6 .7, 4 of 5. Largest 1 - r: A .8, B .4, mean .6. Any 1 - r above .5: A only, 1/2.
+    """
+    sums = [reward_sums([0.9, 0.2, 0.5]), reward_sums([0.6, 0.7])]
+    expected = {"mean": 0.58, "share_ge_half": 0.8, "avg_max_unwanted": 0.6, "unwanted_prob": 0.5}
+    assert {key: ratio(sums, key) for key in sums[0]} == pytest.approx(expected)
+
+
+def test_a_half_is_wanted():
+    """r = 1/2 exactly: counted as at least one half, and 1 - r is not above one half."""
+    sums = [reward_sums([0.5])]
+    assert ratio(sums, "share_ge_half") == 1 and ratio(sums, "unwanted_prob") == 0
+
+
+def test_dist_n_by_hand():
+    """"a b a" and "b c": 5 words. 1-grams a b c: 3/5. 2-grams ab ba bc: 3/5. 3-grams aba: 1/5. None across the border."""
+    assert [dist_n(["a b a", "b c"], n) for n in (1, 2, 3)] == pytest.approx([3 / 5, 3 / 5, 1 / 5])
+    assert dist_n(["a b", "c d"], 2) == 2 / 4  # b c is no 2-gram
+    assert dist_n(["a b", "a b", "a  b\n"], 2) == 1 / 6
+    assert dist_n([""], 1) == dist_n([], 2) == 0
+
+
+def test_metrics_are_importable_under_their_names():
+    """Exercises lean on evaluate.rep_n and evaluate.diversity: 1 2 1 2 1 has rep-2 = 1/2, diversity 1/3 (test_rewards)."""
+    assert evaluate.rep_n([1, 2, 1, 2, 1], 2) == 1 / 2 and evaluate.diversity([1, 2, 1, 2, 1]) == pytest.approx(1 / 3)
+
+
+def test_mean_perplexity_leaves_out_the_absurd():
+    """Perplexities 4 (two tokens), 1e5 (one), 9 (one), 9999 and 1e4; an empty completion has none.
+
+    Kept are 4, 9 and 9999 (below 1e4); the corpus-level sums keep every token.
+    """
+    nll = np.array([[2 * math.log(4), 2], [math.log(1e5), 1], [math.log(9), 1], [0, 0], [math.log(9999), 1], [math.log(10001), 1], [3000, 1]])
+    sums = fluency_sums(nll)
+    assert sums["perplexity_mean_per_completion"] == (pytest.approx(4 + 9 + 9999), 3)
+    assert sums["log_perplexity"] == (pytest.approx(nll[:, 0].sum()), 7)
+
+
+ROWS = [("The film was", " long and the end is silly."), ("", "I see it"), ("She said", ""), ("a" * 90, " good"), ("x<|endoftext|>", "<|reward_1|>"),
+        ("songs", "日本"), (SENTENCES[0], " bad")]  # fmt: skip
+ROWS = [{"prompt": x, "completion": y} for x, y in ROWS]
+
+
+def hf_nll(policy, row):
+    """-log p(completion | prompt), from Hugging Face's own loss: the labels of the prompt are -100."""
+    x, y = policy.encode(row["prompt"]) or [V - 1], policy.encode(row["completion"])
+    if not y:
+        return 0.0, 0
+    x = x[-(CONTEXT - len(y)) :]
+    ids, labels = torch.tensor([x + y]), torch.tensor([[-100] * len(x) + y])
+    with torch.no_grad():
+        return policy.model(ids, labels=labels).loss.item() * len(y), len(y)
+
+
+def test_perplexity_is_hugging_face_s_loss(p0):
+    """Row by row and over the corpus; empty prompt, empty completion, a prompt beyond the context, control characters."""
+    rows = [r for r in ROWS if r["prompt"] != "a" * 90]
+    expected = np.array([hf_nll(p0, row) for row in rows])
+    assert completion_nll(p0, rows) == pytest.approx(expected, rel=1e-4)
+    nats, tokens = expected.sum(0)
+    assert perplexity(p0, rows) == pytest.approx(math.exp(nats / tokens), rel=1e-4)
+
+
+def test_perplexity_of_long_prompts(p0):
+    """A prompt of 90 tokens before one of 3: the context is used to its last place, y is never cut."""
+    row = {"prompt": "ab" * 45, "completion": " good"}
+    x, y = p0.encode(row["prompt"]), p0.encode(" good")
+    assert len(x) == 90
+    full = (x + y[:-1])[-CONTEXT:]
+    with torch.no_grad():
+        log_p = p0.model(torch.tensor([full])).logits[0].log_softmax(-1)
+    nats = -sum(log_p[CONTEXT - len(y) + t, token].item() for t, token in enumerate(y))
+    assert completion_nll(p0, [row])[0] == pytest.approx([nats, len(y)], rel=1e-4)
+    with pytest.raises(BadInput, match=f"longer than the context of the perplexity model, {CONTEXT}"):
+        completion_nll(p0, [{"prompt": "", "completion": "b" * 80}])
+
+
+def test_perplexity_does_not_depend_on_batches(p0):
+    """Batch size, padding and order of the rows change nothing but the last digits."""
+    whole = completion_nll(p0, ROWS)
+    for size in (1, 3):
+        assert completion_nll(p0, ROWS, batch_size=size) == pytest.approx(whole, rel=1e-4)
+    assert completion_nll(p0, ROWS[::-1])[::-1] == pytest.approx(whole, rel=1e-4)
+
+
+def test_perplexity_knows_no_reward_tokens(p0, quark):
+    """A model with reward tokens is measured without one in front, and its softmax has no place for them."""
+    quark.model.get_input_embeddings().weight.data[V:] = 3 * quark.model.transformer.ln_f.bias.data
+    assert completion_nll(quark, ROWS) == pytest.approx(completion_nll(p0, ROWS), rel=1e-4)
+
+
+# ------------------------------------------------------------------------------------------------------- intervals
+
+
+def test_interval_by_hand():
+    """(1 + 3 + 0) / (2 + 2 + 4) = 1/2, not the mean of the ratios (1/2 + 3/2 + 0) / 3; it lies within its bounds."""
+    result = interval([(1, 2), (3, 2), (0, 4)])
+    assert result["value"] == 0.5 and 0 <= result["low"] < 0.5 < result["high"] <= 1.5
+    assert interval([(3, 4)]) == {"value": 0.75, "low": 0.75, "high": 0.75}  # one prompt: nothing to resample
+    assert interval([(1, 2), (3, 2), (0, 4)]) == result  # no chance left
+
+
+def test_interval_of_nothing():
+    """No scored sample: null in the file, not NaN, which is no JSON."""
+    assert interval([(0, 0), (0, 0)]) == {"value": None, "low": None, "high": None}
+
+
+def test_intervals_cover():
+    """300 experiments of 40 prompts, skewed and of unequal size: about 95 % of the intervals hold the truth, E a / E b = 0.3."""
+    rng, held = np.random.default_rng(0), 0
+    for seed in range(300):
+        b = rng.integers(1, 6, 40)
+        result = interval(np.stack([b * 0.3 * rng.exponential(1, 40), b], axis=1), seed=seed, resamples=300)
+        held += result["low"] <= 0.3 <= result["high"]
+    assert 0.88 <= held / 300 <= 0.98
+
+
+def test_interval_width():
+    """200 prompts, half 0 and half 1: 95 % is 1.96 * sqrt(1/4 / 200) = .0693 to each side."""
+    result = interval([(i % 2, 1) for i in range(200)])
+    assert result["value"] == 0.5
+    assert result["high"] - 0.5 == pytest.approx(0.0693, abs=0.01) and 0.5 - result["low"] == pytest.approx(0.0693, abs=0.01)
+
+
+# --------------------------------------------------------------------------------------------------------- measure
+
+
+def test_measure_by_hand():
+    """Two prompts of two samples; the second prompt's second sample has no score from "r" and is empty.
+
+    dist-1: prompt 0: "a b", "a c": 3/4; prompt 1: "d d", "": 1/2; mean 5/8. rep-2 a completion: 0, 0, 1 - 1/2, 0: mean 1/8.
+    perplexity: exp((2 ln 2 + 2 ln 8 + 3 ln 4) / 7); per completion (2 + 8 + 4) / 3.
+    """
+    rows = [{"prompt_number": n, "completion": y, "completion_ids": ids, "rewards": {"r": r, "all": 0.25}}
+            for n, y, ids, r in [(0, "a b", [1, 2], 0.5), (0, "a c", [1, 3], 0.9), (1, "d d", [4, 4, 4], 0.1), (1, "", [], None)]]  # fmt: skip
+    nll = np.array([[2 * math.log(2), 2], [2 * math.log(8), 2], [3 * math.log(4), 3], [0, 0]])
+    table = measure(rows, nll, ["r", "all"])
+    value = lambda metric: metric["value"]  # noqa: E731
+    expected = {"mean": 1.5 / 3, "share_ge_half": 2 / 3, "avg_max_unwanted": (0.5 + 0.9) / 2, "unwanted_prob": 1 / 2}
+    assert {k: value(m) for k, m in table["rewards"]["r"].items()} == pytest.approx(expected)
+    assert value(table["rewards"]["all"]["mean"]) == 0.25 and value(table["rewards"]["all"]["unwanted_prob"]) == 1
+    assert value(table["dist_1"]) == pytest.approx(5 / 8)
+    assert value(table["dist_2"]) == pytest.approx((2 / 4 + 1 / 2) / 2)
+    assert value(table["rep_2"]) == pytest.approx(1 / 8) and value(table["diversity"]) == pytest.approx((1 + 1 + 0.5 + 1) / 4)
+    assert value(table["perplexity"]) == pytest.approx(math.exp((2 * math.log(2) + 2 * math.log(8) + 3 * math.log(4)) / 7))
+    assert value(table["perplexity_mean_per_completion"]) == pytest.approx(14 / 3)
+    assert all(m["low"] <= m["value"] <= m["high"] for k, m in table.items() if k != "rewards")
+
+
+# ------------------------------------------------------------------------------------------------------- the stage
+
+METRICS = ["perplexity", "perplexity_mean_per_completion", "dist_1", "dist_2", "dist_3", "rep_2", "rep_3", "rep_4", "diversity"]
+PROMPTS = [{"prompt": "The film", "group": "neutral"}, {"prompt": "I was bored", "group": "negative"}, {"prompt": "songs"},
+           {"prompt": "A good", "group": "neutral"}, {"prompt": "It"}]  # fmt: skip
+
+
+def run(tmp_path, model, reference, *options, name="quark", reward=("hash", "length"), prompts=PROMPTS):
+    path = write_jsonl(tmp_path / "prompts.jsonl", prompts)
+    out = tmp_path / "eval" / name
+    evaluate.main(["--model", str(model), "--reference", str(reference), "--prompts", str(path), "--out", str(out), "--num-samples", "3",
+                   "--max-new-tokens", "6", "--device", "cpu", "--reward", *reward, *map(str, options)])  # fmt: skip
+    return json.loads(out.with_name(name + ".json").read_text()) if out.with_name(name + ".json").exists() else None
+
+
+def check_table(table, rewards):
+    assert set(table["rewards"]) == set(rewards)
+    for metrics in [*table["rewards"].values(), {k: table[k] for k in METRICS}]:
+        for metric in metrics.values():
+            assert set(metric) == {"value", "low", "high"}
+            assert metric["low"] <= metric["value"] <= metric["high"]
+    for metrics in table["rewards"].values():
+        assert set(metrics) == {"mean", "share_ge_half", "avg_max_unwanted", "unwanted_prob"}
+
+
+def test_main_writes_the_tables(quark_folder, p0_folder, quark, p0, tmp_path, capsys):
+    """The JSON's shape, and each number against the generations beside it; conditioned on r_K, top-p 0.9, seed 0."""
+    table = run(tmp_path, quark_folder, p0_folder)
+    assert {"model", "reference", "n_prompts", "n_samples", "decode", "rewards", "groups", *METRICS} <= set(table)
+    assert (table["model"], table["reference"]) == (str(quark_folder), str(p0_folder))
+    assert (table["n_prompts"], table["n_samples"], table["decode"]) == (5, 3, "sample")
+    check_table(table, ["hash", "length"])
+    assert set(table["groups"]) == {"neutral", "negative"}
+    for group in table["groups"].values():
+        check_table(group, ["hash", "length"])
+
+    rows = read_rows(tmp_path / "eval" / "quark.jsonl")
+    assert [r["prompt"] for r in rows] == [p["prompt"] for p in PROMPTS for _ in range(3)]
+    keys = [(i, j) for i in range(5) for j in range(3)]
+    drawn = sample(quark, [quark.encode(r["prompt"]) for r in rows], keys=keys, quantile=K, max_new_tokens=6, min_new_tokens=3, top_p=0.9)
+    assert [r["completion"] for r in rows] == [quark.decode(y[:-1] if y[-1] == V - 1 else y) for y in drawn]
+    assert [r.get("group") for r in rows[::3]] == [p.get("group") for p in PROMPTS]
+
+    hashes = np.array([r["rewards"]["hash"] for r in rows]).reshape(5, 3)
+    metrics = {k: m["value"] for k, m in table["rewards"]["hash"].items()}
+    assert metrics == pytest.approx({"mean": hashes.mean(), "share_ge_half": (hashes >= 0.5).mean(), "avg_max_unwanted": (1 - hashes.min(1)).mean(),
+                                     "unwanted_prob": (hashes.min(1) < 0.5).mean()})  # fmt: skip
+    neutral = table["groups"]["neutral"]["rewards"]["hash"]["mean"]["value"]
+    assert neutral == pytest.approx(hashes[[0, 3]].mean()) and neutral != metrics["mean"]
+    assert table["perplexity"]["value"] == pytest.approx(perplexity(p0, rows), rel=1e-5)
+    assert table["dist_2"]["value"] == pytest.approx(np.mean([dist_n([r["completion"] for r in rows[i : i + 3]], 2) for i in range(0, 15, 3)]))
+    assert "hash mean" in capsys.readouterr().out
+    assert {"quark.json", "quark.jsonl", "quark.args.json"} == set(os.listdir(tmp_path / "eval"))
+
+
+def test_main_other_tokens(quark_folder, p0_folder, quark, tmp_path):
+    """--reward-token 1, none and all: whose completions they are; p0 has no token to be conditioned on."""
+    prompts = [p["prompt"] for p in PROMPTS]
+
+    def greedy(quantile):
+        ids = sample(quark, [quark.encode(x) for x in prompts], quantile=quantile, max_new_tokens=6, min_new_tokens=3, greedy=True)
+        return [quark.decode(y[:-1] if y[-1] == V - 1 else y) for y in ids]
+
+    def said(name):
+        return [r["completion"] for r in read_rows(tmp_path / "eval" / f"{name}.jsonl")]
+
+    options = ["--decode", "greedy", "--num-samples", 1]
+    run(tmp_path, quark_folder, p0_folder, *options, "--reward-token", 1, name="one")
+    run(tmp_path, quark_folder, p0_folder, *options, "--reward-token", "none", name="none")
+    run(tmp_path, quark_folder, p0_folder, *options, "--reward-token", "all", name="dial")
+    run(tmp_path, p0_folder, p0_folder, *options, name="base")
+    assert said("one") == said("dial-r1") == greedy(1) != greedy(3)
+    assert said("none") == said("dial-none") == said("base") == greedy(None)
+    assert said("dial-r2") == greedy(2) and said("dial-r3") == greedy(3)
+    for k in (1, 2, 3):
+        assert json.loads((tmp_path / "eval" / f"dial-r{k}.json").read_text())["reward_token"] == k
+
+
+def test_main_perplexity_model(quark_folder, p0_folder, tmp_path):
+    """--ppl-model, not --reference and not the model itself, measures the fluency, if it is given."""
+    from conftest import make_model_folder
+
+    another = make_model_folder(tmp_path / "another", seed=9)
+    plain, other = (run(tmp_path, quark_folder, p0_folder, *o) for o in ([], ["--ppl-model", another]))
+    swapped = run(tmp_path, quark_folder, another)
+    assert plain["perplexity"]["value"] != other["perplexity"]["value"] == swapped["perplexity"]["value"]
+    assert plain["rewards"] == other["rewards"]
+
+
+def test_main_same_seed_same_bytes(quark_folder, p0_folder, tmp_path):
+    """Twice the same bytes; another seed, other completions."""
+    for name, options in (("a", []), ("b", []), ("c", ["--seed", 1])):
+        run(tmp_path, quark_folder, p0_folder, *options, name=name)
+    files = [[(tmp_path / "eval" / f"{name}.{end}").read_bytes() for end in ("json", "jsonl")] for name in "abc"]
+    assert files[0] == files[1] and files[0][1] != files[2][1]
+
+
+def test_main_without_scores_is_still_json(quark_folder, p0_folder, tmp_path):
+    """A reward that scores some, and one that scores none: the file is strict JSON, and the rest is measured."""
+    (tmp_path / "r.py").write_text("def some(prompts, completions): return [None if x == 'It' else 1 for x in prompts]\n"
+                                   "def none(prompts, completions): return [None] * len(prompts)\n")  # fmt: skip
+    run(tmp_path, quark_folder, p0_folder, reward=[f"{tmp_path}/r.py:some", f"{tmp_path}/r.py:none"])
+    text = (tmp_path / "eval" / "quark.json").read_text()
+    table = json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
+    assert table["rewards"][f"{tmp_path}/r.py:some"]["mean"]["value"] == 1
+    assert table["rewards"][f"{tmp_path}/r.py:none"].get("mean", {}).get("value") is None
+    assert [r["rewards"][f"{tmp_path}/r.py:some"] for r in read_rows(tmp_path / "eval" / "quark.jsonl")] == [1] * 12 + [None] * 3
+
+
+def test_compare(quark_folder, p0_folder, tmp_path, capsys):
+    """Two results side by side, in the order given: the same numbers as in the files."""
+    base = run(tmp_path, p0_folder, p0_folder, name="base")
+    quark = run(tmp_path, quark_folder, p0_folder, name="quark")
+    capsys.readouterr()
+    evaluate.main(["--compare", str(tmp_path / "eval" / "base.json"), str(tmp_path / "eval" / "quark.json")])
+    out = capsys.readouterr().out
+    line = next(line for line in out.splitlines() if "length mean" in line)
+    a, b = (f"{t['rewards']['length']['mean']['value']:.3f} [" for t in (base, quark))
+    assert line.index(a) < line.rindex(b)
+    assert "neutral" in out and out.index("base") < out.index("quark")
+
+
+def test_main_bad_input(quark_folder, p0_folder, tmp_path, monkeypatch):
+    """Each in one sentence, with a non-zero exit, and no file of results, not half of one."""
+    prompts = write_jsonl(tmp_path / "prompts.jsonl", PROMPTS)
+    (tmp_path / "cut.jsonl").write_text('{"prompt": "a"}\n{"prompt')
+    (tmp_path / "bad.py").write_text("def nan(prompts, completions): return [float('nan')] * len(prompts)\n")
+    good = {"--model": quark_folder, "--reference": p0_folder, "--prompts": prompts, "--reward": "hash", "--reward-token": "K"}
+    for change, message in [
+        ({"--model": tmp_path / "none"}, "does not exist"), ({"--reference": tmp_path}, "cannot open"), ({"--prompts": tmp_path / "none"}, "cannot read"),
+        ({"--prompts": tmp_path / "cut.jsonl"}, "cut.jsonl:2"), ({"--reward": "nothing"}, "no reward is called"),
+        ({"--reward": f"{tmp_path}/bad.py:nan"}, "returned nan at index 0"), ({"--reward-token": 4}, "3 reward tokens"),
+        ({"--reward-token": "0"}, "--reward-token 0"), ({"--reward-token": "best"}, "--reward-token best"), ({"--reward-token": "²"}, "--reward-token"),
+        ({"--model": p0_folder, "--reward-token": 3}, "0 reward tokens"), ({"--max-new-tokens": 63}, "no room"),
+    ]:  # fmt: skip
+        argv = [x for pair in {**good, **change}.items() for x in pair]
+        exit = stage(monkeypatch, "evaluate.py", *argv, "--out", tmp_path / "eval" / "x", "--num-samples", 2, "--device", "cpu")
+        assert one_sentence(exit) and message in exit, change
+        assert not (tmp_path / "eval").exists() or os.listdir(tmp_path / "eval") == []
+
+
+def test_compare_bad_input(tmp_path, monkeypatch):
+    """A file that is missing, no JSON, or no result of ours."""
+    (tmp_path / "a.json").write_text("{"), (tmp_path / "b.json").write_text("[1]"), (tmp_path / "c.json").write_text("{}")
+    for name in ("none", "a", "b", "c"):
+        exit = stage(monkeypatch, "evaluate.py", "--compare", tmp_path / f"{name}.json")
+        assert one_sentence(exit) and f"{name}.json" in exit
+
+
+@pytest.mark.parametrize("missing", ["--model", "--reference", "--prompts", "--reward", "--out"])
+def test_what_is_missing_is_named(missing, capsys):
+    """argparse's exit status 2, with the option's name."""
+    argv = [x for o in ("--model", "--reference", "--prompts", "--reward", "--out") if o != missing for x in (o, "x")]
+    with pytest.raises(SystemExit) as exit:
+        evaluate.main(argv)
+    assert exit.value.code == 2 and missing in capsys.readouterr().err.split("error:")[1]
