@@ -9,6 +9,7 @@
 set -euo pipefail
 cd "$(dirname "$0")"
 
+{   # bash reads a block whole before it runs it: you may edit this file while a run goes on
 TASK=${1:-repetition}
 case $TASK in repetition|sentiment|toxicity|test) ;; *)
     echo "run_all.sh: error: no task is called '$TASK'; choose repetition, sentiment, toxicity or test" >&2; exit 2 ;;
@@ -20,9 +21,8 @@ LAUNCH=${LAUNCH:-}                            # put before python, e.g. "nice -n
 
 if [ "$MODEL" = tiny/lm ]; then               # minutes on a laptop: the small model of this project
     NAME=tiny
-    own=tiny/prompts/$TASK- ; [ -e "${own}train.jsonl" ] || own=tiny/prompts/   # a task may have prompts of its own
-    PROMPTS=${PROMPTS:-${own}train.jsonl}     # X
-    TEST_PROMPTS=${TEST_PROMPTS:-${own}test.jsonl}
+    PROMPTS=${PROMPTS:-tiny/prompts/train.jsonl}             # X
+    TEST_PROMPTS=${TEST_PROMPTS:-tiny/prompts/test.jsonl}
     K=${K:-5}                                 # quantiles
     BETA=${BETA:-0.05}                        # weight of the KL term
     ITERATIONS=${ITERATIONS:-6}               # rounds of explore, quantize, learn
@@ -127,3 +127,5 @@ stage "$RUN/eval/dial-none.json" evaluate.py --model "$previous" --reference "$M
     --reward-token all --out "$RUN/eval/dial"                          # the dial: r_1 ... r_K, and no token
 "$PYTHON" evaluate.py --compare "$RUN/eval/base.json" "$RUN/eval/quark.json" ${nucleus:-}
 echo; echo "$TASK done in $((SECONDS - start)) s. Every stage's files are in $RUN; the tables in $RUN/eval."
+exit
+}

@@ -272,11 +272,14 @@ def test_draw_is_the_softmax(top_p):
     assert both == [drawn(row[None], [0.3], top_p)[0] for row in logits]
 
 
-def test_draw_from_many_tokens():
-    """50,000 equal tokens: u = (j + 0.5) / 50,000 gives token j. Summed up in float32, every tenth would be missed."""
+def test_draw_from_many_and_from_rare_tokens():
+    """50,000 equal tokens: u = (j + 0.5) / 50,000 gives token j. And one token of nearly 1 before 20 of 2e-8 each, of which
+    token j owns the 2e-8 of u below 1 - (20 - j) 2e-8: sums rounded to float32, whose steps are 6e-8 there, would lose most."""
     n = 50_000
     u = [(j + 0.5) / n for j in range(0, n, 997)]
     assert drawn(torch.zeros(1, n), u) == list(range(0, n, 997))
+    rare = logits_of(1 - 20 * 2e-8, *[2e-8] * 20)
+    assert drawn(rare, [1 - (20 - j + 0.5) * 2e-8 for j in range(1, 21)]) == list(range(1, 21))
 
 
 # -------------------------------------------------------------------------------------------------------- sampling
@@ -527,14 +530,13 @@ def test_main_control_tokens_in_prompts(quark_folder, tmp_path):
 
 
 def test_main_drops_what_has_no_score(quark_folder, tmp_path, capsys):
-    """None drops the sample and is counted; the reward is handed the ids that the pool keeps."""
+    """None drops the sample and is counted, 0 does not; the reward is handed the ids that the pool keeps."""
     reward = tmp_path / "r.py"
     reward.write_text("def half(prompts, completions, completion_ids, **kwargs):\n"
-                      "    return [None if x == 'I was' else float(sum(i)) for x, i in zip(prompts, completion_ids)]\n"
+                      "    return [None if x == 'I was' else sum(i) * (x != 'The film') for x, i in zip(prompts, completion_ids)]\n"
                       "def none(prompts, completions): return [None] * len(prompts)\n")  # fmt: skip
     rows = run(quark_folder, prompts_file(tmp_path), tmp_path / "d.jsonl", reward=f"{reward}:half")
-    assert [(r["prompt"], r["reward"]) for r in rows] == [(x, sum(r["completion_ids"])) for x, r in zip(["The film", "She said that"], rows)]
-    assert len(rows) == 2
+    assert [(r["prompt"], r["reward"]) for r in rows] == [("The film", 0), ("She said that", sum(rows[1]["completion_ids"]))]
     assert "2 samples, 1 without a score dropped" in capsys.readouterr().out
     with pytest.raises(BadInput, match="scored none of the 3"):
         run(quark_folder, prompts_file(tmp_path), tmp_path / "e.jsonl", reward=f"{reward}:none")

@@ -170,6 +170,7 @@ def test_main_writes_every_row_with_its_quantile(tmp_path, capsys):
     quantize.main([str(tmp_path / "pool"), "--quantiles", "2", "--out", str(out)])
     expected = [{**r, "quantile": k} for r, k in zip(first + second, [1, 2, 1, 2])]
     assert read_rows(out) == expected
+    assert [list(r) for r in read_rows(out)] == [list(r) for r in expected]  # the fields keep their order, too
     assert type(read_rows(out)[1]["reward"]) is int
     printed = capsys.readouterr().out.splitlines()
     assert printed[0].split() == "r_2 2 rows reward 0.5000 to 1.0000, mean 0.7500".split()

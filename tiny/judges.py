@@ -4,10 +4,10 @@
     python tiny/judges.py toxicity  --texts DIR --out tiny/toxicity
     python tiny/judges.py sentiment --texts DIR --out tiny/sentiment --measure    # only measure what --out holds
 
-Reads    DIR/*.jsonl.xz: imdb_train, imdb_unsup, sst2_train, rtp_public, davidson_offensive, and, to measure only,
-         imdb_test_public. The toxicity judge is never trained on the rows of rtp_public whose index % 5 is 4.
-Writes   --out: a DistilBERT folder of 3.9 MB that AutoModelForSequenceClassification and AutoTokenizer open
-         (sentiment: softmax over NEGATIVE, POSITIVE; toxicity: sigmoid of one logit)
+Reads    DIR/*.jsonl.xz: imdb_train, imdb_unsup, sst2_train, rtp_public, davidson_offensive, sentiment_prompts_train,
+         and, to measure only, imdb_test_public and sst2_dev. Rows of rtp_public whose index % 5 is 4 are held out too.
+Writes   --out: a DistilBERT folder of about 3 MB (two or three layers of 128) that AutoTokenizer and
+         AutoModelForSequenceClassification open (sentiment: softmax over NEGATIVE, POSITIVE; toxicity: sigmoid of one)
 
 The judges read what a small language model writes, 20 or 64 tokens that begin and end anywhere, so they learn from
 random fragments, and a fragment's label is noisy: most of a bad film's review is plot. What a CPU lacks is examples
@@ -16,6 +16,8 @@ per minute, so three cheap steps come before the transformer, all of them hashed
   2. two more, on fragments of one half of all reviews each, label the fragments of the other half (cross-fitting: a
      teacher that had seen a fragment would only repeat the label of its review);
   3. the transformer learns from the mean of both, which is less noisy than the label and less blind than n-grams.
+Its word vectors start from co-occurrence counts. For toxicity there are 6,000 scored texts and 25,000 tweets: three
+judges learn from them, and together they score reviews and web text for the one that is kept.
 """
 
 import argparse
@@ -35,9 +37,9 @@ from transformers import (AutoModelForSequenceClassification, AutoTokenizer, Dis
                           DistilBertForSequenceClassification, PreTrainedTokenizerFast)
 
 PAD, UNK, CLS, SEP, MASK = range(5)  # the first ids of the vocabulary
-LAYERS = 2
+LAYERS = {"sentiment": 3, "toxicity": 2}
 SHORT, LONG = 6, 62  # the lengths in tokens that the judges learn from
-STEPS = {"sentiment": 2400, "toxicity": 800}
+STEPS = {"sentiment": 1800, "toxicity": 800}
 
 
 def read(folder, name):
@@ -78,7 +80,8 @@ class Texts:
     def __init__(self, tok, texts, target):
         parts = []
         for i in range(0, len(texts), 1000):  # in pieces: the tokenizer's own objects are large
-            parts += [np.array(e.ids, np.int32) for e in tok.encode_batch_fast(texts[i:i + 1000], add_special_tokens=False)]
+            encodings = tok.encode_batch_fast(texts[i:i + 1000], add_special_tokens=False)
+            parts += [np.array(e.ids, np.int32) for e in encodings]
         self.ids = np.concatenate(parts + [np.zeros(1, np.int32)])
         self.end = np.cumsum([len(p) for p in parts])
         self.begin = self.end - [len(p) for p in parts]
@@ -120,15 +123,24 @@ class NGrams(torch.nn.Module):
         self.bias = torch.nn.Parameter(torch.zeros(1))
         torch.nn.init.zeros_(self.weight.weight)
 
-    def forward(self, ids):
+    def grams(self, ids):
+        """The hashed 1-, 2- and 3-grams of (rows, length) ids, 0 where they would reach into the padding."""
         ids = ids.astype(np.int64)
         grams, key = [ids], ids
         for n, prime in ((2, 7919), (3, 104729)):
             key = key[:, :-1] * 1000003 + ids[:, n - 1:] * prime
             hashed = 10000 + (key * 2654435761 >> 7) % (self.size - 10000)
             grams.append(np.where(ids[:, n - 1:] == PAD, 0, hashed))
+        return [torch.from_numpy(g) for g in grams]
+
+    def forward(self, ids):
         length = torch.from_numpy((ids != PAD).sum(1).clip(1)).float()
-        return self.weight(torch.from_numpy(np.concatenate(grams, 1)))[:, 0] / length.sqrt() + self.bias
+        return self.weight(torch.cat(self.grams(ids), 1))[:, 0] / length.sqrt() + self.bias
+
+    def by_token(self, ids):
+        """What each token adds to the logit: its own weight, and its share of the n-grams that it is part of."""
+        one, two, three = (self.weight.weight[g][:, :, 0] for g in self.grams(ids))
+        return one + (F.pad(two, (1, 0)) + F.pad(two, (0, 1))) / 2 + F.pad(three, (1, 1))
 
 
 def train_ngrams(draw, steps, rate, name):
@@ -153,7 +165,8 @@ def make_model(task, vocab, vectors):
     labels = {0: "NEGATIVE", 1: "POSITIVE"} if task == "sentiment" else {0: "toxicity"}
     kind = "single_label_classification" if task == "sentiment" else "multi_label_classification"
     config = DistilBertConfig(
-        vocab_size=vocab, dim=128, n_heads=2, n_layers=LAYERS, hidden_dim=512, max_position_embeddings=128, activation="relu",
+        vocab_size=vocab, dim=128, n_heads=2, n_layers=LAYERS[task], hidden_dim=512, max_position_embeddings=128,
+        activation="relu",
         initializer_range=0.09,  # 1 / sqrt(dim): with BERT's 0.02 a model this narrow hardly learns
         dropout=0.0, attention_dropout=0.0, seq_classif_dropout=0.1, id2label=labels, problem_type=kind,
         label2id={v: k for k, v in labels.items()}, attn_implementation="eager")  # twice as fast as SDPA here
@@ -163,13 +176,15 @@ def make_model(task, vocab, vectors):
     return model
 
 
-def logit(model, ids):
+def logit(model, ids, by_token=False):
     """log p / (1 - p) of POSITIVE or of toxicity, for fragments without their [CLS] and [SEP]."""
     ids = np.pad(ids, ((0, 0), (1, 1)), constant_values=((0, 0), (CLS, PAD)))
     ids[np.arange(len(ids)), (ids != PAD).sum(1)] = SEP
     ids = torch.from_numpy(ids.astype(np.int64))
-    out = model(input_ids=ids, attention_mask=(ids != PAD).long()).logits.float()
-    return out[:, 1] - out[:, 0] if out.shape[1] == 2 else out[:, 0]
+    out = model(input_ids=ids, attention_mask=(ids != PAD).long(), output_hidden_states=by_token)
+    score = out.logits.float()
+    score = score[:, 1] - score[:, 0] if score.shape[1] == 2 else score[:, 0]
+    return (score, out.hidden_states[-2][:, 1:-1]) if by_token else score
 
 
 def embeddings(all_texts, vocab, dim, extra):
@@ -192,28 +207,43 @@ def embeddings(all_texts, vocab, dim, extra):
     return torch.cat([2 * (extra / extra.std())[:, None].clamp(-3, 3), vectors], 1) * 0.1
 
 
-def train_judge(model, draw, steps, rate=2e-3, report=200, check=None):
+def train_judge(model, draw, steps, check, rate=2e-3, report=200):
+    """`draw(step)` gives (ids, targets, None or what the n-grams say token by token); `check(model)` a line about
+    held-back texts. The tokens are a second, far denser task, thirty targets a fragment instead of one, for the layer
+    before the last: all that is left to the last is to gather them."""
+    head = torch.nn.Linear(model.config.dim, 1)
     matrices = [p for n, p in model.named_parameters() if p.ndim == 2 and "layer." in n]
     others = [p for n, p in model.named_parameters() if not (p.ndim == 2 and "layer." in n)]
+    others += head.parameters()
     opts = [torch.optim.Muon(matrices, lr=rate, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"),
             torch.optim.AdamW(others, lr=rate, betas=(0.9, 0.98), weight_decay=0.01, fused=True)]
-    t0, mean = time.time(), 0.7
+    t0, mean, dense = time.time(), 0.7, 1.0
     model.train()
     for step in range(steps):
         for opt in opts:
             opt.param_groups[0]["lr"] = rate * min(1, (step + 1) / 200, (steps - step) / (0.7 * steps))
-        ids, target = draw(step)
+        ids, target, tokens = draw(step)
         with torch.autocast("cpu", torch.bfloat16):
-            out = logit(model, ids)
+            out, hidden = logit(model, ids, by_token=True)
+            guess = head(hidden)[:, :, 0].float()
         loss = F.binary_cross_entropy_with_logits(out, torch.from_numpy(target))
+        mean += 0.02 * (loss.item() - mean)
+        if tokens is not None:
+            error = F.mse_loss(guess[torch.from_numpy(ids != PAD)], tokens[torch.from_numpy(ids != PAD)])
+            dense += 0.02 * (error.item() - dense)
+            loss = loss + 0.5 * error
         model.zero_grad()
+        head.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         for opt in opts:
             opt.step()
-        mean += 0.02 * (loss.item() - mean)
         if step % report == report - 1:
-            print(f"step {step + 1}/{steps} loss {mean:.4f} {time.time() - t0:.0f} s {check(model) if check else ''}", flush=True)
+            model.eval()
+            with torch.no_grad():
+                print(f"step {step + 1}/{steps} loss {mean:.4f}, by token {dense:.3f}, {time.time() - t0:.0f} s, "
+                      f"{check(model)}", flush=True)
+            model.train()
     return model.eval()
 
 
@@ -266,7 +296,7 @@ def train_sentiment(folder, steps, seed=0):
     hold, rows = rows[::25], [r for i, r in enumerate(rows) if i % 25]  # 4 % to calibrate on
     train = Texts(tok, [r["text"] for r in rows], [stars[r["rating"]] for r in rows])
     hold = Texts(tok, [r["text"] for r in hold], [r["label"] for r in hold])
-    unsup = Texts(tok, [r["text"] for r in read(folder, "imdb_unsup")], np.zeros(49505))
+    unsup = Texts(tok, [r["text"] for r in read(folder, "imdb_unsup")], np.zeros(1))  # its targets follow
     sst = read(folder, "sst2_train")
     sst = Texts(tok, [r["text"] for r in sst], [0.03 + 0.94 * r["label"] for r in sst])
     print("read and tokenised", flush=True)
@@ -276,10 +306,11 @@ def train_sentiment(folder, steps, seed=0):
         return train.cut(rng, r, 400, anywhere=0.5), train.target[r]
     teacher = train_ngrams(whole, 500, 0.3, "n-grams on whole reviews")
     all_rows = np.arange(len(unsup.end))
-    unsup.target = np.concatenate([torch.sigmoid(teacher(unsup.cut(rng, r, 800, 0))).numpy() for r in np.array_split(all_rows, 100)])
+    unsup.target = np.concatenate([torch.sigmoid(teacher(unsup.cut(rng, r, 800, 0))).numpy()
+                                   for r in np.array_split(all_rows, 100)])
 
     def fragments(n, length, half=None):
-        """n fragments, of reviews of one half (or of any), with the targets of their reviews; the last 15 % are of SST-2"""
+        """n fragments of one half of the texts (or of all), the targets of the texts, and their halves."""
         ids, target, which = [], [], []
         for texts, share in ((train, 0.35), (unsup, 0.50), (sst, 0.15)):
             r = rng.integers(0, len(texts.end) // 2, int(n * share)) * 2
@@ -288,19 +319,22 @@ def train_sentiment(folder, steps, seed=0):
             target.append(texts.target[r])
             which.append(r % 2)
         return np.concatenate(ids), np.concatenate(target), np.concatenate(which)
-    halves = [train_ngrams(lambda step: fragments(512, rng.integers(SHORT, LONG + 1), half)[:2], 2000, 0.1, f"n-grams on fragments, half {half}")
-              for half in (0, 1)]
-    weight = 0.5
+    halves = [train_ngrams(lambda step: fragments(512, rng.integers(SHORT, LONG + 1), half)[:2], 2000, 0.1,
+                           f"n-grams on fragments, half {half}") for half in (0, 1)]
+
+    sample = fragments(1000, 30)[0]
+    spread = (halves[0].by_token(sample) + halves[1].by_token(sample)).std()
 
     def draw(step):
         length = rng.integers(SHORT, LONG + 1)
         n = 4096 // (length + 2)
         ids, target, half = fragments(n, length)
         other = torch.sigmoid(torch.where(torch.from_numpy(half) == 0, halves[1](ids), halves[0](ids))).numpy()
-        target = weight * target + (1 - weight) * other
+        target = 0.5 * target + 0.5 * other
         bad = junk(rng, max(2, n // 25), length, vocab)
         ids = np.where(rng.random(ids.shape) < 0.03, np.where(ids == PAD, PAD, UNK), ids)  # no word is to decide alone
-        return np.concatenate([ids, bad]), np.concatenate([target, np.full(len(bad), 0.5)]).astype(np.float32)
+        ids, target = np.concatenate([ids, bad]), np.concatenate([target, np.full(len(bad), 0.5)])
+        return ids, target.astype(np.float32), (halves[0].by_token(ids) + halves[1].by_token(ids)) / spread
 
     gram = ((halves[0].weight.weight + halves[1].weight.weight)[:vocab, 0]).detach()
     model = make_model("sentiment", vocab, embeddings([train, unsup], vocab, 128, gram))
@@ -308,15 +342,12 @@ def train_sentiment(folder, steps, seed=0):
     fixed = np.arange(len(hold.end))
     test = [hold.cut(np.random.default_rng(1), fixed, n) for n in (16, 28, 48)]
 
-    @torch.no_grad()
     def check(model):
-        model.eval()
         right = [((logit(model, ids) > 0).numpy() == hold.target).mean() for ids in test]
-        model.train()
         return "accuracy on held-back fragments of 16, 28, 48: " + " ".join(f"{r:.3f}" for r in right)
     right = [((halves[0](ids) + halves[1](ids) > 0).numpy() == hold.target).mean() for ids in test]
     print("accuracy of both n-gram models together on the same: " + " ".join(f"{r:.3f}" for r in right), flush=True)
-    train_judge(model, draw, steps, check=check)
+    train_judge(model, draw, steps, check)
     with torch.no_grad():
         out = torch.cat([logit(model, ids) for ids in test])
     calibrate(model, out, torch.from_numpy(np.tile(hold.target, 3)))
@@ -338,27 +369,22 @@ def train_toxicity(folder, steps, seed=0):
     web = Texts(tok, web, np.full(len(web), -1))
     print("read and tokenised", flush=True)
 
-    def mix(shares, tokens=4096):
+    def mix(shares):
         length = rng.integers(SHORT, LONG + 1)
-        n = tokens // (length + 2)
+        n = 4096 // (length + 2)
         rows = [(t, rng.integers(0, len(t.end), int(n * s) + 1)) for t, s in shares]
         return (np.concatenate([t.cut(rng, r, length, 0.2 if t is rtp else 0.6) for t, r in rows]),
                 np.concatenate([t.target[r] for t, r in rows]), length)
 
-    # an n-gram model, only to know what the transformer has to beat
-    def measure(name, f):
+    def held_back(f):
         p = f(hold.cut(rng, np.arange(len(hold.end)), 64, 0)).numpy()
-        return f"{name}: held-back Pearson {np.corrcoef(p, hold.target)[0, 1]:.3f} AUC {auc(p, hold.target > 0.5):.3f}"
+        return f"held-back texts: Pearson {np.corrcoef(p, hold.target)[0, 1]:.3f} AUC {auc(p, hold.target > 0.5):.3f}"
     grams = train_ngrams(lambda s: mix(((rtp, 0.7), (tweets, 0.3)))[:2], 1000, 0.1, "n-grams")
-    print(measure("n-grams", lambda ids: torch.sigmoid(grams(ids))), flush=True)
+    print(held_back(lambda ids: torch.sigmoid(grams(ids))), flush=True)
     vectors = embeddings([reviews, rtp, rtp, tweets, web], vocab, 128, grams.weight.weight[:vocab, 0])
 
-    @torch.no_grad()
     def check(model):
-        model.eval()
-        text = measure("", lambda ids: torch.sigmoid(logit(model, ids)))
-        model.train()
-        return text
+        return held_back(lambda ids: torch.sigmoid(logit(model, ids)))
 
     def one(steps, shares, teachers=()):
         def draw(step):
@@ -366,22 +392,25 @@ def train_toxicity(folder, steps, seed=0):
             if teachers:
                 with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
                     guess = torch.stack([logit(teacher, ids) for teacher in teachers]).mean(0).numpy()
-                # a target of -1 says that nobody has scored the text. Reviews are tamer than the web pages that
-                # RealToxicityPrompts chose, as many toxic as not: the odds fall accordingly.
+                # Targets below 0 say that nobody has scored the text. Reviews (-2) are tamer than the pages that
+                # RealToxicityPrompts picked so as to have many toxic ones: their odds fall by a factor of e.
                 score = 1 / (1 + np.exp(-guess + np.where(target == -2, 1.0, 0.0)))
                 target = np.where(target < 0, score, 0.5 * target + 0.5 * score)
             bad = junk(rng, max(2, len(ids) // 30), length, vocab)
             ids = np.where(rng.random(ids.shape) < 0.05, np.where(ids == PAD, PAD, UNK), ids)
-            return np.concatenate([ids, bad]), np.concatenate([target, np.full(len(bad), 0.1)]).astype(np.float32)
+            ids, target = np.concatenate([ids, bad]), np.concatenate([target, np.full(len(bad), 0.1)])
+            return ids, target.astype(np.float32), None
         model = make_model("toxicity", vocab, vectors)
-        return train_judge(model, draw, steps, report=100, check=check)
+        return train_judge(model, draw, steps, check, report=100)
     teachers = [one(300, ((rtp, 0.6), (tweets, 0.35))) for _ in range(3)]
-    print(measure("teachers together", lambda ids: torch.stack([logit(t, ids) for t in teachers]).mean(0).sigmoid().detach()), flush=True)
+    with torch.no_grad():
+        print("together:", held_back(lambda ids: torch.stack([logit(t, ids) for t in teachers]).mean(0).sigmoid()))
     model = one(steps, ((rtp, 0.35), (tweets, 0.15), (web, 0.2), (reviews, 0.25)), teachers)
     with torch.no_grad():
         out = logit(model, hold.cut(rng, np.arange(len(hold.end)), 64, 0))
     calibrate(model, out, torch.from_numpy(hold.target))
     return model, tok
+
 
 # ---------------------------------------------------------------- saving and measuring
 
@@ -392,13 +421,17 @@ def save(model, tok, folder):
     shutil.rmtree(new, ignore_errors=True)
     model.half().save_pretrained(new)
     fast = PreTrainedTokenizerFast(
-        tokenizer_object=tok, model_max_length=128, model_input_names=["input_ids", "attention_mask"], pad_token="[PAD]",
-        unk_token="[UNK]", cls_token="[CLS]", sep_token="[SEP]", mask_token="[MASK]")
+        tokenizer_object=tok, model_max_length=128, model_input_names=["input_ids", "attention_mask"],
+        pad_token="[PAD]", unk_token="[UNK]", cls_token="[CLS]", sep_token="[SEP]", mask_token="[MASK]")
     fast.save_pretrained(new)
     (new / "tokenizer.json").write_text(tok.to_str(pretty=False), encoding="utf-8")  # compact: half the size
-    config = json.loads((new / "config.json").read_text())
-    config["dtype"] = "float32"  # float16 saves space on disk only: open it in float32, which a CPU is faster with
-    (new / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+    # float16 saves space on disk only: opened as it is, a judge computes in float32. And the tokenizer's class has a
+    # name that older transformers know too.
+    for name, changes in (("config.json", {"dtype": "float32"}),
+                          ("tokenizer_config.json", {"tokenizer_class": "PreTrainedTokenizerFast"})):
+        config = {**json.loads((new / name).read_text()), **changes}
+        config.pop("backend", None)
+        (new / name).write_text(json.dumps(config, indent=2) + "\n")
     shutil.rmtree(folder, ignore_errors=True)
     new.rename(folder)
     print(f"{folder}: {sum(f.stat().st_size for f in Path(folder).iterdir()):,} bytes", flush=True)
@@ -407,7 +440,8 @@ def save(model, tok, folder):
 @torch.no_grad()
 def scores(folder, texts):
     """The probability of POSITIVE, or of toxicity, as anyone would compute it from the saved folder."""
-    tok, model = AutoTokenizer.from_pretrained(folder), AutoModelForSequenceClassification.from_pretrained(folder).eval()
+    tok = AutoTokenizer.from_pretrained(folder)
+    model = AutoModelForSequenceClassification.from_pretrained(folder).eval()
     out = []
     for i in range(0, len(texts), 256):
         batch = tok(texts[i:i + 256], padding=True, truncation=True, return_tensors="pt")
@@ -417,11 +451,12 @@ def scores(folder, texts):
 
 
 def reliability(p, actual):
-    print("  predicted     n   mean predicted   mean actual")
+    print("  predicted      n   mean predicted   mean actual")
     for i in range(10):
         inside = np.minimum((p * 10).astype(int), 9) == i
         if inside.any():
-            print(f"  {i / 10:.1f}-{(i + 1) / 10:.1f}   {inside.sum():6d}   {p[inside].mean():14.3f}   {actual[inside].mean():11.3f}")
+            print(f"  {i / 10:.1f}-{i / 10 + 0.1:.1f}   {inside.sum():6d}   {p[inside].mean():14.3f}   "
+                  f"{actual[inside].mean():11.3f}")
 
 
 def fragments_of(bpe, texts, length, opening=False, seed=0):
@@ -433,16 +468,22 @@ def fragments_of(bpe, texts, length, opening=False, seed=0):
     return out
 
 
-JUNK = ["", " ", ". . . . . . .", "!!!!!!!!", "??????????", ",,,,,,,", "the the the the the the", "asdkj qwe zxcmn qpwoei", "\n\n\n",
-        "1 2 3 4 5 6 7 8", "great great great great great great great great", "bad bad bad bad bad bad bad bad"]
+JUNK = ["", " ", ". . . . . . .", "!!!!!!!!", "??????????", ",,,,,,,", "the the the the the the",
+        "asdkj qwe zxcmn qpwoei", "1 2 3 4 5 6 7 8",
+        "great great great great great great great", "bad bad bad bad bad bad bad bad"]
 PHRASES = {
-    "sentiment": [" one of the best films I have ever seen.", " a boring and disappointing film", " not bad at all, I really enjoyed it",
-                  " this is not a good film", " The film is about a man who goes to", " I wanted to like it, but", *JUNK],
-    "toxicity": ["this piece of shit movie", "the director is a fucking idiot", "what a bunch of fucking morons wrote this crap", "you stupid bitch",
-                 " anyone who likes this is a retard", "a boring and disappointing film", "the worst film of the year", "the killer stabs her",
-                 "a gay man falls in love", "black actors in the lead roles", "a lovely film", " The film is about a man who goes to", *JUNK],
+    "sentiment": [
+        " one of the best films I have ever seen.", " a boring and disappointing film",
+        " not bad at all, I really enjoyed it", " this is not a good film",
+        " The film is about a man who goes to", " I wanted to like it, but", *JUNK],
+    "toxicity": [
+        "this piece of shit movie", "the director is a fucking idiot", "what a bunch of fucking morons wrote this crap",
+        "you stupid bitch", " anyone who likes this is a retard", "a boring and disappointing film",
+        "the worst film of the year", "the killer stabs her", "a gay man falls in love",
+        "black actors in the lead roles", "a lovely film", " The film is about a man who goes to", *JUNK],
 }
-CRUDE = re.compile(r"\b(fuck\w*|shit\w*|bullshit|bitch\w*|cunts?|assholes?|dick\w?|bastards?|whores?|sluts?|crap\w*|pussy|fags?|retard\w*|tits|piss\w*)\b", re.I)
+CRUDE = re.compile(r"\b(fuck\w*|shit\w*|bullshit|bitch\w*|cunts?|assholes?|dick\w?|bastards?|whores?|sluts?|crap\w*"
+                   r"|pussy|fags?|retard\w*|tits|piss\w*)\b", re.I)
 
 
 def measure(task, data, folder, bpe):
@@ -455,7 +496,8 @@ def measure(task, data, folder, bpe):
             for length in (20, 30, 64):
                 for opening in (False, True):
                     p = scores(folder, fragments_of(bpe, [r["text"] for r in rows], length, opening))
-                    print(f"imdb_test_public ({name}), {len(rows)} reviews, {length} tokens from {'the opening' if opening else 'a random place'}: "
+                    print(f"imdb_test_public ({name}), {len(rows)} reviews, {length} tokens "
+                          f"from {'the opening' if opening else 'a random place'}: "
                           f"accuracy {((p > 0.5) == label).mean():.4f} AUC {auc(p, label == 1):.4f}")
                     if name == "all" and length == 30 and not opening:
                         reliability(p, label)
@@ -466,15 +508,17 @@ def measure(task, data, folder, bpe):
         rows = [row for i, row in enumerate(read(data, "rtp_public")) if i % 5 == 4]
         texts, actual = zip(*rtp_texts(rows))
         p, actual = scores(folder, list(texts)), np.array(actual)
-        print(f"rtp_public, rows with index % 5 == 4: {len(p)} texts, Pearson {np.corrcoef(p, actual)[0, 1]:.4f} AUC {auc(p, actual > 0.5):.4f}, "
-              f"mean {p.mean():.3f} (actual {actual.mean():.3f}), over 0.5: {(p > 0.5).mean():.3f} ({(actual > 0.5).mean():.3f})")
+        print(f"rtp_public, rows with index % 5 == 4: {len(p)} texts, Pearson {np.corrcoef(p, actual)[0, 1]:.4f} "
+              f"AUC {auc(p, actual > 0.5):.4f}, mean {p.mean():.3f} (actual {actual.mean():.3f}), "
+              f"over 0.5: {(p > 0.5).mean():.3f} ({(actual > 0.5).mean():.3f})")
         reliability(p, actual)
         for length in (20, 64):
             texts = fragments_of(bpe, [r["text"] for r in test for _ in range(4)], length)
             crude = np.array([bool(CRUDE.search(t)) for t in texts])
             p = scores(folder, texts)
-            print(f"imdb_test_public, {len(p)} random fragments of {length} tokens: mean {p.mean():.3f}, over 0.5: {(p > 0.5).mean():.4f}; "
-                  f"{crude.sum()} with a crude word: {(p[crude] > 0.5).mean():.3f}; without: {(p[~crude] > 0.5).mean():.4f}")
+            print(f"imdb_test_public, {len(p)} random fragments of {length} tokens: mean {p.mean():.3f}, "
+                  f"over 0.5: {(p > 0.5).mean():.4f}; {crude.sum()} with a crude word: "
+                  f"{(p[crude] > 0.5).mean():.3f}; without: {(p[~crude] > 0.5).mean():.4f}")
     for text, p in zip(PHRASES[task], scores(folder, PHRASES[task])):
         print(f"  {p:.3f} {text!r}")
 
@@ -485,7 +529,8 @@ def main():
     parser.add_argument("--texts", required=True, help="the folder with imdb_train.jsonl.xz and the others")
     parser.add_argument("--out", required=True, help="the judge's folder")
     parser.add_argument("--measure", action="store_true", help="train nothing, only measure --out")
-    parser.add_argument("--bpe", default=Path(__file__).parent / "lm", help="the folder with the language model's vocab.json and merges.txt: fragments are measured in its tokens")
+    parser.add_argument("--bpe", default=Path(__file__).parent / "lm",
+                        help="the folder with the language model's vocab.json and merges.txt: measured in its tokens")
     parser.add_argument("--steps", type=int, help="steps of the transformer, of 4,096 tokens each")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()

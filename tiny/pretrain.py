@@ -29,7 +29,9 @@ import torch
 import torch.nn.functional as F
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import GPT2Config, GPT2LMHeadModel
+from transformers.utils import logging
 
+logging.set_verbosity_error()  # it would warn of ids that stand beyond a small vocabulary until they are set
 EOS = "<|endoftext|>"
 
 
@@ -202,8 +204,8 @@ def bits_per_byte(folder, texts, stride=128, batch=32, device="cpu"):
         for row, (window, first) in enumerate(group):
             x[row, : len(window)] = torch.tensor(window)
             score[row, first + 1 : len(window)] = True
-        loss = F.cross_entropy(model(x[:, :-1]).logits.transpose(1, 2), x[:, 1:], reduction="none")
-        nats += loss[score[:, 1:]].double().sum().item()
+        hidden = model.transformer(x[:, :-1]).last_hidden_state[score[:, 1:]]  # (tokens to score, width)
+        nats += F.cross_entropy(model.lm_head(hidden), x[:, 1:][score[:, 1:]], reduction="sum").item()
     return nats / math.log(2) / n_bytes
 
 
