@@ -25,13 +25,15 @@ if [ "$MODEL" = tiny/lm ]; then               # minutes on a laptop: the small m
     TEST_PROMPTS=${TEST_PROMPTS:-tiny/prompts/test.jsonl}
     K=${K:-5}                                 # quantiles
     BETA=${BETA:-0.05}                        # weight of the KL term
-    ITERATIONS=${ITERATIONS:-6}               # rounds of explore, quantize, learn
+    ITERATIONS=${ITERATIONS:-7}               # rounds of explore, quantize, learn
     STEPS=${STEPS:-100}                       # updates a round
     BATCH=${BATCH:-32}                        # examples an update
     LR=${LR:-1e-3}                            # peak learning rate of Adam
     WARMUP=${WARMUP:-30}                      # updates
     CLIP=${CLIP:-1}                           # largest gradient norm
-    NUM_SAMPLES=${NUM_SAMPLES:-2}             # completions a prompt and round
+    NUM_SAMPLES=${NUM_SAMPLES:-4}             # completions a prompt and round
+    QUANTIZE=${QUANTIZE---per-prompt --last 2}    # not in the paper, and it learns in minutes (README); QUANTIZE= for the paper's
+    if [ -z "${BF16+set}" ] && grep -qsE 'avx512_bf16|amx_bf16' /proc/cpuinfo; then BF16=--bf16; fi
     export HF_HUB_OFFLINE=1                   # everything is in the folder: nothing may be asked of the network
 else                                          # the paper's setting (README, "GPT-2")
     NAME=$(basename "$MODEL")
@@ -58,6 +60,7 @@ fi
 KL=${KL:-forward} ENTROPY=${ENTROPY:-0}       # forward and 0: the paper; reverse and 0.06: the authors' code
 REWARD_TOKEN_LR=${REWARD_TOKEN_LR:-1}         # times LR, for the rows of r_1 ... r_K
 GRAD_ACCUM=${GRAD_ACCUM:-1}                   # pieces a batch is cut into, if memory is short
+BF16=${BF16:-}                                # --bf16: learn in bfloat16 (on by itself where the processor multiplies it natively)
 QUANTIZE=${QUANTIZE:-}                        # further options of quantize.py, e.g. "--per-prompt" or "--last 3"
 SAMPLE_BATCH=${SAMPLE_BATCH:-128}             # rows sampled together
 if [ "$TASK" = repetition ]; then DIAL_SAMPLES=1; else DIAL_SAMPLES=${DIAL_SAMPLES:-4}; fi
@@ -109,7 +112,7 @@ for ((i = 1; i <= ITERATIONS; i++)); do
     stage "$RUN/model/$round" learn.py --pool "$RUN/quantized/$last.jsonl" --model "$previous" --reference "$MODEL" \
         --beta "$BETA" --kl "$KL" --entropy-coef "$ENTROPY" --steps "$STEPS" --total-steps $((STEPS * ITERATIONS)) \
         --batch-size "$BATCH" --grad-accum "$GRAD_ACCUM" --lr "$LR" --warmup "$WARMUP" --clip "$CLIP" \
-        --reward-token-lr "$REWARD_TOKEN_LR" --seed "$SEED" --out "$RUN/model/$round"
+        --reward-token-lr "$REWARD_TOKEN_LR" $BF16 --seed "$SEED" --out "$RUN/model/$round"
     previous=$RUN/model/$round
     if ((i < ITERATIONS)); then explore "$round" "$previous"; fi       # new samples, conditioned on r_K
 done

@@ -155,7 +155,8 @@ def test_save_and_load_give_the_policy_back(quark, tmp_path):
     """Weights bit for bit, K, V, the vocabulary files; a second save over the first one, too."""
     quark.model.get_input_embeddings().weight.data[V + 1] = 1 / 3
     (tmp_path / "a" / "model").mkdir(parents=True)
-    (tmp_path / "a" / "model" / "stale.bin").write_text("of an older run")
+    for name in ("stale.bin", "config.json"):
+        (tmp_path / "a" / "model" / name).write_text("of an older run")
     quark.save(tmp_path / "a" / "model")
     again = load_policy(tmp_path / "a" / "model")
     assert (again.n_quantiles, again.vocab_size, again.files) == (K, V, quark.files)
@@ -209,6 +210,13 @@ def test_folders_that_are_no_model(fault, message, p0_folder, tmp_path):
     with pytest.raises(BadInput, match=message) as error:
         load_policy(folder)
     assert "\n" not in str(error.value) and "checkpoint" in str(error.value)
+
+
+def test_a_hub_model_that_is_not_there():
+    """A hub name that was never downloaded, with no network: one sentence that says so."""
+    with pytest.raises(BadInput, match="cannot open the model nobody/nothing") as error:
+        load_policy("nobody/nothing")
+    assert "\n" not in str(error.value)
 
 
 # --------------------------------------------------------------------------------------------------- drawing a token

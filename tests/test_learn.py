@@ -342,11 +342,13 @@ def test_load_quantized(p0, tmp_path):
 def test_load_quantized_cuts_long_prompts_and_skips_empty_completions(p0, tmp_path):
     """Context 64: one place for r_k, 5 for y, so 58 for x, its end. An empty completion teaches nothing; only <|endoftext|> does."""
     y = [40, 50, 60, 70, 80]
-    rows = [{"prompt": "ab" * 60, "completion": p0.decode(y), "completion_ids": y, "reward": 1, "quantile": 1},
+    long = "".join(map(chr, range(35, 120)))  # 85 different characters, most of them a token
+    rows = [{"prompt": long, "completion": p0.decode(y), "completion_ids": y, "reward": 1, "quantile": 1},
             {"prompt": "a", "completion": "", "completion_ids": [], "reward": 0, "quantile": 1},
             {"prompt": "a", "completion": "", "completion_ids": [V - 1], "reward": 0, "quantile": 1}]  # fmt: skip
     parts = load_quantized(write_jsonl(tmp_path / "q.jsonl", rows), p0)
-    assert [(k, list(x), list(y)) for k, x, y in parts[0]] == [(1, p0.encode("ab" * 60)[-58:], y), (1, p0.encode("a"), [V - 1])]
+    assert len(p0.encode(long)) > 70
+    assert [(k, list(x), list(y)) for k, x, y in parts[0]] == [(1, p0.encode(long)[-58:], y), (1, p0.encode("a"), [V - 1])]
 
 
 def test_draw_batch_is_uniform_over_quantiles():

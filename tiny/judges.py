@@ -16,7 +16,7 @@ per minute, so three cheap steps come before the transformer, all of them hashed
   2. two more, on fragments of one half of all reviews each, label the fragments of the other half (cross-fitting: a
      teacher that had seen a fragment would only repeat the label of its review);
   3. the transformer learns from the mean of both, which is less noisy than the label and less blind than n-grams.
-Its word vectors start from co-occurrence counts. For toxicity there are 6,000 scored texts and 25,000 tweets: three
+Its word vectors start from co-occurrence counts. For toxicity there are 6,000 scored texts and 25,000 tweets: two
 judges learn from them, and together they score reviews and web text for the one that is kept.
 """
 
@@ -39,7 +39,7 @@ from transformers import (AutoModelForSequenceClassification, AutoTokenizer, Dis
 PAD, UNK, CLS, SEP, MASK = range(5)  # the first ids of the vocabulary
 LAYERS = {"sentiment": 3, "toxicity": 2}
 SHORT, LONG = 6, 62  # the lengths in tokens that the judges learn from
-STEPS = {"sentiment": 1800, "toxicity": 800}
+STEPS = {"sentiment": 1800, "toxicity": 400}
 
 
 def read(folder, name):
@@ -402,7 +402,7 @@ def train_toxicity(folder, steps, seed=0):
             return ids, target.astype(np.float32), None
         model = make_model("toxicity", vocab, vectors)
         return train_judge(model, draw, steps, check, report=100)
-    teachers = [one(300, ((rtp, 0.6), (tweets, 0.35))) for _ in range(3)]
+    teachers = [one(200, ((rtp, 0.6), (tweets, 0.35))) for _ in range(2)]
     with torch.no_grad():
         print("together:", held_back(lambda ids: torch.stack([logit(t, ids) for t in teachers]).mean(0).sigmoid()))
     model = one(steps, ((rtp, 0.35), (tweets, 0.15), (web, 0.2), (reviews, 0.25)), teachers)
