@@ -34,6 +34,7 @@ def main(argv=None):
     parser.add_argument("--openings", default=HERE / "prompts" / "openings.jsonl")
     parser.add_argument("--model", default=HERE / "lm", help="p0")
     parser.add_argument("--test-share", type=float, default=0.4, help="part of the openings kept for testing")
+    parser.add_argument("--per-group", type=int, default=96, help="test prompts a group, at most")
     parser.add_argument("--out", default=HERE / "prompts")
     args = parser.parse_args(argv)
 
@@ -50,7 +51,7 @@ def main(argv=None):
     for prompt, count in zip(test, positive.tolist()):
         prompt["num_positive"] = count
         prompt["group"] = next((name for name, (low, high) in BANDS.items() if low <= count <= high), None)
-    test = [prompt for prompt in test if prompt["group"]]
+    test = [p for g in BANDS for p in [p for p in test if p["group"] == g][: args.per_group]]
 
     for name, prompts in (("train", train), ("test", test)):
         with whole_file(Path(args.out) / f"{name}.jsonl") as file:
