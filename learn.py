@@ -126,11 +126,11 @@ def batch_loss(policy, reference, batch, beta, kl="forward", entropy_coef=0.0, b
 
 
 def _hidden(policy, sequences, bf16=False):
-    """Last hidden states (B, T, d), in float32. Padded on the right, where causal attention needs no mask."""
+    """Last hidden states (B, T, d), in the dtype of the weights. Padded on the right, where causal attention needs no mask."""
     longest = max(map(len, sequences))
     ids = torch.tensor([s + [policy.eos_id] * (longest - len(s)) for s in sequences], device=policy.device)
     with torch.autocast(policy.device.type, dtype=torch.bfloat16, enabled=bf16):
-        return policy.model.transformer(ids, use_cache=False).last_hidden_state.float()
+        return policy.model.transformer(ids, use_cache=False).last_hidden_state.to(policy.model.dtype)
 
 
 # ----------------------------------------------------------------------------------------------------- data and schedule

@@ -222,6 +222,7 @@ def test_main_writes_the_tables(quark_folder, p0_folder, quark, p0, tmp_path, ca
     neutral = table["groups"]["neutral"]["rewards"]["hash"]["mean"]["value"]
     assert neutral == pytest.approx(hashes[[0, 3]].mean()) and neutral != metrics["mean"]
     assert table["perplexity"]["value"] == pytest.approx(perplexity(p0, rows), rel=1e-5)
+    assert table["groups"]["negative"]["perplexity"]["value"] == pytest.approx(perplexity(p0, rows[3:6]), rel=1e-5)
     assert table["dist_2"]["value"] == pytest.approx(np.mean([dist_n([r["completion"] for r in rows[i : i + 3]], 2) for i in range(0, 15, 3)]))
     assert "hash mean" in capsys.readouterr().out
     assert {"quark.json", "quark.jsonl", "quark.args.json"} == set(os.listdir(tmp_path / "eval"))

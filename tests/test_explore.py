@@ -491,10 +491,12 @@ def test_main_writes_a_pool(quark_folder, quark, tmp_path, capsys):
     """Rows prompt by prompt, each with the very ids that `sample` gives for (prompt, sample) and r_K, and its reward."""
     from rewards import hash_reward
 
-    rows = run(quark_folder, prompts_file(tmp_path), tmp_path / "pool" / "02.jsonl", "--num-samples", 2, "--iteration", 2, "--seed", 7)
+    rows = run(quark_folder, prompts_file(tmp_path), tmp_path / "pool" / "02.jsonl", "--num-samples", 2, "--iteration", 2, "--seed", 7,
+               "--temperature", 0.7, "--top-p", 0.8, "--min-new-tokens", 1)  # fmt: skip
     texts = ["The film", "I was", "She said that"]
     keys = [(i, j) for i in range(3) for j in range(2)]
-    ids = sample(quark, [quark.encode(texts[i]) for i, _ in keys], keys=keys, quantile=K, max_new_tokens=6, min_new_tokens=3, seed=7, iteration=2)
+    ids = sample(quark, [quark.encode(texts[i]) for i, _ in keys], keys=keys, quantile=K, max_new_tokens=6, min_new_tokens=1, seed=7, iteration=2,
+                 temperature=0.7, top_p=0.8)  # fmt: skip
     for row, (i, _), y in zip(rows, keys, ids, strict=True):
         text = quark.decode(y[:-1] if y[-1] == V - 1 else y)
         assert row == {"prompt": texts[i], "completion": text, "reward": hash_reward([texts[i]], [text])[0], "iteration": 2,
