@@ -104,10 +104,11 @@ evaluate() {                                  # evaluate NAME MODEL OPTIONS...
 # ------------------------------------------------------------------------------------------------------------ the loop
 start=$SECONDS
 explore 00 "$MODEL"                                                    # initialise: D from p0, no reward token
-previous=$MODEL
+previous=$MODEL pool=()
 for ((i = 1; i <= ITERATIONS; i++)); do
     last=$(printf %02d $((i - 1))) round=$(printf %02d "$i")
-    stage "$RUN/quantized/$last.jsonl" quantize.py $(printf "$RUN/pool/%02d.jsonl " $(seq 0 $((i - 1)))) \
+    pool+=("$RUN/pool/$last.jsonl")
+    stage "$RUN/quantized/$last.jsonl" quantize.py "${pool[@]}" \
         --quantiles "$K" --seed "$SEED" $QUANTIZE --out "$RUN/quantized/$last.jsonl"
     stage "$RUN/model/$round" learn.py --pool "$RUN/quantized/$last.jsonl" --model "$previous" --reference "$MODEL" \
         --beta "$BETA" --kl "$KL" --entropy-coef "$ENTROPY" --steps "$STEPS" --total-steps $((STEPS * ITERATIONS)) \
