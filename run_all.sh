@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The whole method, Algorithm 1 of the paper, for one task:   bash run_all.sh [repetition|sentiment|toxicity]
+# The whole method, Algorithm 1 of the paper, for one task:   bash run_all.sh [sentiment|toxicity|repetition]
 # The tests:                                                  bash run_all.sh test
 #
 # Every setting below is a shell variable with a default; set it in front of the command:
@@ -10,9 +10,9 @@ set -euo pipefail
 cd "$(dirname "$0")"
 
 {   # bash reads a block whole before it runs it: you may edit this file while a run goes on
-TASK=${1:-repetition}
+TASK=${1:-sentiment}
 case $TASK in repetition|sentiment|toxicity|test) ;; *)
-    echo "run_all.sh: error: no task is called '$TASK'; choose repetition, sentiment, toxicity or test" >&2; exit 2 ;;
+    echo "run_all.sh: error: no task is called '$TASK'; choose sentiment, toxicity, repetition or test" >&2; exit 2 ;;
 esac
 MODEL=${MODEL:-tiny/lm}                       # p0: a GPT-2 folder or hub name
 REWARD=${REWARD:-$TASK}                       # or path/to/file.py:function
