@@ -117,7 +117,8 @@ def load_policy(path_or_hub_name, device="cpu"):
 
     logging.disable_progress_bar(), logging.set_verbosity_error()
     name = str(path_or_hub_name)
-    if not Path(name).is_dir() and (name.startswith((".", "/")) or name.count("/") > 1):
+    looks_like_path = name.startswith((".", "/")) or name.count("/") > 1 or "/" in name and Path(name).parent.is_dir()
+    if not Path(name).is_dir() and looks_like_path:
         raise BadInput(f"model folder {name} does not exist; name a checkpoint folder or a hub model such as gpt2")
     try:
         config = AutoConfig.from_pretrained(name)
