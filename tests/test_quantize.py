@@ -171,7 +171,7 @@ def test_main_writes_every_row_with_its_quantile(tmp_path, capsys):
     expected = [{**r, "quantile": k} for r, k in zip(first + second, [1, 2, 1, 2])]
     assert read_rows(out) == expected
     assert [list(r) for r in read_rows(out)] == [list(r) for r in expected]  # the fields keep their order, too
-    assert type(read_rows(out)[1]["reward"]) is int
+    assert type(read_rows(out)[1]["reward"]) is int and "é \u2028" in out.read_text(encoding="utf-8")  # written as one reads it
     printed = capsys.readouterr().out.splitlines()
     assert printed[0].split() == "r_2 2 rows reward 0.5000 to 1.0000, mean 0.7500".split()
     assert printed[1].split() == "r_1 2 rows reward -1.5000 to 0.2500, mean -0.6250".split()
