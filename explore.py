@@ -70,14 +70,20 @@ class Policy:
         """What p0 reads before y: the prompt, or <|endoftext|> if it is empty (a model needs something to go on)."""
         return list(prompt_ids) or [self.eos_id]
 
-    def add_reward_tokens(self, K, seed=0):
-        """Appends r_1 ... r_K to the embedding, each dimension drawn from N(mean, std) of the existing rows.
+    def add_reward_tokens(self, K, seed=0, ordered=False):
+        """Appends r_1 ... r_K to the embedding, each dimension drawn from N(mean, std) of the existing rows (the authors).
 
+        ordered: r_k = mean + z_k std * e, with one random direction e ~ N(0, I) for all and z_k from -3 to 3 in K steps.
+        What the model learns of one token then carries over to its neighbours, and it heeds them after fewer steps.
         The embedding is tied to the output layer, so the softmax grows as well: every use of the logits cuts them to V.
         """
         old = self.model.get_input_embeddings().weight.detach()  # (V, d)
         self.model.resize_token_embeddings(self.vocab_size + K, mean_resizing=False)
-        noise = torch.randn(K, old.shape[1], generator=torch.Generator().manual_seed(seed))
+        generator = torch.Generator().manual_seed(seed)
+        if ordered:
+            noise = torch.linspace(-3, 3, K)[:, None] * torch.randn(old.shape[1], generator=generator)
+        else:
+            noise = torch.randn(K, old.shape[1], generator=generator)
         new = old.mean(0).cpu() + old.std(0).cpu() * noise
         self.model.get_input_embeddings().weight.data[self.vocab_size :] = new.to(old)
         self.n_quantiles = K
@@ -252,11 +258,20 @@ def draw(logits, uniform, top_p=1.0):
     """
     p = logits.softmax(-1)
     if top_p < 1:
-        p, order = p.sort(dim=-1, descending=True)
+        p, order = _likeliest(p, top_p)
         p = p.masked_fill(p.cumsum(-1) - p >= top_p, 0.0)  # cut where the tokens before already hold top_p
     cdf = p.cumsum(-1, dtype=uniform.dtype)  # (B, V); in float64 no sum of 50,000 terms rounds a token away
     index = torch.searchsorted(cdf, uniform[:, None] * cdf[:, -1:], right=True).clamp(max=p.shape[1] - 1)
     return (order.gather(1, index) if top_p < 1 else index).squeeze(1)
+
+
+def _likeliest(p, mass, first=1024):
+    """(p, ids) in descending order, at least so many that every row holds `mass`; to sort all V is most of sampling's time."""
+    if p.shape[1] > first:
+        top, order = p.topk(first)
+        if (top.sum(-1) >= mass).all():
+            return top, order
+    return p.sort(dim=-1, descending=True)
 
 
 # ---------------------------------------------------------------------------------------------------------- stage 1
@@ -325,6 +340,7 @@ def check_sampling_arguments(parser, args):
         ("batch_size", args.batch_size >= 1, "at least 1"),
         ("seed", 0 <= args.seed < 2**31, "from 0 to 2^31 - 1"),
         ("iteration", 0 <= getattr(args, "iteration", 0) < 2**31, "from 0"),
+        ("num_prompts", getattr(args, "num_prompts", None) is None or args.num_prompts >= 1, "at least 1"),
     ]:
         if not ok:
             parser.error(f"--{name.replace('_', '-')} is {getattr(args, name)}; it must be {rule}")
@@ -346,10 +362,14 @@ def main(argv=None):
     parser.add_argument("--reward", required=True, help="r: a built-in name or path/to/file.py:function (see rewards.py)")
     parser.add_argument("--out", required=True, help="pool file to write, e.g. pool/00.jsonl")
     parser.add_argument("--iteration", type=int, default=0, help="round number, written into the rows (default 0)")
+    parser.add_argument("--num-prompts", type=int, help="take this many of the prompts, the same in every round of a --seed (default: all)")
     add_sampling_arguments(parser, num_samples=1, top_p=1.0)
     args = parser.parse_args(argv)
     check_sampling_arguments(parser, args)
     prompts = read_prompts(args.prompts)
+    if args.num_prompts and args.num_prompts < len(prompts):
+        chosen = np.random.default_rng(args.seed).permutation(len(prompts))[: args.num_prompts]
+        prompts = [prompts[i] for i in sorted(chosen)]
     device = pick_device(args.device)
     reward = load_reward(args.reward, args.reward_model, device=device)
     policy = load_policy(args.model, device)

@@ -245,6 +245,8 @@ def main(argv=None):
     training.add_argument("--clip", type=float, default=0.0, help="largest gradient norm, 0 for no clipping (default 0)")
     training.add_argument("--reward-token-lr", type=float, default=1.0,
                           help="the rows of r_1 ... r_K learn at this times --lr (default 1)")  # fmt: skip
+    training.add_argument("--reward-token-init", choices=["normal", "ordered"], default="normal",
+                          help="normal: each on its own, the authors' code; ordered: along one direction (default normal)")  # fmt: skip
     training.add_argument("--dropout", type=float, default=0.0, help="in p_theta while learning (default 0)")
     training.add_argument("--bf16", action="store_true", help="multiply in bfloat16 inside the transformer, the objective stays in\n"
                           "float32; faster on GPUs and on CPUs with AVX512-BF16 or AMX, slower on others")  # fmt: skip
@@ -278,7 +280,7 @@ def main(argv=None):
                        "give the p0 that the model started from")  # fmt: skip
     parts = load_quantized(args.pool, policy)
     if policy.n_quantiles == 0:
-        policy.add_reward_tokens(len(parts), seed=args.seed)
+        policy.add_reward_tokens(len(parts), args.seed, ordered=args.reward_token_init == "ordered")
     elif policy.n_quantiles != len(parts):
         raise BadInput(f"{args.pool} has {len(parts)} quantiles, but {args.model} has {policy.n_quantiles} reward tokens; "
                        f"use quantize.py --quantiles {policy.n_quantiles}")  # fmt: skip

@@ -23,16 +23,22 @@ if [ "$MODEL" = tiny/lm ]; then               # minutes on a laptop: the small m
     NAME=tiny
     PROMPTS=${PROMPTS:-tiny/prompts/train.jsonl}             # X
     TEST_PROMPTS=${TEST_PROMPTS:-tiny/prompts/test.jsonl}
+    if [ "$TASK" = repetition ]; then         # longer completions, so fewer of them; samples of p0 that loop now and then
+        ITERATIONS=${ITERATIONS:-7} STEPS=${STEPS:-120} BATCH=${BATCH:-20} LR=${LR:-1.5e-3}
+        NUM_PROMPTS=${NUM_PROMPTS:-192} NUM_SAMPLES=${NUM_SAMPLES:-5}
+        EXPLORE_P0=${EXPLORE_P0:---decode sample --top-p 0.5} EXPLORE=${EXPLORE:---decode sample --top-p 1}
+    fi
     K=${K:-5}                                 # quantiles
     BETA=${BETA:-0.05}                        # weight of the KL term
-    ITERATIONS=${ITERATIONS:-7}               # rounds of explore, quantize, learn
+    ITERATIONS=${ITERATIONS:-6}               # rounds of explore, quantize, learn
     STEPS=${STEPS:-100}                       # updates a round
     BATCH=${BATCH:-32}                        # examples an update
     LR=${LR:-1e-3}                            # peak learning rate of Adam
     WARMUP=${WARMUP:-30}                      # updates
     CLIP=${CLIP:-1}                           # largest gradient norm
     NUM_SAMPLES=${NUM_SAMPLES:-4}             # completions a prompt and round
-    QUANTIZE=${QUANTIZE---per-prompt --last 2}    # not in the paper, and it learns in minutes (README); QUANTIZE= for the paper's
+    QUANTIZE=${QUANTIZE---per-prompt --last 2}    # these two are not in the paper; with them it learns in minutes (README); QUANTIZE= for none
+    REWARD_TOKEN_INIT=${REWARD_TOKEN_INIT:-ordered} REWARD_TOKEN_LR=${REWARD_TOKEN_LR:-10}    # heeded sooner (README)
     if [ -z "${BF16+set}" ] && grep -qsE 'avx512_bf16|amx_bf16' /proc/cpuinfo; then BF16=--bf16; fi
     export HF_HUB_OFFLINE=1                   # everything is in the folder: nothing may be asked of the network
 else                                          # the paper's setting (README, "GPT-2")
@@ -58,12 +64,15 @@ else
     EVALUATE=${EVALUATE:---decode sample --top-p 0.9 --num-samples 25}
 fi
 KL=${KL:-forward} ENTROPY=${ENTROPY:-0}       # forward and 0: the paper; reverse and 0.06: the authors' code
+EXPLORE_P0=${EXPLORE_P0:-$EXPLORE}            # the same for the first pool, which p0 writes
+NUM_PROMPTS=${NUM_PROMPTS:-}                  # explore only this many of the prompts
 REWARD_TOKEN_LR=${REWARD_TOKEN_LR:-1}         # times LR, for the rows of r_1 ... r_K
+REWARD_TOKEN_INIT=${REWARD_TOKEN_INIT:-normal}
 GRAD_ACCUM=${GRAD_ACCUM:-1}                   # pieces a batch is cut into, if memory is short
 BF16=${BF16:-}                                # --bf16: learn in bfloat16 (on by itself where the processor multiplies it natively)
 QUANTIZE=${QUANTIZE:-}                        # further options of quantize.py, e.g. "--per-prompt" or "--last 3"
 SAMPLE_BATCH=${SAMPLE_BATCH:-128}             # rows sampled together
-if [ "$TASK" = repetition ]; then DIAL_SAMPLES=1; else DIAL_SAMPLES=${DIAL_SAMPLES:-4}; fi
+if [ "$TASK" = repetition ]; then DIAL_SAMPLES=1; else DIAL_SAMPLES=${DIAL_SAMPLES:-2}; fi
 PPL_MODEL=${PPL_MODEL:-$MODEL}                # whose perplexity measures fluency
 RUN=${RUN:-runs/$TASK-$NAME}
 
@@ -91,9 +100,11 @@ stage() {                                     # stage OUTPUT COMMAND...: runs th
 length="--max-new-tokens $NEW_TOKENS --min-new-tokens $MIN_TOKENS --batch-size $SAMPLE_BATCH"
 judge=${REWARD_MODEL:+--reward-model $REWARD_MODEL}
 
-explore() {                                   # explore ROUND MODEL
-    stage "$RUN/pool/$1.jsonl" explore.py --model "$2" --prompts "$PROMPTS" --reward "$REWARD" $judge --iteration $((10#$1)) \
-        --num-samples "$NUM_SAMPLES" $length $EXPLORE --seed "$SEED" --out "$RUN/pool/$1.jsonl"
+explore() {                                   # explore ROUND MODEL OPTIONS...
+    local round=$1 model=$2; shift 2
+    stage "$RUN/pool/$round.jsonl" explore.py --model "$model" --prompts "$PROMPTS" --reward "$REWARD" $judge \
+        --iteration $((10#$round)) ${NUM_PROMPTS:+--num-prompts $NUM_PROMPTS} --num-samples "$NUM_SAMPLES" $length "$@" \
+        --seed "$SEED" --out "$RUN/pool/$round.jsonl"
 }
 evaluate() {                                  # evaluate NAME MODEL OPTIONS...
     local name=$1 model=$2; shift 2
@@ -103,7 +114,7 @@ evaluate() {                                  # evaluate NAME MODEL OPTIONS...
 
 # ------------------------------------------------------------------------------------------------------------ the loop
 start=$SECONDS
-explore 00 "$MODEL"                                                    # initialise: D from p0, no reward token
+explore 00 "$MODEL" $EXPLORE_P0                                        # initialise: D from p0, no reward token
 previous=$MODEL pool=()
 for ((i = 1; i <= ITERATIONS; i++)); do
     last=$(printf %02d $((i - 1))) round=$(printf %02d "$i")
@@ -113,9 +124,9 @@ for ((i = 1; i <= ITERATIONS; i++)); do
     stage "$RUN/model/$round" learn.py --pool "$RUN/quantized/$last.jsonl" --model "$previous" --reference "$MODEL" \
         --beta "$BETA" --kl "$KL" --entropy-coef "$ENTROPY" --steps "$STEPS" --total-steps $((STEPS * ITERATIONS)) \
         --batch-size "$BATCH" --grad-accum "$GRAD_ACCUM" --lr "$LR" --warmup "$WARMUP" --clip "$CLIP" \
-        --reward-token-lr "$REWARD_TOKEN_LR" $BF16 --seed "$SEED" --out "$RUN/model/$round"
+        --reward-token-lr "$REWARD_TOKEN_LR" --reward-token-init "$REWARD_TOKEN_INIT" $BF16 --seed "$SEED" --out "$RUN/model/$round"
     previous=$RUN/model/$round
-    if ((i < ITERATIONS)); then explore "$round" "$previous"; fi       # new samples, conditioned on r_K
+    if ((i < ITERATIONS)); then explore "$round" "$previous" $EXPLORE; fi  # new samples, conditioned on r_K
 done
 
 # --------------------------------------------------------------------------------------------------- what came of it

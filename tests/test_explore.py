@@ -113,6 +113,21 @@ def test_reward_tokens_depend_on_the_seed_alone(p0_folder):
     assert torch.equal(rows[0], rows[1]) and not torch.equal(rows[0], rows[2])
 
 
+def test_ordered_rows_lie_on_a_line(p0_folder):
+    """r_k = mean + z_k std e, one e for all, z from -3 to 3 in even steps; another seed: another e."""
+    lines = []
+    for seed in (1, 2):
+        policy = load_policy(p0_folder)
+        old = policy.model.get_input_embeddings().weight.detach()
+        mean, std = old.mean(0), old.std(0)
+        policy.add_reward_tokens(5, seed, ordered=True)
+        z_e = (policy.model.get_input_embeddings().weight.detach()[V:] - mean) / std
+        for k, z in enumerate((-3, -1.5, 0, 1.5, 3)):
+            assert torch.allclose(z_e[k], z_e[4] * z / 3, atol=1e-5)
+        lines.append(z_e[4] / 3)
+    assert not torch.allclose(*lines) and 0.3 < lines[0].std() < 2
+
+
 def test_reward_tokens_do_not_change_p0(p0, quark):
     """Without a reward token in front, the enlarged model gives the same ordinary logits."""
     ids = torch.tensor([quark.encode(SENTENCES[0])])
@@ -278,6 +293,21 @@ def test_draw_is_the_softmax(top_p):
             assert counts[v] == pytest.approx(p[v] / mass if v in kept else 0, abs=2e-4)
     both = draw(logits, torch.tensor([0.3, 0.3], dtype=torch.float64), top_p).tolist()
     assert both == [drawn(row[None], [0.3], top_p)[0] for row in logits]
+
+
+def test_top_p_of_a_large_vocabulary():
+    """Where the 1,024 likeliest tokens hold the nucleus, and where they do not: the same draws as from a sort of all."""
+    generator = torch.Generator().manual_seed(0)
+    flat, peaked = torch.randn(8, 5000, generator=generator), torch.randn(8, 5000, generator=generator) * 4
+    u = torch.rand(8, generator=generator, dtype=torch.float64)
+    for logits in (flat, peaked, torch.cat([flat[:4], peaked[:4]])):
+        p, order = logits.softmax(-1).sort(dim=-1, descending=True)
+        for row in range(8):
+            inside = int((p[row].cumsum(0) < 0.9).sum()) + 1  # the smallest set that holds 0.9
+            cdf = p[row, :inside].double().cumsum(0)
+            expected = order[row, int((cdf <= u[row] * cdf[-1]).sum())]
+            assert draw(logits, u, 0.9)[row] == expected
+    assert (flat.softmax(-1).topk(1024).values.sum(-1) < 0.9).all() and (peaked.softmax(-1).topk(1024).values.sum(-1) > 0.9).all()
 
 
 def test_draw_from_many_and_from_rare_tokens():
