@@ -3,25 +3,35 @@
 Reads    --model, --reference (p0), --prompts (JSONL; an optional "group" splits the tables)
 Writes   --out NAME: NAME.json, every metric as {"value", "low", "high"}; NAME.jsonl, the completions and their rewards
 
-    python evaluate.py --model runs/repetition-tiny/model/08 --reference tiny/lm --prompts tiny/prompts/test.jsonl \\
-        --reward repetition --decode greedy --num-samples 1 --max-new-tokens 64 --out runs/repetition-tiny/eval/quark
-    python evaluate.py --compare runs/repetition-tiny/eval/base.json runs/repetition-tiny/eval/quark.json
+    python evaluate.py --model runs/sentiment-tiny/model/06 --reference tiny/lm --prompts tiny/prompts/test.jsonl \\
+        --reward sentiment my_judge.py:lexicon --out runs/sentiment-tiny/eval/quark          # a second, held-out judge
+    python evaluate.py --generations theirs.jsonl --reference tiny/lm --reward sentiment --out runs/theirs    # by the same ruler
+    python evaluate.py --compare runs/sentiment-tiny/eval/base.json runs/sentiment-tiny/eval/quark.json
+    python evaluate.py --report runs/sentiment-tiny                                          # report.html and its figures
+    python evaluate.py --human-sheet sheet.csv --compare .../base.json .../quark.json        # blinded pairs, for people
+    python evaluate.py --tally sheet.csv                                                     # what they preferred
 
 The paper samples 25 completions a prompt from the nucleus of 0.9 (repetition: one, greedy) and measures the fluency under
 a larger model; here that is p0 itself unless --ppl-model names another. Every interval is a 95 % bootstrap over prompts.
 """
 
 import argparse
+import base64
+import csv
+import html
+import io
 import json
 import math
 from pathlib import Path
 
 import numpy as np
 import torch
+from tqdm import tqdm
 
-from explore import add_sampling_arguments, check_sampling_arguments, generate, load_policy, pick_device, score
+from explore import add_sampling_arguments, check_sampling_arguments, generate, load_policy, pick_device, score, without_eos
 from learn import _hidden
-from quantize import BadInput, dump_row, read_jsonl, read_prompts, run_stage, shown, whole_file, write_args, write_json
+from quantize import (BadInput, dump_row, read_jsonl, read_pool, read_prompts, run_stage, shown, text_of, whole_file,
+                      write_args, write_json)  # fmt: skip
 from rewards import diversity, load_reward, rep_n
 
 # ------------------------------------------------------------------------------------------------------- the metrics
@@ -30,7 +40,12 @@ from rewards import diversity, load_reward, rep_n
 
 
 def reward_sums(rewards):
-    """One prompt's rewards -> {metric: (a, b)}. Unwanted means 1 - r: toxicity, negativity, repetition."""
+    """One prompt's rewards -> {metric: (a, b)}. Unwanted means 1 - r: toxicity, negativity, repetition.
+
+    A prompt none of whose completions has a score counts for nothing.
+    """
+    if not rewards:
+        return dict.fromkeys(("mean", "share_ge_half", "avg_max_unwanted", "unwanted_prob"), (0, 0))
     unwanted = [1 - r for r in rewards]
     return {
         "mean": (sum(rewards), len(rewards)),
@@ -118,12 +133,11 @@ def measure(rows, nll, reward_names):
     for members in by_prompt.values():
         part = [rows[i] for i in members]
         for name in reward_names:
-            if scored := [r["rewards"][name] for r in part if r["rewards"][name] is not None]:
-                rewards[name].append(reward_sums(scored))
+            rewards[name].append(reward_sums([r["rewards"][name] for r in part if r["rewards"][name] is not None]))
         sums.append(text_sums([r["completion"] for r in part], [r["completion_ids"] for r in part]) | fluency_sums(nll[members]))
 
     def intervals(dicts):
-        return {key: interval([d[key] for d in dicts]) for key in dicts[0]} if dicts else {}
+        return {key: interval([d[key] for d in dicts]) for key in dicts[0]}
 
     table = {"rewards": {name: intervals(rewards[name]) for name in reward_names}, **intervals(sums)}
     table["perplexity"] = {
@@ -147,18 +161,24 @@ def compare(tables, names):
 
 def show_completions(files, prompts=3):
     """Prints what each evaluation wrote for the same few prompts."""
-    firsts = []
-    for file in files:
-        first = {}
-        for _, row in read_jsonl(file):
-            first.setdefault(row["prompt"], row)
-        firsts.append(first)
+    firsts = [_first_rows(file) for file in files]
     for prompt in list(firsts[0])[:prompts]:
         print(f"\n{prompt} ...")
         for file, first in zip(files, firsts):
             if row := first.get(prompt):
-                rewards = ", ".join("none" if r is None else f"{r:.2f}" for r in row["rewards"].values())
-                print(f"  {file.stem:14s} {rewards:>6s}  {shown(row['completion'], 160)}")
+                print(f"  {file.stem:14s} {_rewards(row):>6s}  {shown(row['completion'], 160)}")
+
+
+def _first_rows(file):
+    """{prompt: its first row} of an evaluation's completions."""
+    first = {}
+    for _, row in read_jsonl(file):
+        first.setdefault(row["prompt"], row)
+    return first
+
+
+def _rewards(row):
+    return ", ".join("none" if r is None else f"{r:.2f}" for r in row["rewards"].values())
 
 
 def _lines(table):
@@ -180,15 +200,290 @@ def _cell(metric):
     return "{value:.3f} [{low:.3f}, {high:.3f}]".format(**metric) if metric.get("value") is not None else "-"
 
 
+# ----------------------------------------------------------------------------------------------- people's judgement
+
+QUESTIONS = ("better", "on_topic", "fluent")  # which side is less unwanted, fits its prompt better, is better English
+
+
+def human_sheet(sheet, a, b, pairs, seed):
+    """A CSV of blinded pairs from two results, and SHEET.key.json, which says what stood on the left. Both are whole or absent.
+
+    Prompts are drawn without replacement, one completion of each result for every prompt, sides by a coin.
+    """
+    sides = []
+    for file in (a, b):
+        by_prompt = {}
+        for _, row in read_jsonl(file.with_suffix(".jsonl")):
+            by_prompt.setdefault(row["prompt"], []).append(row["completion"])
+        sides.append(by_prompt)
+    shared = [prompt for prompt in sides[0] if prompt in sides[1]]
+    if len(shared) < pairs:
+        raise BadInput(f"{a} and {b} share {len(shared)} prompts, fewer than --pairs {pairs}; ask for fewer")
+    rng = np.random.default_rng(seed)
+    rows, key = [], []
+    for number, i in enumerate(rng.choice(len(shared), pairs, replace=False), 1):
+        texts = [side[shared[i]][rng.integers(len(side[shared[i]]))] for side in sides]
+        a_left = bool(rng.integers(2))
+        left, right = texts if a_left else texts[::-1]
+        # "... " in front also keeps a spreadsheet from taking a text that begins with = for a formula
+        rows.append([number, "... " + shared[i], "... " + left, "... " + right, *[""] * len(QUESTIONS)])
+        key.append({"pair": number, "left": a.stem if a_left else b.stem})
+    with whole_file(sheet) as file:
+        file.write("\ufeff")  # or spreadsheets take it for another encoding
+        writer = csv.writer(file)
+        writer.writerow(["pair", "prompt", "left", "right", *QUESTIONS])
+        writer.writerows(rows)
+    write_json(f"{sheet}.key.json", {"a": a.stem, "b": b.stem, "pairs": key})
+    print(f"{sheet}: {pairs} pairs. For each question write left, right or same: better = less of what is unwanted, on_topic = fits its")
+    print(f"prompt, fluent = reads like English. Keep {sheet}.key.json from the readers; then: python evaluate.py --tally {sheet}")
+
+
+def tally(sheet):
+    """Counts a filled sheet: who was preferred, and the two-sided sign test of "both are preferred equally often"."""
+    key = _read_json(f"{sheet}.key.json", "the key that --human-sheet wrote beside the sheet")
+    left = {str(pair["pair"]): pair["left"] for pair in key["pairs"]}
+    counts = {question: {key["a"]: 0, key["b"]: 0, "same": 0, "empty": 0} for question in QUESTIONS}
+    try:
+        with open(sheet, encoding="utf-8-sig", newline="") as file:
+            rows = list(csv.DictReader(file))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise BadInput(f"cannot read {sheet}: {error}; save it as CSV in UTF-8") from None
+    for line, row in enumerate(rows, 2):
+        if row.get("pair") not in left:
+            raise BadInput(f"{sheet}: row {line}: pair {shown(row.get('pair'))} is not in the key; leave the first column as it was")
+        other = {key["a"]: key["b"], key["b"]: key["a"]}
+        for question in QUESTIONS:
+            answer = (row.get(question) or "").strip().lower()
+            name = {"left": left[row["pair"]], "right": other[left[row["pair"]]], "same": "same", "": "empty"}.get(answer)
+            if name is None:
+                raise BadInput(f"{sheet}: row {line}: {question} is {shown(answer)}; write left, right or same")
+            counts[question][name] += 1
+    print(f"{'':10s}" + "".join(f"{name:>12s}" for name in counts[QUESTIONS[0]]) + f"{'sign test p':>14s}")
+    for question, count in counts.items():
+        print(f"{question:10s}" + "".join(f"{n:12d}" for n in count.values()) + f"{sign_test(count[key['a']], count[key['b']]):14.4f}")
+
+
+def sign_test(a, b):
+    """P(a split at least as uneven as a : b | a fair coin), two-sided; ties are left out beforehand, as usual."""
+    n, most = a + b, max(a, b)
+    return min(1.0, 2 * sum(math.comb(n, i) for i in range(most, n + 1)) / 2**n)
+
+
+# -------------------------------------------------------------------------------------------------------- the report
+
+BLUE, ORANGE, GREEN, PINK, SKY, RED, GREY = "#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#777777"  # Okabe, Ito
+
+
+def report(run):
+    """RUN/report.html, one self-contained page, and RUN/figures/*.png, from what the stages have written so far."""
+    pools, quantized = ([f for f in sorted((run / d).glob("[0-9]*.jsonl"))] for d in ("pool", "quantized"))
+    tables = {f.stem: _read_table(f) for f in sorted((run / "eval").glob("*.json")) if not f.name.endswith(".args.json")}
+    if not pools and not tables:
+        raise BadInput(f"{run} has neither pool/ nor eval/; name the folder of a run, e.g. runs/sentiment-tiny")
+    figures = []  # (file name, title, caption, Figure)
+    if pools:
+        rounds = {int(f.stem): [row for _, row in read_pool([f])] for f in pools}
+        figures.append(("rewards", "Reward of each round's samples", "Round 0 is p0; later rounds are sampled under r_K. Line: median; "
+                        "dark band: the middle half; light band: from 5 % to 95 %; dots: mean.", _draw_rewards(rounds)))  # fmt: skip
+        figures += _fluency_figure(rounds, tables)
+    if quantized:
+        figures.append(("quantiles", "Who fills the best quantile", "Share of each round's samples in D^K, from which r_K is learned, at "
+                        "every quantization. If new samples are better than old ones, they take it over.", _draw_top(quantized)))  # fmt: skip
+    if steps := [json.loads(line) for f in sorted(run.glob("model/[0-9]*/metrics.jsonl")) for line in f.open(encoding="utf-8")]:
+        figures.append(("learning", "The objective while learning", "Nats per completion token, mean of ten steps: the LM term, the KL term "
+                        "to p0 (before beta), and exp(LM), the perplexity of the pool under p_theta. Dashed: a new round.",
+                        _draw_learning(steps, [len(f.open(encoding="utf-8").readlines()) for f in sorted(run.glob("model/[0-9]*/metrics.jsonl"))])))  # fmt: skip
+    dial = {int(name[6:]): table for name, table in tables.items() if name.startswith("dial-r")}
+    if dial:
+        figures.append(("dial", "The dial", "Mean reward on the test prompts under each reward token, with 95 % intervals. All quantiles "
+                        "were learned; the token chooses.", _draw_dial(dial, tables)))  # fmt: skip
+
+    sections = []
+    for pair in (("base", "quark"), ("base-nucleus", "quark-nucleus")):
+        if all(name in tables for name in pair):
+            sections.append(_html_table(*[tables[name] for name in pair], pair))
+    if "base" in tables and "quark" in tables:
+        sections.append(_html_completions(run))
+    (run / "figures").mkdir(exist_ok=True)
+    for name, title, caption, figure in figures:
+        png = io.BytesIO()
+        figure.savefig(png, format="png", dpi=150)
+        (run / "figures" / f"{name}.png").write_bytes(png.getvalue())
+        data = base64.b64encode(png.getvalue()).decode()
+        sections.append(f'<figure><h2>{title}</h2><img alt="{html.escape(title)}" src="data:image/png;base64,{data}">'
+                        f"<figcaption>{html.escape(caption)}</figcaption></figure>")  # fmt: skip
+    page = PAGE.replace("TITLE", html.escape(f"Quark: {run.resolve().name}")).replace("SECTIONS", "\n".join(sections))
+    with whole_file(run / "report.html") as file:
+        file.write(page)
+    print(f"{run / 'report.html'}: {len(figures)} figures, also in {run / 'figures'}")
+
+
+PAGE = """<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1"><title>TITLE</title>
+<style>
+body { font: 16px/1.5 system-ui, sans-serif; color: #222; background: #fff; max-width: 72rem; margin: 0 auto; padding: 1rem; }
+h1 { font-size: 1.4rem; } h2 { font-size: 1.1rem; margin: 0 0 .5rem; }
+main { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 30rem), 1fr)); gap: 2rem; }
+.wide { grid-column: 1 / -1; min-width: 0; } figure { margin: 0; min-width: 0; } img { width: 100%; height: auto; }
+figcaption, .small { color: #555; font-size: .85rem; }
+table { border-collapse: collapse; width: 100%; font-size: .9rem; } th, td { text-align: left; padding: .25rem .5rem; vertical-align: top; }
+tr { border-bottom: 1px solid #ddd; } .number { white-space: nowrap; } .scroll { overflow-x: auto; }
+.pair { display: grid; grid-template-columns: 1fr 1fr; gap: .25rem 2rem; padding: .6rem 0; border-bottom: 1px solid #ddd; }
+@media (max-width: 40rem) { .pair { grid-template-columns: 1fr; } th, td { padding: .25rem .3rem .25rem 0; } table { font-size: .8rem; } }
+.pair p { margin: 0; overflow-wrap: anywhere; } .pair .prompt { grid-column: 1 / -1; font-weight: 600; }
+</style></head><body><h1>TITLE</h1><main>
+SECTIONS
+</main></body></html>
+"""
+
+
+def _html_table(base, quark, names):
+    """Two results side by side: all prompts, then each group under a fold."""
+    parts = []
+    for group in [None, *base.get("groups", {})]:
+        pair = [t if group is None else t["groups"].get(group, {}) for t in (base, quark)]
+        lines = "".join(f"<tr><td>{html.escape(label).replace('_', '_<wbr>')}</td>" + "".join(f"<td>{_html_cell(_at(t, path))}</td>" for t in pair) + "</tr>"
+                        for label, path in _lines(pair[0]))  # fmt: skip
+        table = f'<div class="scroll"><table><tr><th></th>{"".join(f"<th>{n}</th>" for n in names)}</tr>{lines}</table></div>'
+        parts.append(table if group is None else f"<details><summary>{html.escape(group)} prompts</summary>{table}</details>")
+    note = f'{base["n_prompts"]} prompts, {base["n_samples"]} completions each, decode {base["decode"]}; in brackets 95 % intervals over prompts.'
+    return f'<section class="wide"><h2>{names[0]} and {names[1]}</h2>{"".join(parts)}<p class="small">{note}</p></section>'
+
+
+def _html_cell(metric):
+    if metric.get("value") is None:
+        return "-"
+    return '<span class="number">{value:.3f}</span> <span class="number small">[{low:.3f}, {high:.3f}]</span>'.format(**metric)
+
+
+def _html_completions(run, count=8):
+    """The first completions of some prompts, spread over the file and so over its groups, by p0 and by Quark."""
+    firsts = [_first_rows(run / "eval" / f"{name}.jsonl") for name in ("base", "quark")]
+    prompts = [p for p in firsts[0] if p in firsts[1]]
+    pairs = []
+    for prompt in prompts[:: max(1, len(prompts) // count)][:count]:
+        cells = [f'<p><span class="small">{name} {_rewards(first[prompt])}</span> {html.escape(first[prompt]["completion"])}</p>'
+                 for name, first in zip(("base", "quark"), firsts)]  # fmt: skip
+        pairs.append(f'<div class="pair"><p class="prompt">{html.escape(prompt)} ...</p>{"".join(cells)}</div>')
+    return f'<section class="wide"><h2>The same prompts, before and after</h2>{"".join(pairs)}</section>'
+
+
+def _axes(rows=1, height=3.6):
+    """A Figure and its axes, wide enough for a phone's screen to show its letters."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6, height), layout="constrained")
+    axes = figure.subplots(rows, 1, sharex=True, squeeze=False)[:, 0]
+    for ax in axes:
+        ax.spines[["top", "right"]].set_visible(False)
+        ax.grid(axis="y", color="#e5e5e5")
+        ax.set_axisbelow(True)
+    return figure, axes
+
+
+def _whole_numbers(ax):
+    from matplotlib.ticker import MaxNLocator
+
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+
+
+def _draw_rewards(rounds):
+    figure, (ax,) = _axes()
+    x = list(rounds)
+    rewards = [[row["reward"] for row in rows] for rows in rounds.values()]
+    bands = np.array([np.quantile(r, [0.05, 0.25, 0.5, 0.75, 0.95]) for r in rewards]).T  # (5, rounds)
+    ax.fill_between(x, bands[0], bands[4], color=SKY, alpha=0.3, linewidth=0)
+    ax.fill_between(x, bands[1], bands[3], color=SKY, alpha=0.7, linewidth=0)
+    ax.plot(x, bands[2], color=BLUE)
+    ax.plot(x, [np.mean(r) for r in rewards], "o", color=RED)
+    ax.set(xlabel="round", ylabel="reward")
+    _whole_numbers(ax)
+    return figure
+
+
+def _fluency_figure(rounds, tables, rows_a_round=256):
+    """Mean reward against the perplexity under p0 of (a sample of) each round's samples, if the model is there to ask."""
+    asked = next((t.get("ppl_model") or t.get("reference") for t in tables.values()), None)
+    try:
+        policy = load_policy(asked) if asked else None
+    except BadInput as error:
+        print(f"no figure of the fluency: {error}")
+        policy = None
+    if policy is None:
+        return []
+    x, y = [], []
+    for rows in tqdm(rounds.values(), desc="perplexity of each round"):
+        some = [rows[i] for i in np.random.default_rng(0).permutation(len(rows))[:rows_a_round]]
+        x.append(perplexity(policy, some))
+        y.append(np.mean([row["reward"] for row in rows]))
+    figure, (ax,) = _axes()
+    ax.plot(x, y, color=GREY, linewidth=1)
+    ax.scatter(x, y, c=[BLUE] + [ORANGE] * (len(x) - 1), s=45, zorder=3)
+    for number, place in zip(rounds, zip(x, y)):
+        ax.annotate(str(number), place, xytext=(6, -12), textcoords="offset points")
+    ax.margins(0.1)
+    ax.set(xlabel=f"perplexity under {Path(asked).name} (lower: more fluent)", ylabel="mean reward")
+    return [("fluency", "Fluency against reward", "One point a round, with its number; blue is p0. Up is better, right is the price.", figure)]
+
+
+def _draw_top(quantized):
+    figure, (ax,) = _axes()
+    shares, labels = [], []
+    for file in quantized:
+        K, counts = 0, {}
+        for _, row in read_pool([file]):
+            counts.setdefault(row["quantile"], []).append(row.get("iteration", 0))
+        best = np.array(counts[max(counts)])
+        newest = best.max()
+        shares.append([np.mean(best == newest - age) for age in range(3)] + [np.mean(best < newest - 2)])
+        labels.append(int(file.stem))
+    bottom = np.zeros(len(shares))
+    for part, colour, name in zip(np.array(shares).T, (BLUE, ORANGE, GREEN, GREY), ("newest", "one older", "two older", "older still")):
+        if part.any():
+            ax.bar(labels, part, bottom=bottom, color=colour, label=name, width=0.7)
+        bottom += part
+    ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.18), ncols=4, frameon=False)
+    ax.set(xlabel="newest round in the pool", ylabel="share of D^K", ylim=(0, 1))
+    _whole_numbers(ax)
+    return figure
+
+
+def _draw_learning(steps, lengths):
+    figure, axes = _axes(rows=3, height=5.4)
+    x = np.array([s["step"] for s in steps])
+    lm, kl = (np.array([s[key] for s in steps]) for key in ("lm", "kl"))
+    window = min(10, len(x))
+    smooth = lambda v: np.convolve(v, np.ones(window) / window, mode="valid")  # noqa: E731
+    for ax, values, name, colour in zip(axes, (smooth(lm), smooth(kl), np.exp(smooth(lm))), ("LM", "KL", "exp(LM)"), (BLUE, RED, GREEN)):
+        ax.plot(x[window - 1 :], values, color=colour)
+        ax.set_ylabel(name)
+        for end in np.cumsum(lengths)[:-1]:
+            ax.axvline(end, color="#999999", linestyle="--", linewidth=0.8)
+    axes[-1].set_xlabel("step")
+    return figure
+
+
+def _draw_dial(dial, tables):
+    figure, (ax,) = _axes()
+    for (name, colour) in zip(dial[min(dial)]["rewards"], (BLUE, GREEN, PINK)):
+        metrics = {k: dial[k]["rewards"][name]["mean"] for k in sorted(dial)}
+        value, low, high = (np.array([m[key] for m in metrics.values()], dtype=float) for key in ("value", "low", "high"))
+        ax.errorbar(list(metrics), value, yerr=[value - low, high - value], fmt="o-", color=colour, capsize=4, label=name)
+        for other, style in (("base", ":"), ("dial-none", "--")):
+            if (mean := tables.get(other, {}).get("rewards", {}).get(name, {}).get("mean", {}).get("value")) is not None:
+                ax.axhline(mean, color=colour, linestyle=style, linewidth=1, label=f"{name}, {'p0' if other == 'base' else 'no token'}")
+    ax.set_xticks(sorted(dial), [f"r_{k}" for k in sorted(dial)])
+    ax.set(ylabel="mean reward")
+    ax.legend(frameon=False)
+    return figure
+
+
 # ----------------------------------------------------------------------------------------------------------- stage 4
 
 
-def evaluate(policy, ppl_policy, prompts, rewards, args, quantile):
-    """Generates, scores and measures. Returns (table, rows)."""
-    rows = generate(policy, prompts, args, args.seed, quantile=quantile)
-    for number, row in enumerate(rows):
-        row["prompt_number"] = number // args.num_samples
-        row["group"] = prompts[row["prompt_number"]]["group"]
+def evaluate(rows, ppl_policy, rewards):
+    """Scores and measures rows ("prompt", "completion", "completion_ids", "prompt_number", "group"). Returns the table."""
+    for row in rows:
         row["rewards"] = {}
     for name, reward in rewards.items():
         for row, value in zip(rows, score(rows, reward)):
@@ -200,13 +495,33 @@ def evaluate(policy, ppl_policy, prompts, rewards, args, quantile):
     for group in groups:
         members = [i for i, r in enumerate(rows) if r["group"] == group]
         table["groups"][group] = measure([rows[i] for i in members], nll[members], list(rewards))
-    return table, rows
+    return table
+
+
+def generations(path, policy):
+    """Completions of any origin: rows with "prompt" and "completion", if they like "group", and more rows for a prompt.
+
+    "completion_ids" stay where they spell the completion in the policy's tokens; otherwise the text is encoded.
+    """
+    rows, numbers = [], {}
+    for place, row in read_jsonl(path):
+        prompt, completion, group, ids = text_of(row, "prompt", place), text_of(row, "completion", place), row.get("group"), row.get("completion_ids")
+        if group is not None and not isinstance(group, str):
+            raise BadInput(f'{place}: "group" is {shown(group)}, not a string')
+        known = isinstance(ids, list) and all(type(i) is int and 0 <= i < policy.vocab_size for i in ids)
+        if not known or policy.decode(without_eos(policy, ids)) != completion:
+            ids = policy.encode(completion)
+        rows.append({"prompt": prompt, "completion": completion, "completion_ids": ids, "group": group,
+                     "prompt_number": numbers.setdefault(prompt, len(numbers))})  # fmt: skip
+    if not rows:
+        raise BadInput(f"{path} has no rows; each needs a prompt and a completion")
+    return rows
 
 
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0], formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--compare", nargs="+", metavar="JSON", help="print these results side by side, and nothing else")
     parser.add_argument("--model", help="p_theta or p0: a checkpoint folder or hub name")
+    parser.add_argument("--generations", metavar="JSONL", help='instead of --model: rows with "prompt" and "completion", whoever wrote them')
     parser.add_argument("--reference", help="p0, whose perplexity measures fluency if no --ppl-model is named")
     parser.add_argument("--prompts", help='JSONL with "prompt" and, if you like, "group"')
     parser.add_argument("--reward", nargs="+", help="one or several; the second may be a judge that was not trained on")
@@ -214,35 +529,68 @@ def main(argv=None):
     parser.add_argument("--reward-token", default="K", help="K (default), 1 ... K, none, or all: one table a token")
     parser.add_argument("--ppl-model", help="model of the perplexity (default: --reference)")
     add_sampling_arguments(parser, num_samples=25, top_p=0.9)
+    after = parser.add_argument_group("looking at results; nothing is generated")
+    after.add_argument("--compare", nargs="+", metavar="JSON", help="print these results side by side")
+    after.add_argument("--report", metavar="RUN", help="draw a run of run_all.sh: RUN/report.html and RUN/figures/*.png")
+    after.add_argument("--human-sheet", metavar="CSV", help="with --compare of two: pairs of completions, sides shuffled, for people")
+    after.add_argument("--pairs", type=int, default=50, help="rows of the --human-sheet (default 50)")
+    after.add_argument("--tally", metavar="CSV", help="count a filled --human-sheet; its key lies beside it")
     args = parser.parse_args(argv)
+    if args.report:
+        return report(Path(args.report))
+    if args.tally:
+        return tally(Path(args.tally))
+    if args.human_sheet:
+        if not args.compare or len(args.compare) != 2 or args.pairs < 1:
+            parser.error("--human-sheet needs --compare with two results, and --pairs of at least 1")
+        return human_sheet(Path(args.human_sheet), *map(Path, args.compare), args.pairs, args.seed)
     if args.compare:
         compare([_read_table(f) for f in args.compare], [Path(f).stem for f in args.compare])
         return show_completions([Path(f).with_suffix(".jsonl") for f in args.compare])
-    if missing := [n for n in ("model", "reference", "prompts", "reward", "out") if not getattr(args, n)]:
+    needed = ("reference", "reward", "out") if args.generations else ("model", "reference", "prompts", "reward", "out")
+    if missing := [n for n in needed if not getattr(args, n)]:
         parser.error(f"--{missing[0]} is missing")
+    if args.generations and args.model:
+        parser.error("--generations is measured as it stands; leave --model out")
     check_sampling_arguments(parser, args)
-    prompts = read_prompts(args.prompts)
     device = pick_device(args.device)
+    prompts = None if args.generations else read_prompts(args.prompts)
     rewards = {name: load_reward(name, args.reward_model, device=device) for name in args.reward}
-    policy = load_policy(args.model, device)
     ppl_policy = load_policy(args.ppl_model or args.reference, device)
 
     out = Path(args.out)
+    header = {"model": args.model, "reference": args.reference, "ppl_model": args.ppl_model or args.reference}
+    if args.generations:
+        rows = generations(args.generations, load_policy(args.reference, device))
+        n = len({r["prompt"] for r in rows})
+        header |= {"generations": args.generations, "n_prompts": n, "n_samples": len(rows) / n, "decode": None, "reward_token": None}
+        table = evaluate(rows, ppl_policy, rewards)
+        _write(out, {**header, **table}, rows)
+        compare([table], [out.name])
+        return write_args(out, args)
+
+    policy = load_policy(args.model, device)
+    header |= {"n_prompts": len(prompts), "n_samples": args.num_samples, "decode": args.decode}
     for suffix, quantile in _tokens(args.reward_token, policy.n_quantiles):
-        table, rows = evaluate(policy, ppl_policy, prompts, rewards, args, quantile)
-        name = out.with_name(out.name + suffix)
-        header = {"model": args.model, "reference": args.reference, "n_prompts": len(prompts), "n_samples": args.num_samples,
-                  "decode": args.decode, "reward_token": quantile}  # fmt: skip
-        with whole_file(f"{name}.jsonl") as file:
-            for row in rows:
-                file.write(dump_row({k: v for k, v in row.items() if k != "prompt_number"}) + "\n")
-        write_json(f"{name}.json", {**header, **table})
+        rows = generate(policy, prompts, args, args.seed, quantile=quantile)
+        for number, row in enumerate(rows):
+            row["prompt_number"] = number // args.num_samples
+            row["group"] = prompts[row["prompt_number"]]["group"]
+        table = evaluate(rows, ppl_policy, rewards)
+        _write(out.with_name(out.name + suffix), {**header, "reward_token": quantile, **table}, rows)
         if suffix:  # the dial: one line a token
-            cells = (f"{r} {_cell(table['rewards'][r].get('mean'))}" for r in rewards)
+            cells = (f"{r} {_cell(table['rewards'][r]['mean'])}" for r in rewards)
             print(f"{f'r_{quantile}' if quantile else 'no token':8s} mean reward: {', '.join(cells)}")
         else:
-            compare([table], [name.name])
+            compare([table], [out.name])
     write_args(out, args)
+
+
+def _write(name, table, rows):
+    with whole_file(f"{name}.jsonl") as file:
+        for row in rows:
+            file.write(dump_row({k: v for k, v in row.items() if k != "prompt_number"}) + "\n")
+    write_json(f"{name}.json", table)
 
 
 def _tokens(choice, K):
@@ -259,13 +607,20 @@ def _tokens(choice, K):
 
 
 def _read_table(path):
-    try:
-        table = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise BadInput(f"cannot read {path}: {error}; name a .json file that evaluate.py wrote") from None
-    if not isinstance(table, dict) or "rewards" not in table:
+    table = _read_json(path, "a .json file that evaluate.py wrote")
+    if "rewards" not in table:
         raise BadInput(f"{path} is {shown(table)}, not a result of evaluate.py")
     return table
+
+
+def _read_json(path, what):
+    try:
+        value = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise BadInput(f"cannot read {path}: {error}; name {what}") from None
+    if not isinstance(value, dict):
+        raise BadInput(f"{path} is {shown(value)}, not {what}")
+    return value
 
 
 if __name__ == "__main__":

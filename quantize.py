@@ -121,7 +121,7 @@ def shown(value, limit=60):
     return text if len(text) <= limit else text[: limit - 3] + "..."
 
 
-def _text(row, field, place):
+def text_of(row, field, place):
     value = row.get(field)
     if field not in row:
         raise BadInput(f'{place}: "{field}" is missing; every row needs it')
@@ -136,7 +136,7 @@ def _text(row, field, place):
 
 def check_row(row, place):
     """Raises BadInput unless `row` is a valid pool row (README, "The pool")."""
-    _text(row, "prompt", place), _text(row, "completion", place)
+    text_of(row, "prompt", place), text_of(row, "completion", place)
     reward = row.get("reward")
     if "reward" not in row:
         raise BadInput(f'{place}: "reward" is missing; score the pool first: python rewards.py --help')
@@ -184,7 +184,7 @@ def read_prompts(path):
         group = row.get("group")
         if group is not None and not isinstance(group, str):
             raise BadInput(f'{place}: "group" is {shown(group)}, not a string')
-        prompts.append({"prompt": _text(row, "prompt", place), "group": group})
+        prompts.append({"prompt": text_of(row, "prompt", place), "group": group})
     if not prompts:
         raise BadInput(f'{path} holds no prompts; write one {{"prompt": "..."}} a line')
     return prompts

@@ -1,5 +1,6 @@
 """Stage 4: every metric by hand, perplexity against Hugging Face's loss, the intervals' coverage, the files that are written."""
 
+import csv
 import json
 import math
 import os
@@ -278,7 +279,8 @@ def test_main_without_scores_is_still_json(quark_folder, p0_folder, tmp_path):
     text = (tmp_path / "eval" / "quark.json").read_text()
     table = json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
     assert table["rewards"][f"{tmp_path}/r.py:some"]["mean"]["value"] == 1
-    assert table["rewards"][f"{tmp_path}/r.py:none"].get("mean", {}).get("value") is None
+    nothing = {"value": None, "low": None, "high": None}
+    assert table["rewards"][f"{tmp_path}/r.py:none"] == dict.fromkeys(("mean", "share_ge_half", "avg_max_unwanted", "unwanted_prob"), nothing)
     assert [r["rewards"][f"{tmp_path}/r.py:some"] for r in read_rows(tmp_path / "eval" / "quark.jsonl")] == [1] * 12 + [None] * 3
 
 
@@ -329,3 +331,153 @@ def test_what_is_missing_is_named(missing, capsys):
     with pytest.raises(SystemExit) as exit:
         evaluate.main(argv)
     assert exit.value.code == 2 and missing in capsys.readouterr().err.split("error:")[1]
+
+
+# --------------------------------------------------------------------------------- completions of any origin, and people
+
+
+def test_generations_are_measured_by_the_same_ruler(quark_folder, p0_folder, tmp_path):
+    """Our own completions, read back in from their file and in another order, get the table that they got when generated."""
+    made = run(tmp_path, quark_folder, p0_folder)
+    rows = read_rows(tmp_path / "eval" / "quark.jsonl")
+    rows = rows[5:] + rows[:5]  # in the middle of a prompt
+    file = write_jsonl(tmp_path / "theirs.jsonl", [{k: v for k, v in r.items() if k != "rewards"} for r in rows])
+    evaluate.main(["--generations", str(file), "--reference", str(p0_folder), "--reward", "hash", "length", "--out", str(tmp_path / "theirs"),
+                   "--device", "cpu"])  # fmt: skip
+    table = json.loads((tmp_path / "theirs.json").read_text())
+    for reward, metrics in made["rewards"].items():
+        for name, metric in metrics.items():
+            assert table["rewards"][reward][name]["value"] == pytest.approx(metric["value"])
+    for name in METRICS:
+        assert table[name]["value"] == pytest.approx(made[name]["value"]), name
+    assert (table["n_prompts"], table["n_samples"], table["model"]) == (5, 3, None) and set(table["groups"]) == set(made["groups"])
+
+
+def test_generations_without_ids(p0, p0_folder, tmp_path):
+    """Text alone, ids of another tokenizer, ids outside the vocabulary: the text is encoded. Ids that fit are kept as they are."""
+    split = [p0.encode(c)[0] for c in " good"]
+    rows = [{"prompt": "I", "completion": " good"}, {"prompt": "I", "completion": " good", "completion_ids": p0.encode(" bad")},
+            {"prompt": "I", "completion": " good", "completion_ids": [V + 7]}, {"prompt": "I", "completion": " good", "completion_ids": split}]
+    read = evaluate.generations(write_jsonl(tmp_path / "g.jsonl", rows), p0)
+    assert [r["completion_ids"] for r in read] == [p0.encode(" good")] * 3 + [split] and split != p0.encode(" good")
+    assert [r["prompt_number"] for r in read] == [0] * 4
+
+
+@pytest.mark.parametrize(("text", "message"), [
+    ('{"prompt": "a"}', ':1: "completion" is missing'), ('{"prompt": "a", "completion": 3}', ':1: "completion" is 3, not a string'),
+    ("", "has no rows"), ('{"prompt": "a", "completion": "b", "group": 3}', ':1: "group" is 3'), ("{", ":1: not valid JSON"),
+])  # fmt: skip
+def test_generations_bad_input(text, message, p0_folder, tmp_path, monkeypatch):
+    (tmp_path / "g.jsonl").write_text(text)
+    exit = stage(monkeypatch, "evaluate.py", "--generations", tmp_path / "g.jsonl", "--reference", p0_folder, "--reward", "hash", "--out", tmp_path / "x")
+    assert one_sentence(exit) and message in exit and os.listdir(tmp_path) == ["g.jsonl"]
+
+
+def test_sign_test_by_hand():
+    """8 against 2 of 10: 2 (1 + 10 + 45) / 1024 = 112 / 1024. Even: 1. None at all: 1. 5 : 0: 2 / 32."""
+    assert evaluate.sign_test(8, 2) == evaluate.sign_test(2, 8) == 112 / 1024
+    assert evaluate.sign_test(4, 4) == evaluate.sign_test(0, 0) == 1 and evaluate.sign_test(5, 0) == 2 / 32
+
+
+def sheet_of_two(tmp_path, pairs=30):
+    for name in ("base", "quark"):
+        write_jsonl(tmp_path / f"{name}.jsonl", [{"prompt": f"={i}", "completion": f" {name}, {j}"} for i in range(40) for j in range(3)])
+    evaluate.main(["--compare", str(tmp_path / "base.json"), str(tmp_path / "quark.json"), "--human-sheet", str(tmp_path / "s.csv"), "--pairs", str(pairs)])
+    with open(tmp_path / "s.csv", encoding="utf-8-sig", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_human_sheet_is_blind_and_the_tally_knows(tmp_path, capsys):
+    """A reader who always prefers Quark's text: 30 : 0, whichever side it stood on; ties and empty cells are counted apart."""
+    rows = sheet_of_two(tmp_path)
+    assert len({r["prompt"] for r in rows}) == 30 and not any(cell.startswith("=") for r in rows for cell in r.values())
+    on_left = ["quark" in r["left"] for r in rows]
+    assert 5 < sum(on_left) < 25  # a coin, not a rule
+    assert all(("base" in r["left"]) != ("base" in r["right"]) for r in rows)
+    for i, (row, left) in enumerate(zip(rows, on_left)):
+        row["better"] = "left" if left else " RIGHT "
+        row["fluent"] = "same" if i < 10 else "right" if left else "left"
+    with open(tmp_path / "s.csv", "w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, rows[0])
+        writer.writeheader(), writer.writerows(rows)
+    capsys.readouterr()
+    evaluate.main(["--tally", str(tmp_path / "s.csv")])
+    lines = {line.split()[0]: line.split()[1:] for line in capsys.readouterr().out.splitlines()[1:]}
+    assert lines["better"] == ["0", "30", "0", "0", "0.0000"]
+    assert lines["fluent"][:4] == ["20", "0", "10", "0"] and lines["on_topic"] == ["0", "0", "0", "30", "1.0000"]
+
+
+def test_human_sheet_bad_input(tmp_path, monkeypatch):
+    """An answer that is none, a pair that is not in the key, no key, more pairs than prompts."""
+    rows = sheet_of_two(tmp_path)
+    text = (tmp_path / "s.csv").read_text(encoding="utf-8-sig")
+    first = text.splitlines()[1]
+    for broken, message in [(text.replace(first, first.replace(",,,", ",A,,").replace(",,", ",A,", 0)), 'row 2: better is \\"a\\"'),
+                            (text.replace(first, "77" + first[1:]), 'row 2: pair \\"77')]:  # fmt: skip
+        (tmp_path / "s.csv").write_text(broken, encoding="utf-8")
+        exit = stage(monkeypatch, "evaluate.py", "--tally", tmp_path / "s.csv")
+        assert one_sentence(exit) and message.replace("\\", "") in exit, exit
+    exit = stage(monkeypatch, "evaluate.py", "--tally", tmp_path / "other.csv")
+    assert one_sentence(exit) and "other.csv.key.json" in exit
+    exit = stage(monkeypatch, "evaluate.py", "--compare", tmp_path / "base.json", tmp_path / "quark.json", "--human-sheet", tmp_path / "t.csv", "--pairs", 41)
+    assert one_sentence(exit) and "40 prompts" in exit and not (tmp_path / "t.csv").exists() and rows
+
+
+# -------------------------------------------------------------------------------------------------------------- the report
+
+
+def small_run(tmp_path, quark_folder, p0_folder):
+    """A run's folder as run_all.sh leaves it: two rounds with known rewards, metrics, an evaluation and its dial."""
+    for i in range(2):
+        rows = [{"prompt": "It", "completion": " good", "reward": (i + j) / 5, "iteration": i, "completion_ids": []} for j in range(4)]
+        write_jsonl(tmp_path / "pool" / f"{i:02d}.jsonl", rows)
+        write_jsonl(tmp_path / "quantized" / f"{i:02d}.jsonl", [{**r, "quantile": 1 + (j > 1)} for j, r in enumerate(rows)])
+        steps = [{"step": 3 * i + j, "lm": 2.0, "kl": 0.1} for j in range(3)]
+        write_jsonl(tmp_path / "model" / f"{i + 1:02d}" / "metrics.jsonl", steps)
+    options = ["--decode", "greedy", "--num-samples", 1]
+    prompts = [{"prompt": "I <b>"}, *PROMPTS]
+    run(tmp_path, p0_folder, p0_folder, *options, name="base", prompts=prompts)
+    run(tmp_path, quark_folder, p0_folder, *options, name="quark", prompts=prompts)
+    run(tmp_path, quark_folder, p0_folder, *options, "--reward-token", "all", name="dial", prompts=prompts)
+
+
+def test_report_is_one_page_that_asks_for_nothing(quark_folder, p0_folder, tmp_path):
+    """All figures inside, no address in it, text escaped, every metric with its interval."""
+    small_run(tmp_path, quark_folder, p0_folder)
+    evaluate.main(["--report", str(tmp_path)])
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert page.count("<img") == page.count("data:image/png;base64,") == 5 == len(os.listdir(tmp_path / "figures"))
+    assert "http" not in page and "<script" not in page and "url(" not in page and "<link" not in page
+    assert all((tmp_path / "figures" / f).read_bytes().startswith(b"\x89PNG") for f in os.listdir(tmp_path / "figures"))
+    table = json.loads((tmp_path / "eval" / "quark.json").read_text())
+    metric = table["rewards"]["hash"]["mean"]
+    assert f"{metric['value']:.3f}" in page and f"[{metric['low']:.3f}, {metric['high']:.3f}]" in page
+    assert "I &lt;b&gt; ..." in page and "<b>" not in page
+
+
+def test_report_of_a_run_that_goes_on(quark_folder, p0_folder, tmp_path):
+    """After the first pool there is a page already; a folder that is no run is refused in one sentence."""
+    write_jsonl(tmp_path / "pool" / "00.jsonl", [{"prompt": "It", "completion": " good", "reward": 0.5}])
+    evaluate.main(["--report", str(tmp_path)])
+    assert (tmp_path / "report.html").read_text(encoding="utf-8").count("<img") == 1
+
+
+def test_report_of_no_run(tmp_path, monkeypatch):
+    exit = stage(monkeypatch, "evaluate.py", "--report", tmp_path)
+    assert one_sentence(exit) and "name the folder of a run" in exit and os.listdir(tmp_path) == []
+
+
+def test_report_draws_what_the_files_say(tmp_path):
+    """The median and the mean of each round; the share of the newest in the best quantile; the dial's values."""
+    figure = evaluate._draw_rewards({0: [{"reward": r} for r in (0.0, 0.1, 0.8)], 1: [{"reward": 0.6}]})
+    median, mean = figure.axes[0].lines
+    assert list(median.get_ydata()) == pytest.approx([0.1, 0.6]) and list(mean.get_ydata()) == pytest.approx([0.3, 0.6])
+    rows = [(0, 1), (1, 1), (1, 2), (1, 2), (1, 2), (0, 2)]  # (iteration, quantile): 3 of 4 in the best are new
+    rows = [{"prompt": "a", "completion": "b", "reward": 0, "iteration": i, "quantile": q} for i, q in rows]
+    bars = evaluate._draw_top([write_jsonl(tmp_path / "01.jsonl", rows)]).axes[0].patches
+    assert [b.get_height() for b in bars] == [0.75, 0.25]
+    dial = {k: {"rewards": {"r": {"mean": {"value": k / 10, "low": k / 10 - 0.02, "high": k / 10 + 0.01}}}} for k in (2, 1)}
+    line = evaluate._draw_dial(dial, {}).axes[0].lines[0]
+    assert list(line.get_xdata()) == [1, 2] and list(line.get_ydata()) == [0.1, 0.2]
+    smooth = evaluate._draw_learning([{"step": i, "lm": i, "kl": 0.0} for i in range(20)], [10, 10]).axes[0].lines[0]
+    assert list(smooth.get_xdata())[0] == 9 and list(smooth.get_ydata())[0] == pytest.approx(4.5)  # the mean of steps 0 to 9
