@@ -74,7 +74,7 @@ QUANTIZE=${QUANTIZE:-}                        # further options of quantize.py, 
 SAMPLE_BATCH=${SAMPLE_BATCH:-128}             # rows sampled together
 if [ "$TASK" = repetition ]; then DIAL_SAMPLES=1; else DIAL_SAMPLES=${DIAL_SAMPLES:-2}; fi
 PPL_MODEL=${PPL_MODEL:-$MODEL}                # whose perplexity measures fluency
-RUN=${RUN:-runs/$TASK-$NAME}
+RUN=${RUN:-runs/${REWARD##*[:/]}-$NAME}       # everything that is written; a reward of your own gets a folder of its own
 
 # ------------------------------------------------------------------------------------------------------ the environment
 if [ -z "${PYTHON:-}" ]; then
@@ -141,6 +141,7 @@ stage "$RUN/eval/dial-none.json" evaluate.py --model "$previous" --reference "$M
     --prompts "$TEST_PROMPTS" --reward "$REWARD" $judge $length --seed "$SEED" $EVALUATE --num-samples "$DIAL_SAMPLES" \
     --reward-token all --out "$RUN/eval/dial"                          # the dial: r_1 ... r_K, and no token
 "$PYTHON" evaluate.py --compare "$RUN/eval/base.json" "$RUN/eval/quark.json" ${nucleus:-}
-echo; echo "$TASK done in $((SECONDS - start)) s. Every stage's files are in $RUN; the tables in $RUN/eval."
+"$PYTHON" evaluate.py --report "$RUN"
+echo; echo "$TASK done in $((SECONDS - start)) s. Every stage's files are in $RUN; open $RUN/report.html in a browser."
 exit
 }
