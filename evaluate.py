@@ -151,12 +151,13 @@ def measure(rows, nll, reward_names):
 
 def compare(tables, names):
     """Prints the tables of several evaluations side by side, the whole and then each group."""
+    width = max(len(label) for label, _ in _lines(tables[0])) + 2
     for group in [None, *tables[0].get("groups", {})]:
         parts = [t if group is None else t["groups"].get(group, {}) for t in tables]
-        print(f"\n{'all prompts' if group is None else group + ' prompts':34s}" + "".join(f"{n:>25s}" for n in names))
+        print(f"\n{'all prompts' if group is None else group + ' prompts':{width}s}" + "".join(f"{n:>25s}" for n in names))
         for label, path in _lines(parts[0]):
             cells = [_at(p, path) for p in parts]
-            print(f"  {label:32s}" + "".join(f"{_cell(c):>25s}" for c in cells))
+            print(f"  {label:{width - 2}s}" + "".join(f"{_cell(c):>25s}" for c in cells))
 
 
 def show_completions(files, prompts=3):
