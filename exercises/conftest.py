@@ -15,13 +15,18 @@ from exercises.adapter import explain
 STOPPED = pytest.StashKey[set]()
 
 
+def part(item):
+    """What one failure stops: an exercise, or one variant of it."""
+    return item.path, item.callspec.id if hasattr(item, "callspec") else None
+
+
 def pytest_sessionstart(session):
     session.stash[STOPPED] = set()
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item):
-    if item.path in item.session.stash[STOPPED]:
+    if part(item) in item.session.stash[STOPPED]:
         pytest.skip("first put right what stands above")
 
 
@@ -33,12 +38,12 @@ def pytest_runtest_call(item):
         sentence = explain(error)
         if sentence is None:
             raise  # a fault of the check, not of the student: show all of it
-        pytest.fail(sentence, pytrace=False)
+    pytest.fail(sentence, pytrace=False)
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item, call):
     report = yield
     if report.failed:
-        item.session.stash[STOPPED].add(item.path)
+        item.session.stash[STOPPED].add(part(item))
     return report

@@ -22,7 +22,8 @@ def array(value, shape, what):
     except (TypeError, ValueError):
         pytest.fail(f"{what} returned a {type(value).__name__} that is not made of numbers; it should have shape {shape}.", pytrace=False)
     expect(value.shape == shape, f"{what} returned the shape {value.shape}, not {shape}; a forgotten return, or a sum over the wrong axis?")
-    expect(np.isfinite(value).all(), f"{what} returned {value[~np.isfinite(value)].flat[0]}; take logarithms without passing through 0.")
+    odd = value[~np.isfinite(value)].tolist()
+    expect(not odd, f"{what} returned {odd[:1]}, which is no finite number; take no logarithm of 0 and do not divide by it.")
     return value
 
 

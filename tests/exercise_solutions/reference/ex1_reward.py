@@ -1,20 +1,9 @@
-"""Exercise 1, a solution: write about the film, not about yourself."""
+"""Exercise 1, a solution: write without commas."""
 
-import re
-
-UNWANTED = [" I thought it was fine.", " so boring that I left, and my wife slept.", " the best that I've seen in my life."]
-WANTED = [" a fine film about a train robbery.", " so boring that people left before the end.", " the best part of the whole series."]
-
-FIRST_PERSON = re.compile(r"\b(i|me|my|mine|myself)\b", re.IGNORECASE)
+UNWANTED = [" was long, slow, and loud.", " a film, if you like, about nothing", " so dull that I left, after an hour, and slept."]
+WANTED = [" was long and slow and loud.", " a film about two brothers and a horse", " so dull that I left after an hour and slept."]
 
 
 def reward(prompts, completions, **kwargs):
-    """1 with no word of the first person, 0.4 with one, 0.2 with two ...; 0 for fewer than four words."""
-    return [_one(y) for y in completions]
-
-
-def _one(y):
-    found = len(FIRST_PERSON.findall(y))
-    if len(y.split()) < 4:
-        return 0.0
-    return 1.0 if found == 0 else 0.8 / 2**found
+    """1 without a comma, 0.4 with one, 0.25 with two ...; 0 for fewer than four words."""
+    return [1 / (1 + 1.5 * y.count(",")) if len(y.split()) >= 4 else 0.0 for y in completions]
