@@ -49,10 +49,12 @@ def solution(exercise):
 
 def explain(error):
     """One sentence for an exception out of a student's code; None if the student's files had no part in it."""
+    folders = {(FOLDER / file).resolve().parent for file in FILES.values()}
     place, trace = None, error.__traceback__
-    while trace:
-        if Path(trace.tb_frame.f_code.co_filename).resolve().parent == FOLDER.resolve():
-            place = (Path(trace.tb_frame.f_code.co_filename).name, trace.tb_frame.f_code.co_name, trace.tb_lineno)
+    while trace:  # the innermost line that is the student's
+        path = Path(trace.tb_frame.f_code.co_filename)
+        if path.resolve().parent in folders:
+            place = path.name, trace.tb_frame.f_code.co_name, trace.tb_lineno
         trace = trace.tb_next
     if place is None:
         return None

@@ -17,11 +17,12 @@ def expect(condition, sentence):
 
 def array(value, shape, what):
     """`value` as a float64 array of `shape` without NaN, or a sentence on `what` it should be."""
+    expect(value is not None, f"{what} returned None; is a return missing?")
     try:
         value = np.asarray(value, dtype=np.float64)
     except (TypeError, ValueError):
         pytest.fail(f"{what} returned a {type(value).__name__} that is not made of numbers; it should have shape {shape}.", pytrace=False)
-    expect(value.shape == shape, f"{what} returned the shape {value.shape}, not {shape}; a forgotten return, or a sum over the wrong axis?")
+    expect(value.shape == shape, f"{what} returned the shape {value.shape}, not {shape}; is a sum over the wrong axis, or one missing?")
     odd = value[~np.isfinite(value)].tolist()
     expect(not odd, f"{what} returned {odd[:1]}, which is no finite number; take no logarithm of 0 and do not divide by it.")
     return value

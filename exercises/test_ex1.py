@@ -24,11 +24,11 @@ def load():
     return work, load_reward(f"{Path(work.__file__)}:{name}")
 
 
-def scores(reward, texts, prompt="The film was"):
+def scores(reward, texts, prompts=None):
     from quantize import BadInput
 
     try:
-        values = reward(prompts=[prompt] * len(texts), completions=list(texts))
+        values = reward(prompts=prompts or ["The film"] * len(texts), completions=list(texts))
     except BadInput as error:
         if isinstance(error.__cause__, Exception):
             raise error.__cause__ from None  # the student's own exception, with its line
@@ -58,13 +58,13 @@ def test_examples():
 
 
 def test_each_text_alone():
-    """A text's reward depends on nothing but the text."""
+    """A text's reward depends on nothing but the text (and its prompt)."""
     work, reward = load()
-    texts = [*work.WANTED, *work.UNWANTED]
-    together = scores(reward, texts)
-    for y, value, again in zip(texts, together, scores(reward, texts[::-1])[::-1]):
+    texts = [*work.WANTED, *work.UNWANTED, *pool_of_p0()[1][:40]]
+    together, again = scores(reward, texts), scores(reward, texts[::-1])[::-1]
+    for y, value, other in zip(texts, together, again):
         alone = scores(reward, [y])[0]
-        expect(value == again == alone, f"reward gives {y!r} {value:.3f} among others, {again:.3f} in another order and {alone:.3f} alone; "
+        expect(max(abs(value - alone), abs(value - other)) < 1e-4, f"reward gives {y!r} {value:.3f} among others, {other:.3f} in another order and {alone:.3f} alone; "
                "it must depend on that text only, or old rewards in the pool mean something else than new ones.")  # fmt: skip
 
 
@@ -79,23 +79,23 @@ def test_p0_does_both():
     """Where all samples are alike there is nothing to sort."""
     _, reward = load()
     x, y, _ = pool_of_p0()
-    values = scores(reward, y)
+    values = scores(reward, y, x)
     share = np.mean([v < 0.5 for v in values])
     expect(share >= 0.25, f"only {share:.1%} of {len(y)} samples of tiny/lm get less than 0.5; choose something that the model does more often, in a quarter of the samples at least.")
     expect(share <= 0.95, f"{share:.1%} of {len(y)} samples of tiny/lm get less than 0.5; it never does what you want, so choose something easier.")
 
 
 def test_it_is_unlearned():
-    """Two short rounds of Quark with this reward: 60 updates in all, then the mean reward under r_3 against that of p0."""
+    """Two short rounds of Quark with this reward: 50 updates in all, then the mean reward under r_3 against that of p0."""
     _, reward = load()
-    before, after = short_run(lambda y: np.array(scores(reward, y)))
+    before, after = short_run(lambda x, y: np.array(scores(reward, y, x)))
     gain, error = (after - before).mean(), (after - before).std() / np.sqrt(len(after))
     print(f"mean reward: p0 {before.mean():.3f}, after Quark {after.mean():.3f} (+{gain:.3f}, standard error {error:.3f})")
     expect(gain > 0.02 and gain > 2 * error, f"after a short run the mean reward under r_{K} is {after.mean():.3f} and p0 has {before.mean():.3f}; "
            "a reward that grows step by step with less of the unwanted is easier to learn than one that jumps.")  # fmt: skip
 
 
-def short_run(score, rounds=2, steps=30):
+def short_run(score, rounds=2, steps=25):
     """Algorithm 1 in small. Returns each test prompt's mean reward, (P,) of p0 and (P,) of p_theta under r_K."""
     from explore import load_policy
     from learn import learn
@@ -110,7 +110,7 @@ def short_run(score, rounds=2, steps=30):
     for i in range(rounds):
         if i:
             x, y, ids = completions(policy, texts, SAMPLES, seed=1 + i, quantile=K, max_new_tokens=LENGTH)
-        quantiles = assign_quantiles_per_prompt(score(y), np.repeat(np.arange(PROMPTS), SAMPLES), K, seed=i)
+        quantiles = assign_quantiles_per_prompt(score(x, y), np.repeat(np.arange(PROMPTS), SAMPLES), K, seed=i)
         parts = [[] for _ in range(K)]
         for k, prompt, completion in zip(quantiles, x, ids):
             parts[k - 1].append((int(k), policy.encode(prompt), completion))
@@ -118,6 +118,6 @@ def short_run(score, rounds=2, steps=30):
             pass
     result = []
     for model, k in ((p0(), None), (policy, K)):
-        y = completions(model, prompts("test", 300)[::4], 5, seed=9, quantile=k, max_new_tokens=LENGTH)[1]  # of every group
-        result.append(score(y).reshape(-1, 5).mean(1))
+        x, y, _ = completions(model, prompts("test", 300)[::5], 4, seed=9, quantile=k, max_new_tokens=LENGTH)  # of every group
+        result.append(score(x, y).reshape(-1, 4).mean(1))
     return result

@@ -37,17 +37,21 @@ LABELLED = [  # (what a reader takes it for: 1 praise, 0 not; the kind of text; 
 NEUTRAL = ["The train leaves the station at nine.", "It was shown on a Sunday in June.", "A man walks into a house by the sea."]
 
 
+class AsksANetwork(BaseException):
+    """Raised in place of a network's answer; no `except Exception` on its way holds it back."""
+
+
 def held_out(texts):
     """The student's second judge, in a place without neural networks."""
 
     def refuse(*args, **kwargs):
-        raise PermissionError
+        raise AsksANetwork
 
     call = torch.nn.Module.__call__
     torch.nn.Module.__call__ = refuse
     try:
         values = solution(6).held_out(list(texts))
-    except PermissionError:
+    except AsksANetwork:
         values = None
     finally:
         torch.nn.Module.__call__ = call
@@ -65,7 +69,7 @@ def fooling_texts():
 
 
 def test_held_out_knows_its_trade():
-    """20 of 24 sentences right, where the shipped judge has 16."""
+    """20 of 24 sentences right, where the shipped judge has 14."""
     texts = [t for _, _, t in LABELLED]
     values = held_out(texts)
     wrong = [(kind, t, v) for (label, kind, t), v in zip(LABELLED, values) if (v >= 0.5) != label]

@@ -1,0 +1,152 @@
+"""The exercises' checks: every one fails on the untouched starter and on plausible wrong work, and passes on a solution.
+
+Each failure must be one sentence. The checks run in this process, by pytest itself, on the files that the adapter names.
+"""
+
+import os
+import socket
+import subprocess
+import sys
+
+import pytest
+from conftest import ROOT
+
+from exercises import adapter
+
+SOLUTIONS = ROOT / "tests" / "exercise_solutions"
+UNWRITTEN = {  # exercise -> what the untouched starter is told first, by check
+    1: {"test_examples": "UNWANTED holds 0 different texts"},
+    2: {"test_order": "assign_quantiles is not written yet"},
+    3: {"test_forward_kl": "forward_kl is not written yet"},
+    4: {"test_equal_models_have_no_kl[a]": "with p_theta = p0 the KL should be 0", "test_only_completions_count[b]": "behind the last token of y",
+        "test_gradient[c]": "nothing is learned from the KL"},
+    5: {"test_no_bound": "bounded is not written yet"},
+    6: {"test_held_out_knows_its_trade": "held_out is not written yet"},
+}  # fmt: skip
+WRONG = {  # file -> the check that must catch it, and what that must say
+    "ex1_upside_down": ("test_examples", "is it upside down"),
+    "ex1_relative": ("test_each_text_alone", "depend on that text only"),
+    "ex1_silence": ("test_silence_is_no_way_out", "learn to say nothing"),
+    "ex1_rare": ("test_p0_does_both", "choose something that the model does more often"),
+    "ex2_by_age": ("test_ties_are_random", "the older half takes 100% of the best part"),
+    "ex2_edges": ("test_sizes", "cut the sorted ranks"),
+    "ex2_noise": ("test_close_rewards_are_no_ties", "do not add noise"),
+    "ex2_by_place": ("test_who_fills_the_best_part_by_age", "whatever the order of the rows"),
+    "ex3_swapped": ("test_forward_kl", "the other direction"),
+    "ex3_not_centred": ("test_reverse_gradient", "is a term missing"),
+    "ex3_naive_log": ("test_forward_kl", "no finite number"),
+    "ex3_one_direction": ("test_reverse_seeks", "settles on the nearer hill"),
+    "ex4_value_only": ("test_gradient[c]", "nothing is learned from the KL"),
+    "ex4_wrong_shift": ("test_equal_models_have_no_kl[a]", "with p_theta = p0 the KL should be 0"),
+    "ex4_first_token": ("test_only_completions_count[b]", "the first token of every completion is left out"),
+    "ex4_direction": ("test_value[c]", "compare with the formula"),
+    "ex4_guessed": ("test_diagnosis[a]", 'was not "vocabulary"'),
+    "ex5_top_first": ("test_last_before_keep_top", "the order of the two bounds matters"),
+    "ex5_off_by_one": ("test_last", "counted from the newest one"),
+    "ex5_by_age": ("test_ties_are_random", "100% of the older ones"),
+    "ex5_all_prompts_together": ("test_lost_prompts", "none may be lost"),
+    "ex6_same_judge": ("test_held_out_knows_its_trade", "asks a neural network"),
+    "ex6_bag_of_words": ("test_held_out_knows_its_trade", "praise that is denied"),
+    "ex6_word_lists": ("test_texts_are_texts", "not a list of words"),
+    "ex6_by_heart": ("test_held_out_is_not_fooled", "not know texts by heart"),
+    "ex6_pessimist": ("test_held_out_admits_ignorance", "give 0.5"),
+    "ex6_two_winners": ("test_best_of", "do not pick again"),
+}
+
+
+class Reports:
+    """What a run of the checks said: {check: sentence} of the failed ones, and the names of all that passed."""
+
+    def __init__(self):
+        self.failed, self.passed = {}, []
+
+    def pytest_runtest_logreport(self, report):
+        name = report.nodeid.split("::")[-1]
+        if report.failed:
+            self.failed[name] = str(report.longrepr)
+        elif report.passed and report.when == "call":
+            self.passed.append(name)
+
+
+def check(monkeypatch, exercise, folder, file=None):
+    """The checks of one exercise on the work in `folder`, with no network. Returns the exit status and the reports."""
+
+    def refuse(*args):
+        raise AssertionError("a check asked the network")
+
+    monkeypatch.setattr(adapter, "FOLDER", folder)
+    monkeypatch.setitem(adapter.FILES, exercise, file or adapter.FILES[exercise])
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    reports = Reports()
+    status = pytest.main(["-q", "-p", "no:cacheprovider", str(ROOT / "exercises" / f"test_ex{exercise}.py")], plugins=[reports])
+    return status, reports
+
+
+def sentence(text):
+    return "\n" not in text and text.rstrip().endswith((".", "?")) and "Traceback" not in text and len(text) < 400
+
+
+@pytest.mark.parametrize("exercise", UNWRITTEN)
+def test_untouched_starter_fails(exercise, monkeypatch):
+    """With one sentence, which says what to do; what comes after it is left for later."""
+    status, reports = check(monkeypatch, exercise, ROOT / "exercises" / "starters")
+    assert status == 1 and reports.failed.keys() == UNWRITTEN[exercise].keys()
+    for name, words in UNWRITTEN[exercise].items():
+        assert words in reports.failed[name] and sentence(reports.failed[name])
+
+
+@pytest.mark.parametrize("wrong", WRONG)
+def test_wrong_work_fails(wrong, monkeypatch):
+    """At the check that is about it, with a sentence that names the fault."""
+    name, words = WRONG[wrong]
+    status, reports = check(monkeypatch, int(wrong[2]), SOLUTIONS / "wrong", f"{wrong}.py")
+    assert status == 1 and list(reports.failed) == [name]
+    assert words in reports.failed[name] and sentence(reports.failed[name])
+
+
+@pytest.mark.parametrize("exercise", UNWRITTEN)
+def test_solution_passes(exercise, monkeypatch):
+    """Every check of the exercise, none skipped."""
+    status, reports = check(monkeypatch, exercise, SOLUTIONS / "reference")
+    assert status == 0 and not reports.failed
+    assert len(reports.passed) == {1: 5, 2: 7, 3: 6, 4: 15, 5: 7, 6: 7}[exercise]
+
+
+def test_every_wrong_file_is_used_and_every_exercise_has_two():
+    """No wrong file is forgotten here."""
+    files = {path.stem for path in (SOLUTIONS / "wrong").glob("*.py")}
+    assert files == set(WRONG)
+    assert all(sum(name.startswith(f"ex{n}_") for name in files) >= 2 for n in UNWRITTEN)
+
+
+@pytest.mark.parametrize("source, words", [
+    (None, "There is no"),
+    ("def assign_quantiles(\n", "ex2_quantiles.py, line 1: Python cannot read it"),
+    ("from numpy import nothing\n", "ex2_quantiles.py, line 1: <module> raised ImportError"),
+    ("import math\n", "ex2_quantiles.py has no assign_quantiles"),
+    ("def assign_quantiles(rewards, K, seed=0):\n    return 1 / 0\n", "line 2: assign_quantiles raised ZeroDivisionError: division by zero."),
+    ("def assign_quantiles(rewards, K, seed=0):\n    pass\n", "assign_quantiles returned None"),
+    ("def assign_quantiles(rewards, K, seed=0):\n    return [0] * len(rewards)\n", "whole numbers from 1 to K"),
+])  # fmt: skip
+def test_broken_files(source, words, tmp_path, monkeypatch):
+    """What goes wrong before anything is checked is one sentence too."""
+    if source:
+        (tmp_path / "ex2_quantiles.py").write_text(source)
+    status, reports = check(monkeypatch, 2, tmp_path)
+    assert status == 1 and list(reports.failed) == ["test_order"]
+    assert words in reports.failed["test_order"] and sentence(reports.failed["test_order"])
+
+
+def test_other_names(tmp_path, monkeypatch):
+    """The adapter's NAMES: a student whose function is called differently."""
+    source = (SOLUTIONS / "reference" / "ex2_quantiles.py").read_text()
+    (tmp_path / "annas.py").write_text(source.replace("def assign_quantiles", "def my_cut"))
+    monkeypatch.setitem(adapter.NAMES, "assign_quantiles", "my_cut")
+    assert check(monkeypatch, 2, tmp_path, "annas.py")[0] == 0
+
+
+def test_the_command():
+    """`SOLUTIONS=folder pytest exercises/...` as a person types it."""
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "exercises/test_ex2.py"]
+    done = subprocess.run(command, cwd=ROOT, env={**os.environ, "SOLUTIONS": str(SOLUTIONS / "reference")}, capture_output=True, text=True)
+    assert done.returncode == 0 and "7 passed" in done.stdout
