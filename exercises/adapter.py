@@ -31,10 +31,13 @@ def solution(exercise):
         pytest.fail(f"There is no {path}; copy it from exercises/starters, or set SOLUTIONS to the folder that holds it.", pytrace=False)
     spec = importlib.util.spec_from_file_location(path.stem, path)
     module = importlib.util.module_from_spec(spec)
+    unreadable = None
     try:
         spec.loader.exec_module(module)
     except SyntaxError as error:
-        pytest.fail(f"{path.name}, line {error.lineno}: Python cannot read it: {error.msg}.", pytrace=False)
+        unreadable = f"{path.name}, line {error.lineno}: Python cannot read it: {error.msg}."
+    if unreadable:
+        pytest.fail(unreadable, pytrace=False)
 
     def missing(name):  # Python calls this for a name that the module does not have
         if name in NAMES:
@@ -56,6 +59,8 @@ def explain(error):
         if path.resolve().parent in folders:
             place = path.name, trace.tb_frame.f_code.co_name, trace.tb_lineno
         trace = trace.tb_next
+    if place is None and isinstance(error, TypeError) and "argument" in str(error):
+        return f"{error}: the arguments must be those of the starter, in the same order."
     if place is None:
         return None
     file, function, line = place

@@ -86,7 +86,7 @@ def test_p0_does_both():
 
 
 def test_it_is_unlearned():
-    """Two short rounds of Quark with this reward: 50 updates in all, then the mean reward under r_3 against that of p0."""
+    """Two short rounds of Quark with this reward: 60 updates in all, then the mean reward under r_3 against that of p0."""
     _, reward = load()
     before, after = short_run(lambda x, y: np.array(scores(reward, y, x)))
     gain, error = (after - before).mean(), (after - before).std() / np.sqrt(len(after))
@@ -95,7 +95,7 @@ def test_it_is_unlearned():
            "a reward that grows step by step with less of the unwanted is easier to learn than one that jumps.")  # fmt: skip
 
 
-def short_run(score, rounds=2, steps=25):
+def short_run(score, rounds=2, steps=30):
     """Algorithm 1 in small. Returns each test prompt's mean reward, (P,) of p0 and (P,) of p_theta under r_K."""
     from explore import load_policy
     from learn import learn
@@ -118,6 +118,6 @@ def short_run(score, rounds=2, steps=25):
             pass
     result = []
     for model, k in ((p0(), None), (policy, K)):
-        x, y, _ = completions(model, prompts("test", 300)[::5], 4, seed=9, quantile=k, max_new_tokens=LENGTH)  # of every group
+        x, y, _ = completions(model, prompts("test", 300)[::4], 4, seed=9, quantile=k, max_new_tokens=LENGTH)  # of every group
         result.append(score(x, y).reshape(-1, 4).mean(1))
     return result

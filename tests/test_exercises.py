@@ -119,15 +119,16 @@ def test_every_wrong_file_is_used_and_every_exercise_has_two():
     assert all(sum(name.startswith(f"ex{n}_") for name in files) >= 2 for n in UNWRITTEN)
 
 
-@pytest.mark.parametrize("source, words", [
-    (None, "There is no"),
-    ("def assign_quantiles(\n", "ex2_quantiles.py, line 1: Python cannot read it"),
-    ("from numpy import nothing\n", "ex2_quantiles.py, line 1: <module> raised ImportError"),
-    ("import math\n", "ex2_quantiles.py has no assign_quantiles"),
-    ("def assign_quantiles(rewards, K, seed=0):\n    return 1 / 0\n", "line 2: assign_quantiles raised ZeroDivisionError: division by zero."),
-    ("def assign_quantiles(rewards, K, seed=0):\n    pass\n", "assign_quantiles returned None"),
-    ("def assign_quantiles(rewards, K, seed=0):\n    return [0] * len(rewards)\n", "whole numbers from 1 to K"),
-])  # fmt: skip
+@pytest.mark.parametrize("source, words", {
+    "missing": (None, "There is no"),
+    "syntax": ("def assign_quantiles(\n", "ex2_quantiles.py, line 1: Python cannot read it"),
+    "import": ("from numpy import nothing\n", "ex2_quantiles.py, line 1: <module> raised ImportError"),
+    "name": ("import math\n", "ex2_quantiles.py has no assign_quantiles"),
+    "exception": ("def assign_quantiles(rewards, K, seed=0):\n    return 1 / 0\n", "line 2: assign_quantiles raised ZeroDivisionError"),
+    "arguments": ("def assign_quantiles(rewards):\n    return rewards\n", "the arguments must be those of the starter"),
+    "none": ("def assign_quantiles(rewards, K, seed=0):\n    pass\n", "assign_quantiles returned None"),
+    "zeros": ("def assign_quantiles(rewards, K, seed=0):\n    return [0] * len(rewards)\n", "whole numbers from 1 to K"),
+}.values())  # fmt: skip
 def test_broken_files(source, words, tmp_path, monkeypatch):
     """What goes wrong before anything is checked is one sentence too."""
     if source:
