@@ -11,7 +11,9 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from exercises.adapter import solution
+import pytest
+
+from exercises.adapter import explain, solution
 
 LEVELS = " .:-=+*#%@"
 
@@ -67,8 +69,19 @@ def pool(work):
 
 PICTURES = {"2": (2, quantiles), "3": (3, kl), "5": (5, pool)}
 
-if __name__ == "__main__":
-    if len(sys.argv) != 2 or sys.argv[1] not in PICTURES:
+
+def main(which):
+    if which not in PICTURES:
         sys.exit("draw.py: error: name an exercise: 2, 3 or 5")
-    exercise, picture = PICTURES[sys.argv[1]]
-    picture(solution(exercise))
+    exercise, picture = PICTURES[which]
+    try:
+        picture(solution(exercise))
+    except (Exception, pytest.fail.Exception) as error:
+        said = str(error) if isinstance(error, pytest.fail.Exception) else explain(error)
+        if said is None:
+            raise
+        sys.exit(f"draw.py: error: {said}")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1] if len(sys.argv) == 2 else None)

@@ -3,15 +3,17 @@
 Each failure must be one sentence. The checks run in this process, by pytest itself, on the files that the adapter names.
 """
 
+import importlib
 import os
 import socket
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 from conftest import ROOT
 
-from exercises import adapter
+from exercises import adapter, draw
 
 SOLUTIONS = ROOT / "tests" / "exercise_solutions"
 UNWRITTEN = {  # exercise -> what the untouched starter is told first, by check
@@ -52,6 +54,20 @@ WRONG = {  # file -> the check that must catch it, and what that must say
     "ex6_pessimist": ("test_held_out_admits_ignorance", "give 0.5"),
     "ex6_two_winners": ("test_best_of", "do not pick again"),
 }
+
+
+SLIPS = [  # one line of a solution changed: (file, old, new, the check that must catch it, what that must say)
+    ("ex2_quantiles", "= np.arange(N) * K // N + 1", "= K - np.arange(N) * K // N", "test_order", "K = 4 is the best"),
+    ("ex2_quantiles", "else np.random.default_rng(seed).random(N)", "else np.asarray(iterations)", "test_who_fills_the_best_part_at_random", "the same chance"),
+    ("ex2_quantiles", "k - K * (1 - share_of_ones)", "k - K * share_of_ones", "test_what_tokens_mean", "counted from the worst"),
+    ("ex3_kl", "return forward_kl(z, z0)", "return forward_kl(z0, z)", "test_reverse_kl", "the other direction"),
+    ("ex3_kl", "np.exp(log_softmax(z)) - np.exp(log_softmax(z0))", "np.exp(log_softmax(z0)) - np.exp(log_softmax(z))", "test_forward_gradient", "wrong sign"),
+    ("ex3_kl", 'if direction == "forward"', 'if direction != "forward"', "test_forward_covers", "covers both hills"),
+    ("ex5_pool", "np.ones(len(rewards), dtype=bool)", "np.zeros(len(rewards), dtype=bool)", "test_no_bound", "with no bound all stay"),
+    ("ex5_pool", "len(rows) - _up(keep_top * len(rows))]] = False", "len(rows) - int(keep_top * len(rows))]] = False", "test_keep_top", "up to whole rows"),
+    ("ex5_pool", "min(r, last or r)", "(last or r)", "test_newest_share", "after round r the pool holds r rounds"),
+    ("ex6_judge", "Nobody could call this a beautiful, moving, wonderful film.", "I hated the story, and the actors were bad.", "test_the_judge_is_fooled", "0.9 is needed"),
+]  # fmt: skip
 
 
 class Reports:
@@ -104,6 +120,30 @@ def test_wrong_work_fails(wrong, monkeypatch):
     assert words in reports.failed[name] and sentence(reports.failed[name])
 
 
+@pytest.mark.parametrize("file, old, new, name, words", SLIPS, ids=[slip[3] for slip in SLIPS])
+def test_slips_fail(file, old, new, name, words, tmp_path, monkeypatch):
+    """The checks that no wrong file is about, each by a solution with one slip."""
+    source = (SOLUTIONS / "reference" / f"{file}.py").read_text(encoding="utf-8")
+    assert source.count(old) == 1
+    (tmp_path / f"{file}.py").write_text(source.replace(old, new), encoding="utf-8")
+    status, reports = check(monkeypatch, int(file[2]), tmp_path)
+    assert status == 1 and list(reports.failed) == [name]
+    assert words in reports.failed[name] and sentence(reports.failed[name])
+
+
+def test_measurements_can_fail(monkeypatch):
+    """The two checks at the ends of long measurements: a run that has learned nothing, and two judges that are one."""
+    from exercises import test_ex1, test_ex6
+
+    monkeypatch.setattr(adapter, "FOLDER", SOLUTIONS / "reference")
+    monkeypatch.setattr(test_ex1, "short_run", lambda score: (np.linspace(0.2, 0.9, 50), np.linspace(0.21, 0.91, 50)))
+    with pytest.raises(pytest.fail.Exception, match="after a short run the mean reward"):
+        test_ex1.test_it_is_unlearned()
+    monkeypatch.setattr(test_ex6, "held_out", lambda texts: np.array(test_ex6.judge()(texts)))
+    with pytest.raises(pytest.fail.Exception, match="it should grow by 0.1 or more"):
+        test_ex6.test_the_gap_grows()
+
+
 @pytest.mark.parametrize("exercise", UNWRITTEN)
 def test_solution_passes(exercise, monkeypatch):
     """Every check of the exercise, none skipped."""
@@ -112,11 +152,32 @@ def test_solution_passes(exercise, monkeypatch):
     assert len(reports.passed) == {1: 5, 2: 7, 3: 6, 4: 15, 5: 7, 6: 7}[exercise]
 
 
-def test_every_wrong_file_is_used_and_every_exercise_has_two():
-    """No wrong file is forgotten here."""
+def test_nothing_is_forgotten():
+    """Every wrong file is used, every exercise has at least two, and every check is seen to fail here."""
     files = {path.stem for path in (SOLUTIONS / "wrong").glob("*.py")}
     assert files == set(WRONG)
     assert all(sum(name.startswith(f"ex{n}_") for name in files) >= 2 for n in UNWRITTEN)
+    caught = {(int(file[2]), name.split("[")[0]) for file, (name, _) in WRONG.items()}
+    caught |= {(int(file[2]), name) for file, _, _, name, _ in SLIPS} | {(1, "test_it_is_unlearned"), (6, "test_the_gap_grows")}
+    checks = {(n, name) for n in UNWRITTEN for name in dir(importlib.import_module(f"exercises.test_ex{n}")) if name.startswith("test_")}
+    assert caught == checks
+
+
+@pytest.mark.parametrize("which", ["2", "3", "5"])
+def test_pictures_of_the_sheet(which, monkeypatch, capsys):
+    """What the sheet shows is what the solutions draw, line by line."""
+    monkeypatch.setattr(adapter, "FOLDER", SOLUTIONS / "reference")
+    draw.main(which)
+    sheet = (ROOT / "exercises" / "README.md").read_text(encoding="utf-8")
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) > 5 and not [line for line in lines if line.rstrip() not in sheet]
+
+
+def test_pictures_of_a_starter(monkeypatch):
+    """One sentence, too."""
+    monkeypatch.setattr(adapter, "FOLDER", ROOT / "exercises" / "starters")
+    with pytest.raises(SystemExit, match="best_part is not written yet"):
+        draw.main("2")
 
 
 @pytest.mark.parametrize("source, words", {
