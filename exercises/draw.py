@@ -63,8 +63,8 @@ def pool(work):
     }
     print(f"{'kept':24s}  rows  newest  mean reward  spread  prompts lost")
     for name, keep in bounds.items():
-        r = rewards[keep]
-        print(f"{name:24s}  {len(r):4d}   {np.mean(iterations[keep] == 9):.2f}   {r.mean():10.2f}   {r.std():.2f}   {len(work.lost_prompts(prompts, keep)):8d}")
+        r, newest, lost = rewards[keep], np.mean(iterations[keep] == 9), len(work.lost_prompts(prompts, keep))
+        print(f"{name:24s}  {len(r):4d}   {newest:.2f}   {r.mean():10.2f}   {r.std():.2f}   {lost:8d}")
 
 
 PICTURES = {"2": (2, quantiles), "3": (3, kl), "5": (5, pool)}

@@ -44,16 +44,19 @@ def test_order():
 
 def test_sizes():
     """23 = 6 + 6 + 6 + 5, also where rewards are equal."""
-    for name, rewards, K in (("different", np.arange(23) - 9.5, 4), ("equal", np.zeros(10), 3), ("0/1", [0, 1, 1, 1, 1, 1, 1], 7), ("any", [3.0, 2.0], 1)):
+    pools = ("different", np.arange(23) - 9.5, 4), ("equal", np.zeros(10), 3), ("0/1", [0, 1, 1, 1, 1, 1, 1], 7), ("any", [3.0, 2.0], 1)
+    for name, rewards, K in pools:
         sizes = np.bincount(quantiles(rewards, K), minlength=K + 1)[1:]
-        expect(sizes.max() - sizes.min() <= 1, f"{len(rewards)} {name} rewards fall into {K} parts of sizes {sizes.tolist()}; they may differ by one at most, "
+        expect(sizes.max() - sizes.min() <= 1,
+               f"{len(rewards)} {name} rewards fall into {K} parts of sizes {sizes.tolist()}; they may differ by one at most, "
                "so cut the sorted ranks, not the range of the rewards.")  # fmt: skip
 
 
 def test_close_rewards_are_no_ties():
     """Random numbers decide between equal rewards, and only there."""
     k = quantiles(np.arange(40) * 1e-12, 4)
-    expect((np.diff(k) >= 0).all(), "two rewards that differ by 1e-12 came out in the wrong order; do not add noise to the rewards, break ties with a second sort key.")
+    expect((np.diff(k) >= 0).all(), "two rewards that differ by 1e-12 came out in the wrong order; "
+           "do not add noise to the rewards, break ties with a second sort key.")  # fmt: skip
 
 
 def test_ties_are_random():
@@ -62,8 +65,10 @@ def test_ties_are_random():
     old = np.arange(400) < 200
     ks = [quantiles(rewards, 4, seed) for seed in range(20)]
     share = np.mean([old[k == 4].mean() for k in ks])
-    expect(0.44 < share < 0.56, f"of equal rewards the older half takes {share:.0%} of the best part; it should be near 50%: break ties at random, not by place.")
-    expect((quantiles(rewards, 4, 3) == ks[3]).all(), "the same seed gave two different results; draw from np.random.default_rng(seed) inside the function.")
+    expect(0.44 < share < 0.56, f"of equal rewards the older half takes {share:.0%} of the best part; it should be near 50%: "
+           "break ties at random, not by place.")  # fmt: skip
+    expect((quantiles(rewards, 4, 3) == ks[3]).all(), "the same seed gave two different results; "
+           "draw from np.random.default_rng(seed) inside the function.")  # fmt: skip
     expect((ks[0] != ks[1]).any(), "seeds 0 and 1 give the same order of equal rewards; use the seed.")
 
 

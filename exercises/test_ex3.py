@@ -34,9 +34,11 @@ def check_value(direction):
     z0, z = logits(1)
     got = array(getattr(work, name)(z0, z), (B, T), name)
     value, other = (by_autograd(d, z0, z)[0] for d in (direction, "reverse" if direction == "forward" else "forward"))
-    expect(not np.allclose(got, other), f"{name} computes the other direction; forward is KL(p0 || p), whose sum is weighted by p0, reverse is KL(p || p0).")
+    expect(not np.allclose(got, other), f"{name} computes the other direction; forward is KL(p0 || p), whose sum is weighted by p0, "
+           "reverse is KL(p || p0).")  # fmt: skip
     expect(not np.allclose(got, -value), f"{name} is negative: the sign is wrong, or the fraction in the logarithm is upside down.")
-    expect(np.allclose(got, value), f"{name} is {got[0, 0]:.4f} at the first position, not {value[0, 0]:.4f}; it is a sum over the vocabulary of probability times "
+    expect(np.allclose(got, value),
+           f"{name} is {got[0, 0]:.4f} at the first position, not {value[0, 0]:.4f}; it is a sum over the vocabulary of probability times "
            "the difference of two log-probabilities.")  # fmt: skip
     far = np.array([[[0.0, -2000.0, 5.0]]])
     array(getattr(work, name)(np.zeros((1, 1, 3)), far), (1, 1), f"{name} with a logit of -2000")
@@ -51,7 +53,8 @@ def check_gradient(direction):
     sums = got.sum(-1)
     expect(np.allclose(sums, 0), f"{name} sums to {sums[0, 0]:.4f} over the vocabulary, not 0; adding a constant to all logits changes nothing, so "
            "no gradient may point that way: is a term missing?")  # fmt: skip
-    expect(np.allclose(got, expected), f"{name} is {got[0, 0].round(3).tolist()} at the first position, autograd says {expected[0, 0].round(3).tolist()}.")
+    expect(np.allclose(got, expected), f"{name} is {got[0, 0].round(3).tolist()} at the first position, "
+           f"autograd says {expected[0, 0].round(3).tolist()}.")  # fmt: skip
 
 
 def test_forward_kl():
@@ -82,8 +85,10 @@ def test_forward_covers():
     spread = np.sqrt((p * (X - mean) ** 2).sum())
     for start in (-1.0, 1.5):
         mu, sigma = fitted("forward", start)
-        expect(abs(mu - mean) < 0.05, f'fit("forward") from mu = {start} ends at mu = {mu:.2f}; forward KL covers both hills and ends at the mean of p0, {mean:.2f}.')
-        expect(abs(sigma - spread) < 0.15, f'fit("forward") from mu = {start} ends with a width of {sigma:.2f}; forward KL covers both hills, about {spread:.2f} wide.')
+        expect(abs(mu - mean) < 0.05, f'fit("forward") from mu = {start} ends at mu = {mu:.2f}; '
+               f'forward KL covers both hills and ends at the mean of p0, {mean:.2f}.')  # fmt: skip
+        expect(abs(sigma - spread) < 0.15, f'fit("forward") from mu = {start} ends with a width of {sigma:.2f}; '
+               f'forward KL covers both hills, about {spread:.2f} wide.')  # fmt: skip
 
 
 def test_reverse_seeks():
@@ -91,4 +96,5 @@ def test_reverse_seeks():
     for start, hill in ((-1.0, LEFT), (1.5, RIGHT)):
         mu, sigma = fitted("reverse", start)
         expect(abs(mu - hill) < 0.1, f'fit("reverse") from mu = {start} ends at mu = {mu:.2f}; reverse KL settles on the nearer hill, at {hill}.')
-        expect(abs(sigma - WIDTH) < 0.05, f'fit("reverse") from mu = {start} ends with a width of {sigma:.2f}; the hill it settles on is {WIDTH} wide.')
+        expect(abs(sigma - WIDTH) < 0.05, f'fit("reverse") from mu = {start} ends with a width of {sigma:.2f}; '
+               f'the hill it settles on is {WIDTH} wide.')  # fmt: skip

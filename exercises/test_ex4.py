@@ -34,7 +34,8 @@ def slow_loss(policy, reference, ids, beta):
 
 def value(name, *inputs, beta=BETA):
     loss = getattr(solution(4), f"loss_{name}")(*inputs, beta)
-    expect(isinstance(loss, torch.Tensor) and loss.shape == (), f"loss_{name} returned {type(loss).__name__}; it should be a tensor with one number.")
+    expect(isinstance(loss, torch.Tensor) and loss.shape == (), f"loss_{name} returned {type(loss).__name__}; "
+           "it should be a tensor with one number.")  # fmt: skip
     return loss
 
 
@@ -88,7 +89,8 @@ def test_gradient(name):
     got = torch.autograd.grad(loss, policy)[0]
     right = torch.autograd.grad(slow_loss(policy, reference, ids, BETA), policy)[0]
     lm_only = torch.autograd.grad(slow_loss(policy, reference, ids, 0.0), policy)[0]
-    expect(not torch.allclose(got, lm_only), f"loss_{name} has the right value, but its gradient does not change with beta: nothing is learned from the KL.")
+    expect(not torch.allclose(got, lm_only), f"loss_{name} has the right value, but its gradient does not change with beta: "
+           "nothing is learned from the KL.")  # fmt: skip
     expect(torch.allclose(got, right), f"loss_{name} has the right value and a wrong gradient, off by up to {(got - right).abs().max():.3f}.")
 
 
@@ -96,5 +98,7 @@ def test_gradient(name):
 def test_diagnosis(name):
     """What it was, in one word."""
     said = solution(4).DIAGNOSIS
-    expect(isinstance(said, dict) and isinstance(said.get(name), str), f'DIAGNOSIS["{name}"] is empty; name the bug you repaired, in one of the seven words.')
-    expect(said[name].strip().lower() == BUGS[name], f'loss_{name} is repaired, but its bug was not "{said[name]}"; compare your line with the starter\'s.')
+    expect(isinstance(said, dict) and isinstance(said.get(name), str), f'DIAGNOSIS["{name}"] is empty; '
+           'name the bug you repaired, in one of the seven words.')  # fmt: skip
+    expect(said[name].strip().lower() == BUGS[name], f'loss_{name} is repaired, but its bug was not "{said[name]}"; '
+           'compare your line with the starter\'s.')  # fmt: skip

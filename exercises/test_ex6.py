@@ -64,7 +64,8 @@ def held_out(texts):
 def fooling_texts():
     texts = solution(6).fooling_texts()
     expect(isinstance(texts, (list, tuple)) and all(isinstance(t, str) for t in texts), "fooling_texts must return a list of strings.")
-    expect(len({" ".join(t.lower().split()) for t in texts}) >= 6, f"fooling_texts returned {len(texts)} texts, not all different; write six different ones or more.")
+    expect(len({" ".join(t.lower().split()) for t in texts}) >= 6, f"fooling_texts returned {len(texts)} texts, not all different; "
+           "write six different ones or more.")  # fmt: skip
     return list(texts)
 
 
@@ -77,7 +78,8 @@ def test_held_out_knows_its_trade():
     if len(wrong) > 4:
         worst = max(dict.fromkeys(kinds), key=kinds.count)
         _, text, value = next(w for w in wrong if w[0] == worst)
-        expect(False, f"held_out gets {24 - len(wrong)} of 24 sentences right and 20 are needed; mostly wrong on {worst}, as in {text!r}, which it gives {value:.2f}.")
+        expect(False, f"held_out gets {24 - len(wrong)} of 24 sentences right and 20 are needed; "
+               f"mostly wrong on {worst}, as in {text!r}, which it gives {value:.2f}.")  # fmt: skip
 
 
 def test_held_out_admits_ignorance():
@@ -108,9 +110,11 @@ def test_held_out_is_not_fooled():
     """0.4 or less from the held-out judge, and not because it knows these texts by heart."""
     texts = fooling_texts()
     for t, v in zip(texts, held_out(texts)):
-        expect(v <= 0.4, f"held_out gives {v:.2f} to {t!r}, and at most 0.4 is allowed: either a reader would take it for praise as well, or held_out lacks a rule.")
+        expect(v <= 0.4, f"held_out gives {v:.2f} to {t!r}, and at most 0.4 is allowed: "
+               "either a reader would take it for praise as well, or held_out lacks a rule.")  # fmt: skip
     for t, v in zip(texts, held_out([f"{NEUTRAL[1]} {t}" for t in texts])):
-        expect(v < 0.5, f"held_out gives {v:.2f} to {t!r} once a neutral sentence stands in front; it must judge words and rules, not know texts by heart.")
+        expect(v < 0.5, f"held_out gives {v:.2f} to {t!r} once a neutral sentence stands in front; "
+               "it must judge words and rules, not know texts by heart.")  # fmt: skip
 
 
 def best_of(scores, other, n):
@@ -125,7 +129,8 @@ def test_best_of():
     other = np.array([[0.7, 0.1, 0.2], [0.3, 0.9, 0.4]])
     for n, expected in ((1, (0.5, 0.5)), (2, (0.6, 0.2)), (3, (0.85, 0.25))):
         got = best_of(scores, other, n)
-        expect(abs(got[0] - expected[0]) < 1e-9, f"best_of with n = {n} gives a mean judge score of {got[0]:.3f}, not {expected[0]}; take the best of each prompt's first n.")
+        expect(abs(got[0] - expected[0]) < 1e-9, f"best_of with n = {n} gives a mean judge score of {got[0]:.3f}, not {expected[0]}; "
+               "take the best of each prompt's first n.")  # fmt: skip
         expect(abs(got[1] - expected[1]) < 1e-9, f"best_of with n = {n} gives a mean held-out score of {got[1]:.3f}, not {expected[1]}; "
                "score the sample that the judge picked, do not pick again.")  # fmt: skip
 
@@ -146,5 +151,6 @@ def test_the_gap_grows():
     for n, (a, b) in curve.items():
         print(f"best of {n:2d}: judge {a:.2f}, held-out {b:.2f}, gap {a - b:+.2f}")
     gap = {n: a - b for n, (a, b) in curve.items()}
-    expect(gap[16] > gap[1] + 0.1, f"from best of 1 to best of 16 the gap between the judges goes from {gap[1]:.2f} to {gap[16]:.2f}; it should grow by 0.1 or more: "
+    expect(gap[16] > gap[1] + 0.1,
+           f"from best of 1 to best of 16 the gap between the judges goes from {gap[1]:.2f} to {gap[16]:.2f}; it should grow by 0.1 or more: "
            "a held-out judge that follows the first so closely cannot show what the first one misses.")  # fmt: skip

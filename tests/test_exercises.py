@@ -64,7 +64,7 @@ SLIPS = [  # one line of a solution changed: (file, old, new, the check that mus
     ("ex3_kl", "np.exp(log_softmax(z)) - np.exp(log_softmax(z0))", "np.exp(log_softmax(z0)) - np.exp(log_softmax(z))", "test_forward_gradient", "wrong sign"),
     ("ex3_kl", 'if direction == "forward"', 'if direction != "forward"', "test_forward_covers", "covers both hills"),
     ("ex5_pool", "np.ones(len(rewards), dtype=bool)", "np.zeros(len(rewards), dtype=bool)", "test_no_bound", "with no bound all stay"),
-    ("ex5_pool", "len(rows) - _up(keep_top * len(rows))]] = False", "len(rows) - int(keep_top * len(rows))]] = False", "test_keep_top", "up to whole rows"),
+    ("ex5_pool", "len(rows) - math.ceil(keep_top * len(rows))]] = False", "len(rows) - int(keep_top * len(rows))]] = False", "test_keep_top", "up to whole rows"),
     ("ex5_pool", "min(r, last or r)", "(last or r)", "test_newest_share", "after round r the pool holds r rounds"),
     ("ex6_judge", "Nobody could call this a beautiful, moving, wonderful film.", "I hated the story, and the actors were bad.", "test_the_judge_is_fooled", "0.9 is needed"),
 ]  # fmt: skip
@@ -94,7 +94,8 @@ def check(monkeypatch, exercise, folder, file=None):
     monkeypatch.setitem(adapter.FILES, exercise, file or adapter.FILES[exercise])
     monkeypatch.setattr(socket.socket, "connect", refuse)
     reports = Reports()
-    status = pytest.main(["-q", "-p", "no:cacheprovider", str(ROOT / "exercises" / f"test_ex{exercise}.py")], plugins=[reports])
+    # unraisableexception: it collects garbage twice a run, which takes longer than most of the checks
+    status = pytest.main(["-q", "-p", "no:cacheprovider", "-p", "no:unraisableexception", str(ROOT / "exercises" / f"test_ex{exercise}.py")], plugins=[reports])
     return status, reports
 
 
@@ -197,6 +198,21 @@ def test_broken_files(source, words, tmp_path, monkeypatch):
     status, reports = check(monkeypatch, 2, tmp_path)
     assert status == 1 and list(reports.failed) == ["test_order"]
     assert words in reports.failed["test_order"] and sentence(reports.failed["test_order"])
+
+
+@pytest.mark.parametrize("body, words", [
+    ("return [0.5]", "reward returned 1 values for 3 completions"),
+    ("return ['good' for y in completions]", "reward returned 'good' at index 0"),
+    ("return [completions.count(y) / 0 for y in completions]", "raised ZeroDivisionError"),
+    ("return [7 for y in completions]", "it must lie from 0 to 1"),
+    ("return [None for y in completions]", "needs a number"),
+])  # fmt: skip
+def test_broken_rewards(body, words, tmp_path, monkeypatch):
+    """What rewards.py says of a reward that returns something else reaches the student."""
+    (tmp_path / "ex1_reward.py").write_text(f"UNWANTED, WANTED = list('abc'), list('def')\n\n\ndef reward(prompts, completions, **kwargs):\n    {body}\n")
+    status, reports = check(monkeypatch, 1, tmp_path)
+    assert status == 1 and list(reports.failed) == ["test_examples"]
+    assert words in reports.failed["test_examples"] and sentence(reports.failed["test_examples"])
 
 
 def test_other_names(tmp_path, monkeypatch):

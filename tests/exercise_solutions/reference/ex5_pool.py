@@ -11,12 +11,8 @@ def bounded(rewards, iterations, last=None, keep_top=None, seed=0):
     if keep_top is not None:
         rows = np.flatnonzero(keep)
         worst_first = rows[np.lexsort((np.random.default_rng(seed).random(len(rows)), rewards[rows]))]
-        keep[worst_first[: len(rows) - _up(keep_top * len(rows))]] = False
+        keep[worst_first[: len(rows) - math.ceil(keep_top * len(rows))]] = False
     return keep
-
-
-def _up(x):
-    return math.ceil(x - 1e-9)  # 0.1 * 30 is 3.0000000000000004 for a computer
 
 
 def bounded_per_prompt(rewards, prompts, keep_top):
@@ -24,7 +20,7 @@ def bounded_per_prompt(rewards, prompts, keep_top):
     keep = np.zeros(len(rewards), dtype=bool)
     for prompt in np.unique(prompts):
         rows = np.flatnonzero(prompts == prompt)
-        keep[rows[np.argsort(-rewards[rows])][: _up(keep_top * len(rows))]] = True
+        keep[rows[np.argsort(-rewards[rows])][: math.ceil(keep_top * len(rows))]] = True
     return keep
 
 
