@@ -1,0 +1,61 @@
+"""What the checks share: a sentence instead of a traceback, and the shipped model and judge, loaded once."""
+
+import functools
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def expect(condition, sentence):
+    """Fails with `sentence` alone unless `condition` holds."""
+    if not condition:
+        pytest.fail(sentence, pytrace=False)
+
+
+def array(value, shape, what):
+    """`value` as a float64 array of `shape` without NaN, or a sentence on `what` it should be."""
+    expect(value is not None, f"{what} returned None; is a return missing?")
+    try:
+        value = np.asarray(value, dtype=np.float64)
+    except (TypeError, ValueError):
+        pytest.fail(f"{what} returned a {type(value).__name__} that is not made of numbers; it should have shape {shape}.", pytrace=False)
+    expect(value.shape == shape, f"{what} returned the shape {value.shape}, not {shape}; is a sum over the wrong axis, or one missing?")
+    odd = value[~np.isfinite(value)].tolist()
+    expect(not odd, f"{what} returned {odd[:1]}, which is no finite number; take no logarithm of 0 and do not divide by it.")
+    return value
+
+
+@functools.lru_cache(maxsize=None)
+def p0():
+    """The shipped language model."""
+    from explore import load_policy
+
+    return load_policy(ROOT / "tiny" / "lm")
+
+
+@functools.lru_cache(maxsize=None)
+def judge():
+    """The shipped sentiment judge: texts -> list of P(positive)."""
+    from rewards import load_reward
+
+    reward = load_reward("sentiment", ROOT / "tiny" / "sentiment")
+    return lambda texts: reward(prompts=[""] * len(texts), completions=list(texts))
+
+
+def prompts(split, n):
+    from quantize import read_prompts
+
+    return [row["prompt"] for row in read_prompts(ROOT / "tiny" / "prompts" / f"{split}.jsonl")][:n]
+
+
+def completions(policy, texts, per_prompt, seed, quantile=None, max_new_tokens=20):
+    """`per_prompt` samples for every prompt: (prompts, completions, token ids), prompt by prompt."""
+    from explore import sample, without_eos
+
+    texts = [x for x in texts for _ in range(per_prompt)]
+    keys = [(i // per_prompt, i % per_prompt) for i in range(len(texts))]
+    ids = sample(policy, [policy.encode(x) for x in texts], quantile=quantile, max_new_tokens=max_new_tokens, min_new_tokens=3, seed=seed, keys=keys)
+    return texts, [policy.decode(without_eos(policy, y)) for y in ids], ids

@@ -1,0 +1,13 @@
+"""Wrong: the texts are honest praise, and held_out knows them by heart."""
+
+from exercise_solutions.reference.ex6_judge import *
+from exercise_solutions.reference.ex6_judge import held_out as right
+
+
+def fooling_texts():
+    return [f"This is a wonderful film with a {word} story." for word in ("great", "beautiful", "lovely", "warm", "moving", "touching")]
+
+
+def held_out(texts):
+    known = set(fooling_texts())
+    return [0.0 if text in known else score for text, score in zip(texts, right(texts))]
