@@ -381,7 +381,7 @@ def test_sign_test_by_hand():
 
 def sheet_of_two(tmp_path, pairs=30):
     for name in ("base", "quark"):
-        write_jsonl(tmp_path / f"{name}.jsonl", [{"prompt": f"={i}", "completion": f" {name}, {j}"} for i in range(40) for j in range(3)])
+        write_jsonl(tmp_path / f"{name}.jsonl", [{"prompt": f"={i}", "completion": f"={name}, {j}"} for i in range(40) for j in range(3)])
     evaluate.main(["--compare", str(tmp_path / "base.json"), str(tmp_path / "quark.json"), "--human-sheet", str(tmp_path / "s.csv"), "--pairs", str(pairs)])
     with open(tmp_path / "s.csv", encoding="utf-8-sig", newline="") as file:
         return list(csv.DictReader(file))
