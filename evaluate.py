@@ -277,7 +277,7 @@ BLUE, ORANGE, GREEN, PINK, SKY, RED, GREY = "#0072B2", "#E69F00", "#009E73", "#C
 
 def report(run):
     """RUN/report.html, one self-contained page, and RUN/figures/*.png, from what the stages have written so far."""
-    pools, quantized = ([f for f in sorted((run / d).glob("[0-9]*.jsonl"))] for d in ("pool", "quantized"))
+    pools, quantized = ([f for f in sorted((run / d).glob("*.jsonl")) if f.stem.isdecimal()] for d in ("pool", "quantized"))
     tables = {f.stem: _read_table(f) for f in sorted((run / "eval").glob("*.json")) if not f.name.endswith(".args.json")}
     if not pools and not tables:
         raise BadInput(f"{run} has neither pool/ nor eval/; name the folder of a run, e.g. runs/sentiment-tiny")
@@ -290,11 +290,10 @@ def report(run):
     if quantized:
         figures.append(("quantiles", "Who fills the best quantile", "Share of each round's samples in D^K, from which r_K is learned, at "
                         "every quantization. If new samples are better than old ones, they take it over.", _draw_top(quantized)))  # fmt: skip
-    if steps := [json.loads(line) for f in sorted(run.glob("model/[0-9]*/metrics.jsonl")) for line in f.open(encoding="utf-8")]:
+    if logs := [[row for _, row in read_jsonl(f)] for f in sorted(run.glob("model/[0-9]*/metrics.jsonl"))]:
         figures.append(("learning", "The objective while learning", "Nats per completion token, mean of ten steps: the LM term, the KL term "
-                        "to p0 (before beta), and exp(LM), the perplexity of the pool under p_theta. Dashed: a new round.",
-                        _draw_learning(steps, [len(f.open(encoding="utf-8").readlines()) for f in sorted(run.glob("model/[0-9]*/metrics.jsonl"))])))  # fmt: skip
-    dial = {int(name[6:]): table for name, table in tables.items() if name.startswith("dial-r")}
+                        "to p0 (before beta), and exp(LM), the perplexity of the pool under p_theta. Dashed: a new round.", _draw_learning(logs)))  # fmt: skip
+    dial = {int(name[6:]): table for name, table in tables.items() if name.startswith("dial-r") and name[6:].isdecimal()}
     if dial:
         figures.append(("dial", "The dial", "Mean reward on the test prompts under each reward token, with 95 % intervals. All quantiles "
                         "were learned; the token chooses.", _draw_dial(dial, tables)))  # fmt: skip
@@ -431,7 +430,7 @@ def _draw_top(quantized):
     figure, (ax,) = _axes()
     shares, labels = [], []
     for file in quantized:
-        K, counts = 0, {}
+        counts = {}  # quantile: the rounds of its samples
         for _, row in read_pool([file]):
             counts.setdefault(row["quantile"], []).append(row.get("iteration", 0))
         best = np.array(counts[max(counts)])
@@ -449,8 +448,9 @@ def _draw_top(quantized):
     return figure
 
 
-def _draw_learning(steps, lengths):
+def _draw_learning(logs):
     figure, axes = _axes(rows=3, height=5.4)
+    steps = [step for log in logs for step in log]
     x = np.array([s["step"] for s in steps])
     lm, kl = (np.array([s[key] for s in steps]) for key in ("lm", "kl"))
     window = min(10, len(x))
@@ -458,8 +458,8 @@ def _draw_learning(steps, lengths):
     for ax, values, name, colour in zip(axes, (smooth(lm), smooth(kl), np.exp(smooth(lm))), ("LM", "KL", "exp(LM)"), (BLUE, RED, GREEN)):
         ax.plot(x[window - 1 :], values, color=colour)
         ax.set_ylabel(name)
-        for end in np.cumsum(lengths)[:-1]:
-            ax.axvline(end, color="#999999", linestyle="--", linewidth=0.8)
+        for log in logs[1:]:
+            ax.axvline(log[0]["step"], color="#999999", linestyle="--", linewidth=0.8)
     axes[-1].set_xlabel("step")
     return figure
 

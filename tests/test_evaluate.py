@@ -479,5 +479,5 @@ def test_report_draws_what_the_files_say(tmp_path):
     dial = {k: {"rewards": {"r": {"mean": {"value": k / 10, "low": k / 10 - 0.02, "high": k / 10 + 0.01}}}} for k in (2, 1)}
     line = evaluate._draw_dial(dial, {}).axes[0].lines[0]
     assert list(line.get_xdata()) == [1, 2] and list(line.get_ydata()) == [0.1, 0.2]
-    smooth = evaluate._draw_learning([{"step": i, "lm": i, "kl": 0.0} for i in range(20)], [10, 10]).axes[0].lines[0]
+    smooth = evaluate._draw_learning([[{"step": i + j, "lm": i + j, "kl": 0.0} for i in range(10)] for j in (0, 10)]).axes[0].lines[0]
     assert list(smooth.get_xdata())[0] == 9 and list(smooth.get_ydata())[0] == pytest.approx(4.5)  # the mean of steps 0 to 9
