@@ -142,6 +142,6 @@ stage "$RUN/eval/dial-none.json" evaluate.py --model "$previous" --reference "$M
     --reward-token all --out "$RUN/eval/dial"                          # the dial: r_1 ... r_K, and no token
 "$PYTHON" evaluate.py --compare "$RUN/eval/base.json" "$RUN/eval/quark.json" ${nucleus:-}
 "$PYTHON" evaluate.py --report "$RUN"
-echo; echo "$TASK done in $((SECONDS - start)) s. Every stage's files are in $RUN; open $RUN/report.html in a browser."
+echo; echo "$(basename "$RUN") done in $((SECONDS - start)) s. Every stage's files are in $RUN; open $RUN/report.html in a browser."
 exit
 }

@@ -4,7 +4,7 @@ It stands in for `gpt2` where the hub is out of reach: same code path, same size
 
     python tests/gpt2_shape.py --vocab FOLDER_WITH_vocab.json_AND_merges.txt --out gpt2-random
     MODEL=gpt2-random PROMPTS=prompts.jsonl TEST_PROMPTS=prompts.jsonl REWARD_MODEL=tiny/toxicity \\
-        ITERATIONS=1 STEPS=3 bash run_all.sh toxicity
+        ITERATIONS=1 STEPS=2 bash run_all.sh toxicity
 """
 
 import argparse
