@@ -30,7 +30,7 @@ from tqdm import tqdm
 
 from explore import add_sampling_arguments, check_sampling_arguments, generate, load_policy, pick_device, score, without_eos
 from learn import _hidden
-from quantize import (BadInput, dump_row, read_jsonl, read_pool, read_prompts, run_stage, shown, text_of, whole_file,
+from quantize import (BadInput, dump_row, group_of, read_jsonl, read_pool, read_prompts, run_stage, shown, text_of, whole_file,
                       write_args, write_json)  # fmt: skip
 from rewards import diversity, load_reward, rep_n
 
@@ -506,13 +506,11 @@ def generations(path, policy):
     """
     rows, numbers = [], {}
     for place, row in read_jsonl(path):
-        prompt, completion, group, ids = text_of(row, "prompt", place), text_of(row, "completion", place), row.get("group"), row.get("completion_ids")
-        if group is not None and not isinstance(group, str):
-            raise BadInput(f'{place}: "group" is {shown(group)}, not a string')
+        prompt, completion, ids = text_of(row, "prompt", place), text_of(row, "completion", place), row.get("completion_ids")
         known = isinstance(ids, list) and all(type(i) is int and 0 <= i < policy.vocab_size for i in ids)
         if not known or policy.decode(without_eos(policy, ids)) != completion:
             ids = policy.encode(completion)
-        rows.append({"prompt": prompt, "completion": completion, "completion_ids": ids, "group": group,
+        rows.append({"prompt": prompt, "completion": completion, "completion_ids": ids, "group": group_of(row, place),
                      "prompt_number": numbers.setdefault(prompt, len(numbers))})  # fmt: skip
     if not rows:
         raise BadInput(f"{path} has no rows; each needs a prompt and a completion")

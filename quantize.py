@@ -134,6 +134,13 @@ def text_of(row, field, place):
     return value
 
 
+def group_of(row, place):
+    group = row.get("group")
+    if group is not None and not isinstance(group, str):
+        raise BadInput(f'{place}: "group" is {shown(group)}, not a string')
+    return group
+
+
 def check_row(row, place):
     """Raises BadInput unless `row` is a valid pool row (README, "The pool")."""
     text_of(row, "prompt", place), text_of(row, "completion", place)
@@ -181,10 +188,7 @@ def read_prompts(path):
     for place, row in read_jsonl(path):
         if isinstance(row.get("prompt"), dict):
             row = {**row, "prompt": row["prompt"].get("text")}
-        group = row.get("group")
-        if group is not None and not isinstance(group, str):
-            raise BadInput(f'{place}: "group" is {shown(group)}, not a string')
-        prompts.append({"prompt": text_of(row, "prompt", place), "group": group})
+        prompts.append({"prompt": text_of(row, "prompt", place), "group": group_of(row, place)})
     if not prompts:
         raise BadInput(f'{path} holds no prompts; write one {{"prompt": "..."}} a line')
     return prompts

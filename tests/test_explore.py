@@ -544,6 +544,20 @@ def test_main_uses_no_token_in_the_first_round(p0_folder, p0, tmp_path):
     assert rows[1]["prompt"] == "" and rows[1]["prompt_ids"] == []
 
 
+def test_main_some_of_the_prompts(quark_folder, tmp_path):
+    """--num-prompts 2 of 4: two prompts in the file's order, the same in the next round, others for some other seed."""
+    path = write_jsonl(tmp_path / "p.jsonl", [{"prompt": x} for x in ("The", "film", "was", "good")])
+
+    def prompts(name, *options):
+        rows = run(quark_folder, path, tmp_path / f"{name}.jsonl", "--num-prompts", 2, "--num-samples", 2, *options)
+        return [r["prompt"] for r in rows]
+
+    chosen = prompts("a")
+    assert len(chosen) == 4 and chosen[0] == chosen[1] != chosen[2] == chosen[3] and "The film was good".index(chosen[0]) < "The film was good".index(chosen[2])
+    assert prompts("b", "--iteration", 1) == chosen and any(prompts(f"s{i}", "--seed", i) != chosen for i in range(1, 6))
+    assert len(run(quark_folder, path, tmp_path / "all.jsonl", "--num-prompts", 9)) == 4
+
+
 def test_main_mixed_decoding(quark_folder, quark, tmp_path):
     """--decode mixed: greedy and drawn alternate over prompts and samples, and change places in the next round."""
     for iteration in (0, 1):

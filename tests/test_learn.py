@@ -521,6 +521,16 @@ def test_reward_token_lr(pool, p0_folder, tmp_path):
     assert torch.equal(moved[0][:V], moved[1][:V]) and torch.equal(moved[3][:V], moved[1][:V]) and (moved[1][:V] != 0).any()
 
 
+def test_reward_token_init(pool, p0_folder, tmp_path):
+    """ordered: after one step with the smallest rate r_1, r_2, r_3 still lie on a line, r_2 in its middle; normal: they do not."""
+    for init, on_a_line in (("normal", False), ("ordered", True)):
+        out = tmp_path / init
+        learn.main(["--pool", str(pool), "--model", str(p0_folder), "--reference", str(p0_folder), "--out", str(out), "--steps", "1",
+                    "--batch-size", "4", "--lr", "1e-9", "--device", "cpu", "--reward-token-init", init])  # fmt: skip
+        r = load_policy(out).model.get_input_embeddings().weight.detach()[V:]
+        assert torch.allclose(r[1], (r[0] + r[2]) / 2, atol=1e-5) == on_a_line
+
+
 def test_p0_stays_as_it_is(pool, p0_folder, tmp_path):
     """Learning writes its own folder; the reference's files keep their bytes."""
     before = {f.name: f.read_bytes() for f in p0_folder.iterdir()}
