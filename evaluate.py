@@ -24,14 +24,14 @@ import json
 import math
 from pathlib import Path
 
+from quantize import (BadInput, dump_row, group_of, read_jsonl, read_pool, read_prompts, run_stage, shown, text_of, whole_file,
+                      write_json)  # first: from here on Ctrl-C is one line # fmt: skip
 import numpy as np
 import torch
 from tqdm import tqdm
 
 from explore import add_sampling_arguments, check_sampling_arguments, generate, load_policy, pick_device, score, without_eos
 from learn import _hidden
-from quantize import (BadInput, dump_row, group_of, read_jsonl, read_pool, read_prompts, run_stage, shown, text_of, whole_file,
-                      write_args, write_json)  # fmt: skip
 from rewards import diversity, load_reward, rep_n
 
 # ------------------------------------------------------------------------------------------------------- the metrics
@@ -554,7 +554,8 @@ def main(argv=None):
     check_sampling_arguments(parser, args)
     device = pick_device(args.device)
     prompts = None if args.generations else read_prompts(args.prompts)
-    rewards = {name: load_reward(name, args.reward_model, device=device) for name in args.reward}
+    cache = Path(args.out).parent / "remote.cache"
+    rewards = {name: load_reward(name, args.reward_model, cache=cache, device=device) for name in args.reward}
     ppl_policy = load_policy(args.ppl_model or args.reference, device)
 
     out = Path(args.out)
@@ -564,9 +565,8 @@ def main(argv=None):
         n = len({r["prompt"] for r in rows})
         header |= {"generations": args.generations, "n_prompts": n, "n_samples": len(rows) / n, "decode": None, "reward_token": None}
         table = evaluate(rows, ppl_policy, rewards)
-        _write(out, {**header, **table}, rows)
-        compare([table], [out.name])
-        return write_args(out, args)
+        _write(out, {**header, **table}, rows, args)
+        return compare([table], [out.name])
 
     policy = load_policy(args.model, device)
     header |= {"n_prompts": len(prompts), "n_samples": args.num_samples, "decode": args.decode}
@@ -576,17 +576,16 @@ def main(argv=None):
             row["prompt_number"] = number // args.num_samples
             row["group"] = prompts[row["prompt_number"]]["group"]
         table = evaluate(rows, ppl_policy, rewards)
-        _write(out.with_name(out.name + suffix), {**header, "reward_token": quantile, **table}, rows)
+        _write(out.with_name(out.name + suffix), {**header, "reward_token": quantile, **table}, rows, args)
         if suffix:  # the dial: one line a token
             cells = (f"{r} {_cell(table['rewards'][r]['mean'])}" for r in rewards)
             print(f"{f'r_{quantile}' if quantile else 'no token':8s} mean reward: {', '.join(cells)}")
         else:
             compare([table], [out.name])
-    write_args(out, args)
 
 
-def _write(name, table, rows):
-    with whole_file(f"{name}.jsonl") as file:
+def _write(name, table, rows, args):
+    with whole_file(f"{name}.jsonl", args) as file:
         for row in rows:
             file.write(dump_row({k: v for k, v in row.items() if k != "prompt_number"}) + "\n")
     write_json(f"{name}.json", table)

@@ -14,16 +14,20 @@ This file also owns the policy: model, tokenizer and reward tokens, as a plain H
 """
 
 import argparse
+import glob
+import hashlib
 import json
+import os
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 
+from quantize import BadInput, Growing, dump_row, read_prompts, run_stage, shown, whole_file, whole_folder  # first: Ctrl-C
 import numpy as np
 import tiktoken
 import torch
 from tqdm import tqdm
 
-from quantize import BadInput, dump_row, read_prompts, run_stage, shown, whole_file, whole_folder, write_args
 from rewards import load_reward
 
 EOS = "<|endoftext|>"
@@ -94,6 +98,7 @@ class Policy:
 
         write_more(folder) may put further files into it (learn.py: the optimiser's state and the metrics).
         """
+        from safetensors import SafetensorError
         from transformers import AddedToken, GPT2Tokenizer
 
         tokenizer = GPT2Tokenizer(vocab=json.loads(self.files["vocab.json"]), merges=merge_pairs(self.files["merges.txt"]),
@@ -103,12 +108,15 @@ class Policy:
         tokenizer.add_special_tokens({"additional_special_tokens": reward_tokens})
         self.model.config.n_quantiles, self.model.config.base_vocab_size = self.n_quantiles, self.vocab_size
         with whole_folder(path) as beside:
-            tokenizer.save_pretrained(beside)
-            self.model.save_pretrained(beside)
-            for name, content in self.files.items():  # save_pretrained keeps only tokenizer.json: these must travel too
-                (beside / name).write_bytes(content)
-            if write_more:
-                write_more(beside)
+            try:
+                tokenizer.save_pretrained(beside)
+                self.model.save_pretrained(beside)
+                for name, content in self.files.items():  # save_pretrained keeps only tokenizer.json: these must travel too
+                    (beside / name).write_bytes(content)
+                if write_more:
+                    write_more(beside)
+            except (SafetensorError, RuntimeError) as error:  # what these libraries raise when the disk is full
+                raise OSError(str(error)) from error
 
 
 def reward_token(k):
@@ -180,7 +188,7 @@ def build_encoding(vocab_json, merges_txt, K=0):
 
 @torch.no_grad()
 def sample(policy, prompt_ids, *, quantile=None, max_new_tokens, min_new_tokens=0, temperature=1.0, top_p=1.0, greedy=False,
-           seed=0, iteration=0, keys=None, batch_size=64, progress=False):  # fmt: skip
+           seed=0, iteration=0, keys=None, batch_size=64):  # fmt: skip
     """y ~ p(. | x, r_k) for every x in `prompt_ids`, a list of lists of ids; returns lists of ids in the same order.
 
     quantile: k of the reward token put in front, None for none. greedy: one bool, or one a row. A completion ends with
@@ -195,18 +203,20 @@ def sample(policy, prompt_ids, *, quantile=None, max_new_tokens, min_new_tokens=
     if room < len(front) + 1:
         raise BadInput(f"{max_new_tokens} new tokens leave no room for a prompt in a context of {policy.context}")
     contexts = [front + policy.start_of(ids)[-(room - len(front)) :] for ids in prompt_ids]
-    completions, by_length = [None] * N, sorted(range(N), key=lambda i: len(contexts[i]))
-    bar = tqdm(total=N, desc="sampling", unit="sample", disable=not progress)
-    for start in range(0, N, batch_size):
-        rows = by_length[start : start + batch_size]
+    completions = [None] * N
+    for rows in batches_by_length(contexts, batch_size):
         uniform = np.stack([uniforms(seed, iteration, *keys[i], max_new_tokens) for i in rows])  # (B, T)
         done = _sample_batch(policy, [contexts[i] for i in rows], uniform, [greedy[i] for i in rows],
                              max_new_tokens, min_new_tokens, temperature, top_p)  # fmt: skip
         for i, ids in zip(rows, done):
             completions[i] = ids
-        bar.update(len(rows))
-    bar.close()
     return completions
+
+
+def batches_by_length(sequences, batch_size):
+    """Row numbers in lists of `batch_size`: sequences of similar length together, so that little is padding."""
+    order = sorted(range(len(sequences)), key=lambda i: len(sequences[i]))
+    return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
 
 
 def uniforms(seed, iteration, prompt, sample_number, T):
@@ -277,8 +287,49 @@ def _likeliest(p, mass, first=1024):
 # ---------------------------------------------------------------------------------------------------------- stage 1
 
 
+def explore(policy, prompts, reward, args):
+    """Samples and scores args.num_samples completions a prompt, batch by batch: {number: pool row}, all on process 0.
+
+    Each batch, once scored, is kept in OUT.*.part; a start after a crash, with the same settings, goes on from there.
+    """
+    part, rows = Growing(f"{args.out}.{_fingerprint(policy, prompts, args)}.part"), {}
+    for row in part.rows:
+        rows[row.pop("number")] = row
+    if rows:
+        print(f"going on: {len(rows)} of {len(prompts) * args.num_samples} samples were in {part.own} already", flush=True)
+    k = policy.n_quantiles or None  # r_K, or p0
+    for batch in sample_prompts(policy, prompts, args, args.seed, args.iteration, k, rows, *processes()):
+        for row, value in zip(batch.values(), score(list(batch.values()), reward)):
+            row["reward"] = value  # None: no score
+        part.add([{**row, "number": number} for number, row in batch.items()])
+        rows |= batch
+    return gather(rows)
+
+
+def _fingerprint(policy, prompts, args):
+    """Equal only if the same samples would be drawn and scored: settings, prompts, reward file, model."""
+    settings = {k: v for k, v in vars(args).items() if k not in ("out", "device")}
+    digest = hashlib.sha256(json.dumps([settings, prompts], sort_keys=True).encode())
+    if ":" in args.reward:
+        digest.update(Path(args.reward.rsplit(":", 1)[0]).read_bytes())
+    digest.update(policy.model.transformer.ln_f.weight.detach().cpu().numpy().tobytes())  # no training leaves it as it was
+    return digest.hexdigest()[:8]
+
+
 def generate(policy, prompts, args, seed, iteration=0, quantile=None):
     """Samples args.num_samples completions a prompt. Returns pool rows without rewards, prompt by prompt."""
+    rows = {}
+    for batch in sample_prompts(policy, prompts, args, seed, iteration, quantile):
+        rows |= batch
+    return [rows[number] for number in sorted(rows)]
+
+
+def sample_prompts(policy, prompts, args, seed, iteration=0, quantile=None, known=(), rank=0, world=1):
+    """Yields {number: pool row without a reward}, a batch at a time; number = prompt's number * num_samples + sample's.
+
+    Batches are formed before they are dealt out to the `world` processes, so that their number changes no sample. Those
+    whose numbers are all `known` are left out.
+    """
     encoded = [policy.encode(p["prompt"]) for p in prompts]
     room = policy.context - args.max_new_tokens - 1  # the reward token's place is always kept free
     if room < 1:
@@ -290,14 +341,20 @@ def generate(policy, prompts, args, seed, iteration=0, quantile=None):
     if args.decode == "mixed":  # half the samples greedy, half drawn, alternating over prompts, samples and rounds
         greedy = [(i + j + iteration) % 2 == 0 for i, j in keys]
     else:
-        greedy = args.decode == "greedy"
-    completions = sample(
-        policy, [encoded[i] for i, _ in keys], quantile=quantile, max_new_tokens=args.max_new_tokens,
-        min_new_tokens=args.min_new_tokens, temperature=args.temperature, top_p=args.top_p, greedy=greedy,
-        seed=seed, iteration=iteration, keys=keys, batch_size=args.batch_size, progress=True)  # fmt: skip
-    return [{"prompt": prompts[i]["prompt"], "completion": policy.decode(without_eos(policy, ids)),
-             "iteration": iteration, "prompt_ids": encoded[i], "completion_ids": ids}
-            for (i, _), ids in zip(keys, completions)]  # fmt: skip
+        greedy = [args.decode == "greedy"] * len(keys)
+    batches = batches_by_length([encoded[i] for i, _ in keys], args.batch_size)
+    todo = [batch for batch in batches[rank::world] if not all(n in known for n in batch)]
+    with tqdm(total=sum(map(len, todo)), desc="sampling", unit="sample", disable=rank > 0) as bar:
+        for batch in todo:
+            completions = sample(
+                policy, [encoded[keys[n][0]] for n in batch], quantile=quantile, max_new_tokens=args.max_new_tokens,
+                min_new_tokens=args.min_new_tokens, temperature=args.temperature, top_p=args.top_p,
+                greedy=[greedy[n] for n in batch], seed=seed, iteration=iteration, keys=[keys[n] for n in batch],
+                batch_size=len(batch))  # fmt: skip
+            yield {n: {"prompt": prompts[keys[n][0]]["prompt"], "completion": policy.decode(without_eos(policy, ids)),
+                       "iteration": iteration, "prompt_ids": encoded[keys[n][0]], "completion_ids": ids}
+                   for n, ids in zip(batch, completions)}  # fmt: skip
+            bar.update(len(batch))
 
 
 def without_eos(policy, ids):
@@ -312,6 +369,39 @@ def score(rows, reward, chunk=4096):
         scores += reward(prompts=[r["prompt"] for r in part], completions=[r["completion"] for r in part],
                          completion_ids=[r["completion_ids"] for r in part])  # fmt: skip
     return scores
+
+
+# ----------------------------------------------------------------------------------------- many processes, by torchrun
+
+
+def processes():
+    """(rank, how many) of this process under torchrun; (0, 1) without it."""
+    if "RANK" not in os.environ:
+        return 0, 1
+    if not torch.distributed.is_initialized():
+        backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+        torch.distributed.init_process_group(backend, timeout=timedelta(days=1))  # torchrun ends all if one dies
+    return torch.distributed.get_rank(), torch.distributed.get_world_size()
+
+
+def gather(rows):
+    """The union of all processes' dicts, on process 0; on the others {}."""
+    rank, world = processes()
+    if world == 1:
+        return rows
+    everyone = [None] * world if rank == 0 else None
+    torch.distributed.gather_object(rows, everyone)
+    return {number: row for one in everyone or [] for number, row in one.items()}
+
+
+def finish():
+    """Waits for all processes: none leaves while process 0 is still writing."""
+    if processes()[1] > 1:
+        torch.distributed.barrier()
+        torch.distributed.destroy_process_group()
+
+
+# ------------------------------------------------------------------------------------------------- the command line
 
 
 def add_sampling_arguments(parser, num_samples, top_p):
@@ -349,9 +439,11 @@ def check_sampling_arguments(parser, args):
 def pick_device(name):
     """The device called `name`; auto: a GPU if there is one."""
     if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     if name == "cuda" and not torch.cuda.is_available() or name == "mps" and not torch.backends.mps.is_available():
         raise BadInput(f"--device {name}: this machine or this build of PyTorch has none; use --device cpu")
+    if name == "cuda" and "LOCAL_RANK" in os.environ:
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count())  # a GPU a process
     return name
 
 
@@ -371,18 +463,31 @@ def main(argv=None):
         chosen = np.random.default_rng(args.seed).permutation(len(prompts))[: args.num_prompts]
         prompts = [prompts[i] for i in sorted(chosen)]
     device = pick_device(args.device)
-    reward = load_reward(args.reward, args.reward_model, device=device)
+    reward = load_reward(args.reward, args.reward_model, cache=Path(args.out).parent / "remote.cache", device=device)
     policy = load_policy(args.model, device)
 
-    rows = generate(policy, prompts, args, args.seed, args.iteration, quantile=policy.n_quantiles or None)
-    scores = score(rows, reward)
-    kept = [{**row, "reward": s} for row, s in zip(rows, scores) if s is not None]
+    rows = explore(policy, prompts, reward, args)
+    if processes()[0] == 0:
+        _write(rows, args)
+    finish()
+    _remove_parts(args.out)  # every process's samples are in the pool now
+
+
+def _remove_parts(out):
+    for part in Path(out).parent.glob(glob.escape(Path(out).name) + ".*.part*"):
+        part.unlink(missing_ok=True)
+
+
+def _write(rows, args):
+    """The pool file, in the prompts' order, and a few words about it."""
+    rows = [rows[number] for number in sorted(rows)]
+    kept = [row for row in rows if row["reward"] is not None]
     if not kept:
+        _remove_parts(args.out)  # the next start shall try again
         raise BadInput(f"reward {args.reward} scored none of the {len(rows)} samples; nothing was written")
-    with whole_file(args.out) as file:
+    with whole_file(args.out, args) as file:
         for row in kept:
             file.write(dump_row(row) + "\n")
-    write_args(args.out, args)
     values = np.array([row["reward"] for row in kept])
     dropped = f", {len(rows) - len(kept)} without a score dropped" if len(kept) < len(rows) else ""
     print(f"{len(kept)} samples{dropped}; reward mean {values.mean():.4f}, from {values.min():.4f} to {values.max():.4f}")

@@ -16,12 +16,12 @@ import json
 import time
 from pathlib import Path
 
+from quantize import BadInput, check_replaceable, read_pool, run_stage, write_json  # first: from here on Ctrl-C is one line
 import numpy as np
 import torch
 from tqdm import tqdm
 
-from explore import load_policy, pick_device, without_eos
-from quantize import BadInput, check_replaceable, read_pool, run_stage, write_json
+from explore import finish, load_policy, pick_device, processes, without_eos
 
 # ---------------------------------------------------------------------------------------- the objective, as one reads it
 
@@ -191,7 +191,12 @@ def learning_rate(step, lr, warmup, total_steps):
 
 
 def learn(policy, reference, parts, args, optimiser, first_step):
-    """`args.steps` updates. Yields one dict of metrics a step."""
+    """`args.steps` updates. Yields one dict of metrics a step.
+
+    Under torchrun each process takes its share of every batch, and the gradients are summed over the processes: the same
+    step as one process makes, to rounding.
+    """
+    rank, world = processes()
     model, V = policy.model, policy.vocab_size
     parameters = list(model.parameters())
     embedding = model.get_input_embeddings().weight
@@ -199,15 +204,20 @@ def learn(policy, reference, parts, args, optimiser, first_step):
         start = time.perf_counter()
         # Every step has its own generator, so that N short runs draw the same batches as one long run.
         batch = draw_batch(parts, args.batch_size, np.random.default_rng([args.seed, step]))
-        torch.manual_seed((args.seed << 32) + step)  # dropout, if any
+        torch.manual_seed((args.seed << 32) + step + rank * 2**31)  # dropout, if any
         batch.sort(key=lambda row: len(row[1]) + len(row[2]))  # similar lengths in a piece: little padding
         tokens = sum(len(y) for _, _, y in batch)
-        totals = torch.zeros(4, device=policy.device)
+        totals = torch.zeros(4, device=policy.device, dtype=model.dtype)
+        mine = batch[rank::world]
         for piece in range(args.grad_accum):
-            rows = batch[piece * len(batch) // args.grad_accum : (piece + 1) * len(batch) // args.grad_accum]
+            rows = mine[piece * len(mine) // args.grad_accum : (piece + 1) * len(mine) // args.grad_accum]
+            if not rows:
+                continue
             sums, _ = batch_loss(policy, reference, rows, args.beta, args.kl, args.entropy_coef, args.bf16)
             (sums[0] / tokens).backward()
             totals += sums.detach()
+        if world > 1:
+            _sum_over_processes([totals, *_gradients(parameters)])
         norm = torch.nn.utils.clip_grad_norm_(parameters, args.clip or float("inf"))
         rate = learning_rate(step, args.lr, args.warmup, args.total_steps)
         for group in optimiser.param_groups:
@@ -221,6 +231,18 @@ def learn(policy, reference, parts, args, optimiser, first_step):
             raise BadInput(f"the loss is {loss} at step {step}; lower --lr or set --clip 1")
         yield {"step": step, "loss": loss, "lm": lm, "kl": kl, "entropy": entropy, "grad_norm": norm.item(),
                "lr": rate, "tokens_per_s": tokens / (time.perf_counter() - start)}  # fmt: skip
+
+
+def _gradients(parameters):
+    """Every parameter's gradient; zeros where this process had no row."""
+    for p in parameters:
+        p.grad = torch.zeros_like(p) if p.grad is None else p.grad
+    return [p.grad for p in parameters]
+
+
+def _sum_over_processes(tensors):
+    for work in [torch.distributed.all_reduce(t, async_op=True) for t in tensors]:
+        work.wait()
 
 
 def main(argv=None):
@@ -272,7 +294,8 @@ def main(argv=None):
 
     if Path(args.out).resolve() == Path(args.reference).resolve():
         raise BadInput(f"--out {args.out} is the reference model, which must stay as it is; choose another --out")
-    check_replaceable(args.out)  # better now than after the training
+    if processes()[0] == 0:
+        check_replaceable(args.out)  # better now than after the training
     device = pick_device(args.device)
     policy, reference = load_policy(args.model, device), load_policy(args.reference, device)
     if policy.files != reference.files:
@@ -301,8 +324,9 @@ def main(argv=None):
         raise BadInput(f"--total-steps {args.total_steps}: {args.model} has made {first_step} steps, and {args.steps} more would "
                        f"end with a learning rate of 0; give at least {first_step + args.steps}")  # fmt: skip
 
-    metrics = []
-    bar = tqdm(learn(policy, reference, parts, args, optimiser, first_step), total=args.steps, desc="learning", unit="step")
+    metrics, rank = [], processes()[0]
+    bar = tqdm(learn(policy, reference, parts, args, optimiser, first_step), total=args.steps, desc="learning", unit="step",
+               disable=rank > 0)  # fmt: skip
     for line in bar:
         metrics.append(line)
         bar.set_postfix(lm=f"{line['lm']:.3f}", kl=f"{line['kl']:.3f}")
@@ -312,7 +336,11 @@ def main(argv=None):
         (folder / "metrics.jsonl").write_text("".join(json.dumps(m) + "\n" for m in metrics), encoding="utf-8")
         write_json(folder / "args.json", vars(args))
 
-    policy.save(args.out, training_state)
+    if rank == 0:
+        policy.save(args.out, training_state)
+    finish()
+    if rank > 0:
+        return
     tail = metrics[-max(1, len(metrics) // 4) :]
     means = {key: np.mean([m[key] for m in tail]) for key in ("loss", "lm", "kl", "entropy", "tokens_per_s")}
     print(f"steps {first_step} to {first_step + args.steps - 1}; mean of the last quarter, in nats per token: loss {means['loss']:.3f}, "

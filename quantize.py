@@ -15,10 +15,12 @@ This file also owns the pool itself: what a row is, how it is read, checked and 
 
 import argparse
 import contextlib
+import glob
 import json
 import math
 import os
 import shutil
+import signal
 import sys
 from array import array
 from pathlib import Path
@@ -202,8 +204,11 @@ def dump_row(row):
 
 
 @contextlib.contextmanager
-def whole_file(path):
-    """A text file to write to that appears under its name only when the block ends well (write, fsync, rename)."""
+def whole_file(path, args=None):
+    """A text file to write to that appears under its name only when the block ends well (write, fsync, rename).
+
+    `args`, the settings that made it, are written beside it just before: where the file is, its settings are too.
+    """
     path = Path(path)
     beside = path.with_name(path.name + ".tmp")
     if path.is_dir():
@@ -213,22 +218,15 @@ def whole_file(path):
         file = beside.open("w", encoding="utf-8", newline="\n")
     except OSError as error:
         raise BadInput(f"cannot write {path}: {error.strerror}; choose another --out") from None
-    try:
+    with _or_nothing(path, lambda: beside.unlink(missing_ok=True)):
         with file:
             yield file
             file.flush()
             os.fsync(file.fileno())
+        if args is not None:
+            write_args(path, args)
         os.replace(beside, path)
-    except BaseException:
-        beside.unlink(missing_ok=True)
-        raise
-
-
-def check_replaceable(path):
-    """Only a checkpoint or an empty folder is ever replaced: a slip in --out must not erase what else a person has."""
-    path = Path(path)
-    if path.is_file() or path.is_dir() and any(path.iterdir()) and not (path / "config.json").exists():
-        raise BadInput(f"{path} exists and is no checkpoint; choose another --out")
+        _fsync(path.parent)
 
 
 @contextlib.contextmanager
@@ -236,22 +234,91 @@ def whole_folder(path):
     """The same for a folder: yields a Path to fill, which takes the place of `path` when the block ends well."""
     check_replaceable(path)
     path = Path(path).resolve()
-    beside = path.with_name(path.name + ".tmp")
+    beside, before = path.with_name(path.name + ".tmp"), path.with_name(path.name + ".old")
     try:
         shutil.rmtree(beside, ignore_errors=True)
         beside.mkdir(parents=True)
     except OSError as error:
         raise BadInput(f"cannot write {path}: {error.strerror}; choose another --out") from None
-    try:
+    with _or_nothing(path, lambda: shutil.rmtree(beside, ignore_errors=True)):
         yield beside
         for file in beside.iterdir():
-            with file.open("rb") as written:
-                os.fsync(written.fileno())
-        shutil.rmtree(path, ignore_errors=True)
+            _fsync(file)
+        _fsync(beside)
+        if path.exists():
+            os.replace(path, before)  # killed after this line, the next start puts it back: check_replaceable
         os.replace(beside, path)
-    except BaseException:
-        shutil.rmtree(beside, ignore_errors=True)
+        _fsync(path.parent)
+        shutil.rmtree(before, ignore_errors=True)
+
+
+def check_replaceable(path):
+    """Only a checkpoint or an empty folder is ever replaced: a slip in --out must not erase what else a person has."""
+    path = Path(path)
+    before = path.with_name(path.name + ".old")
+    if (before / "config.json").exists():  # whole_folder was killed between its two renames, or after them
+        shutil.rmtree(before) if path.exists() else os.replace(before, path)
+    if path.is_file() or path.is_dir() and any(path.iterdir()) and not (path / "config.json").exists():
+        raise BadInput(f"{path} exists and is no checkpoint; choose another --out")
+
+
+@contextlib.contextmanager
+def _or_nothing(path, clean_up):
+    """Whatever ends the block early, Ctrl-C too: clean up. A disk that is full is the user's to mend, so one sentence."""
+    try:
+        yield
+    except BaseException as error:
+        clean_up()
+        if isinstance(error, OSError):
+            raise BadInput(f"cannot write {path}: {error.strerror or error}; nothing was changed, make room and start again") from None
         raise
+
+
+def _fsync(path):
+    """Asks the disk to keep a file, or the names in a folder, before the next line runs."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+class Growing:
+    """A JSONL file that grows while its rows come in, so that after a crash nothing done or paid for is done again.
+
+    `path` + the number of the process (RANK under torchrun, else 0): each process adds to its own and reads all of them
+    into `rows`, whatever their number was last time. A last line that was cut off is dropped.
+    """
+
+    def __init__(self, path):
+        self.own, self.file = Path(f"{path}{os.environ.get('RANK', 0)}"), None
+        self.rows = [json.loads(line) for part in sorted(self.own.parent.glob(glob.escape(Path(path).name) + "[0-9]*"))
+                     for line in part.read_bytes().split(b"\n")[:-1]]  # fmt: skip
+
+    def add(self, rows):
+        """Whole rows, on the disk when this returns."""
+        try:
+            if self.file is None:
+                self.own.parent.mkdir(parents=True, exist_ok=True)
+                self.file = self.own.open("a+b")
+                _lock(self.file)
+                self.file.seek(0)
+                self.file.truncate(self.file.read().rfind(b"\n") + 1)
+            self.file.write(b"".join(dump_row(row).encode() + b"\n" for row in rows))
+            self.file.flush()
+            os.fsync(self.file.fileno())
+        except BlockingIOError:
+            raise BadInput(f"another process is writing {self.own}; wait for it, or choose another --out") from None
+        except OSError as error:
+            raise BadInput(f"cannot write {self.own}: {error.strerror}; make room and start again to go on") from None
+
+
+def _lock(file):
+    """Raises BlockingIOError while another process holds the lock; it goes with the process, however that ends."""
+    with contextlib.suppress(ImportError):  # Windows has no fcntl, and no lock here
+        import fcntl
+
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 def write_json(path, value):
@@ -267,18 +334,30 @@ def write_args(path, args):
 
 def run_stage(main):
     """What every stage's last line calls: bad input and Ctrl-C end with one line and a non-zero exit, no traceback."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         main()
     except BadInput as error:
         sys.exit(f"{Path(sys.argv[0]).name}: error: {error}")
     except KeyboardInterrupt:
-        sys.exit(f"{Path(sys.argv[0]).name}: interrupted; nothing half-written was left, start it again to go on")
+        print(f"\n{Path(sys.argv[0]).name}: interrupted; nothing half-written was left, start it again to go on", file=sys.stderr)
+        sys.exit(130)
+
+
+def _interrupted(*_):
+    print(f"{Path(sys.argv[0]).name}: interrupted; start it again to go on", file=sys.stderr, flush=True)
+    os._exit(130)  # at once, whatever the imports of libraries are in the middle of
+
+
+if Path(sys.argv[0]).resolve().parent == Path(__file__).resolve().parent:  # a stage is starting: its imports take seconds,
+    signal.signal(signal.SIGINT, _interrupted)  # and Ctrl-C within them shall not print the inside of a library
 
 
 # ---------------------------------------------------------------------------------------------------------- stage 2
 
 
-def quantize(paths, K, out, seed=0, per_prompt=False, last=None, keep_top=None):
+def quantize(paths, K, out, seed=0, per_prompt=False, last=None, keep_top=None, args=None):
     """Two passes over the files: the first keeps a number a row (10^6 rows: tens of MB), the second writes."""
     out, files = Path(out), pool_files(paths)
     if any(out.resolve() == f.resolve() for f in files) or any(out.parent.resolve() == Path(p).resolve() for p in paths):
@@ -306,7 +385,7 @@ def quantize(paths, K, out, seed=0, per_prompt=False, last=None, keep_top=None):
     else:
         quantiles[keep] = assign_quantiles(rewards[keep], K, seed)
 
-    with whole_file(out) as file:
+    with whole_file(out, args) as file:
         for (_, row), k in zip(read_pool(files), quantiles):
             if k:
                 file.write(dump_row({**row, "quantile": int(k)}) + "\n")
@@ -333,8 +412,7 @@ def main(argv=None):
     if not 0 <= args.seed < 2**31:
         parser.error(f"--seed {args.seed}: a whole number from 0 to 2^31 - 1")
 
-    rewards, quantiles = quantize(args.pool, args.quantiles, args.out, args.seed, args.per_prompt, args.last, args.keep_top)
-    write_args(args.out, args)
+    rewards, quantiles = quantize(args.pool, args.quantiles, args.out, args.seed, args.per_prompt, args.last, args.keep_top, args)
     if (quantiles == 0).any():
         print(f"left out {int((quantiles == 0).sum())} of {len(rewards)} rows")
     for k in range(args.quantiles, 0, -1):

@@ -23,9 +23,18 @@ import hashlib
 import importlib.util
 import inspect
 import math
+import os
+import random
+import sys
+import threading
+import time
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 
-from quantize import BadInput, dump_row, read_jsonl, run_stage, shown, whole_file
+import httpx
+
+from quantize import BadInput, Growing, dump_row, read_jsonl, run_stage, shown, whole_file
 
 SHIPPED = Path(__file__).resolve().parent / "tiny"  # the small judges that come with the project
 
@@ -142,8 +151,8 @@ MODELS = {"sentiment": sentiment, "sentiment_label": sentiment_label, "toxicity"
 # ----------------------------------------------------------------------------------- naming, loading and checking one
 
 
-def load_reward(spec, reward_model=None, **options):
-    """The reward called `spec`: a built-in name, or "path/to/file.py:function". Options: reward_model, device, batch_size.
+def load_reward(spec, reward_model=None, cache=None, **options):
+    """The reward called `spec`: a built-in name, or "path/to/file.py:function". Options: reward_model, device, batch_size; cache, a path for the answers of `remote`.
 
     The result takes lists (prompts=, completions=, ...) and returns a list of float or None, of the same length and
     finite; anything else is reported as BadInput with the reward's name, the index and the text.
@@ -152,10 +161,12 @@ def load_reward(spec, reward_model=None, **options):
         function = PLAIN[spec]
     elif spec in MODELS:
         function = MODELS[spec](reward_model, **options)
+    elif spec == "remote":
+        function = Remote(cache)
     elif ":" in spec:
         function = _from_file(*spec.rsplit(":", 1))
     else:
-        names = ", ".join([*PLAIN, *MODELS])
+        names = ", ".join([*PLAIN, *MODELS, "remote"])
         raise BadInput(f"no reward is called {spec!r}; built in: {names}; your own: --reward path/to/file.py:function")
     parameters = inspect.signature(function).parameters.values()
     takes_all = any(p.kind is p.VAR_KEYWORD for p in parameters)
@@ -200,21 +211,140 @@ def _check_values(spec, values, completions):
     checked = []
     for i, value in enumerate(values):
         value = value.item() if hasattr(value, "item") else value
-        if value is not None and (isinstance(value, str) or not isinstance(value, (int, float)) or not math.isfinite(value)):
+        if value is not None and (not isinstance(value, (int, float)) or not math.isfinite(value)):
             raise BadInput(f"reward {spec} returned {value!r} at index {i}, for {shown(completions[i])}; "
                            "return a finite number, or None for no score")  # fmt: skip
         checked.append(None if value is None else float(value))
     return checked
 
 
+# ------------------------------------------------------------------------- remote: a service that is asked over the net
+
+
+class Remote:
+    """1 - the score that a Perspective-compatible service gives the completion; None where it gives none.
+
+    POST {"comment": {"text": y}, "requestedAttributes": {A: {}}, ...} to the URL. The environment holds
+        REMOTE_URL   of the service's analyze method              REMOTE_KEY      sent as the header X-Goog-Api-Key
+        REMOTE_ATTRIBUTE, A; default TOXICITY                     REMOTE_QPS      requests a second at most; default 10
+        REMOTE_TIMEOUT   of one request, in seconds; default 10   REMOTE_WORKERS  requests at once; default 8
+    Throttling (429), faults of the server (5xx) and of the net are tried again, TRIES times in all, after 1, 2, 4 ... s
+    times a random factor, or as long as the server asks for. An answer goes to the file `cache` the moment it arrives.
+    """
+
+    TRIES, FIRST_WAIT, LONGEST_WAIT = 8, 1.0, 60.0
+
+    def __init__(self, cache=None):
+        env = os.environ
+        self.url, self.key, self.attribute = env.get("REMOTE_URL"), env.get("REMOTE_KEY"), env.get("REMOTE_ATTRIBUTE", "TOXICITY")
+        if not self.url:
+            raise BadInput("--reward remote needs the service's address in the environment: REMOTE_URL=https://... REMOTE_KEY=...")
+        try:
+            self.qps, self.timeout = float(env.get("REMOTE_QPS", 10)), float(env.get("REMOTE_TIMEOUT", 10))
+            self.workers = int(env.get("REMOTE_WORKERS", 8))
+            ok = 0 < self.qps < math.inf and 0 < self.timeout < math.inf and self.workers > 0
+        except ValueError:
+            ok = False
+        if not ok:
+            raise BadInput("REMOTE_QPS, REMOTE_TIMEOUT and REMOTE_WORKERS must be numbers above 0")
+        self.qps /= int(env.get("WORLD_SIZE", 1))  # the limit is the key's, shared by all processes
+        self.lock, self.next_slot, self.stop = threading.Lock(), 0.0, threading.Event()
+        self.cache = Growing(cache) if cache else None
+        rows = self.cache.rows if cache else []
+        self.known = {row["text"]: row["score"] for row in rows if (row["url"], row["attribute"]) == (self._place(), self.attribute)}
+
+    def __call__(self, prompts, completions, **kwargs):
+        new = [y for y in dict.fromkeys(completions) if y not in self.known]  # each text once
+        reasons, silent = Counter(), 0
+        self.stop.clear()
+        with httpx.Client(timeout=self.timeout, headers={"X-Goog-Api-Key": self.key} if self.key else {}) as client, \
+                ThreadPoolExecutor(self.workers) as pool:  # fmt: skip
+            waiting = [pool.submit(self._ask, client, y) for y in new]
+            try:
+                for answer in as_completed(waiting):
+                    if reason := answer.result():
+                        reasons[reason] += 1
+                        silent = silent + 1 if reason.startswith("no answer") else 0
+                    else:
+                        silent = 0
+                    if silent >= self.workers:
+                        raise BadInput(f"the service at {self._place()} has stopped answering ({reason}); what it answered is "
+                                       "kept, start again to go on")  # fmt: skip
+            finally:
+                self.stop.set()  # after an error or Ctrl-C the threads shall not go on trying
+                pool.shutdown(wait=False, cancel_futures=True)
+        if reasons:
+            print(f"remote: {sum(reasons.values())} of {len(new)} texts have no score: "
+                  + ", ".join(f"{n} x {reason}" for reason, n in reasons.most_common()), file=sys.stderr)  # fmt: skip
+        return [1 - self.known[y] if y in self.known else None for y in completions]
+
+    def _ask(self, client, text):
+        """Asks for one text; puts its score into `known` and the cache. Returns None, or why there is no score."""
+        question = {"comment": {"text": text}, "requestedAttributes": {self.attribute: {}}, "languages": ["en"], "doNotStore": True}
+        for attempt in range(self.TRIES):
+            self._wait_for_slot()
+            pause = min(self.LONGEST_WAIT, self.FIRST_WAIT * 2**attempt) * random.uniform(0.5, 1.5)
+            try:
+                answer = client.post(self.url, json=question)
+            except httpx.HTTPError as error:
+                reason = f"no answer ({type(error).__name__})"
+            else:
+                if answer.status_code in (401, 403):
+                    raise BadInput(f"the service at {self._place()} refuses the key ({answer.status_code}); set REMOTE_KEY")
+                if answer.status_code == 200:
+                    score = _summary_score(answer, self.attribute)
+                    if score is not None:
+                        return self._keep(text, score)
+                    reason = "no score in the answer"
+                elif answer.status_code == 429 or answer.status_code >= 500:
+                    reason = f"no answer (HTTP {answer.status_code})"
+                    asked_for = answer.headers.get("Retry-After", "")
+                    pause = max(pause, min(self.LONGEST_WAIT, float(asked_for))) if asked_for.isdecimal() else pause
+                else:
+                    return f"HTTP {answer.status_code}"  # this text is not taken: asking again would not help
+            if attempt + 1 == self.TRIES or self.stop.wait(pause):
+                return reason
+
+    def _wait_for_slot(self):
+        """Requests start at least 1 / QPS seconds apart, whichever thread they come from."""
+        with self.lock:
+            now = time.monotonic()
+            self.next_slot = max(now, self.next_slot) + 1 / self.qps
+            wait = self.next_slot - 1 / self.qps - now
+        time.sleep(max(0.0, wait))
+
+    def _keep(self, text, score):
+        with self.lock:
+            self.known[text] = score
+            if self.cache:
+                self.cache.add([{"text": text, "score": score, "attribute": self.attribute, "url": self._place()}])
+
+    def _place(self):
+        """The URL without what may be secret in it: no user, no query."""
+        url = httpx.URL(self.url)
+        return f"{url.scheme}://{url.host}{f':{url.port}' if url.port else ''}{url.path}"
+
+
+def _summary_score(answer, attribute):
+    """The score in [0, 1] of a service's answer, None if it holds none."""
+    try:
+        score = answer.json()["attributeScores"][attribute]["summaryScore"]["value"]
+    except (ValueError, KeyError, TypeError):
+        return None
+    return float(score) if isinstance(score, (int, float)) and 0 <= score <= 1 else None
+
+
+# ------------------------------------------------------------------------------------------------- the command line
+
+
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0], epilog="Try a reward without a model.")
-    parser.add_argument("--reward", required=True, help=f"{', '.join([*PLAIN, *MODELS])}, or path/to/file.py:function")
+    parser.add_argument("--reward", required=True, help=f"{', '.join([*PLAIN, *MODELS, 'remote'])}, or path/to/file.py:function")
     parser.add_argument("--pool", required=True, help='JSONL with "prompt" and "completion"')
     parser.add_argument("--reward-model", help="folder or hub name of the classifier (default: the shipped one)")
     parser.add_argument("--out", help="write the rows with their rewards here")
     args = parser.parse_args(argv)
-    reward = load_reward(args.reward, args.reward_model)
+    reward = load_reward(args.reward, args.reward_model, cache=args.out and f"{args.out}.cache")
     rows = []
     for place, row in read_jsonl(args.pool):
         for field in ("prompt", "completion"):

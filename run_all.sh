@@ -17,7 +17,7 @@ esac
 MODEL=${MODEL:-tiny/lm}                       # p0: a GPT-2 folder or hub name
 REWARD=${REWARD:-$TASK}                       # or path/to/file.py:function
 SEED=${SEED:-0}
-LAUNCH=${LAUNCH:-}                            # put before python, e.g. "nice -n 10"
+LAUNCH=${LAUNCH:-}                            # in place of python for explore.py and learn.py: "torchrun --nproc_per_node 8"
 
 if [ "$MODEL" = tiny/lm ]; then               # minutes on a laptop: the small model of this project
     NAME=tiny
@@ -93,9 +93,12 @@ if [ "$TASK" = test ]; then exec "$PYTHON" -m pytest -q tests; fi
 
 stage() {                                     # stage OUTPUT COMMAND...: runs the command unless its output exists
     local output=$1; shift
-    if [ -e "$output" ]; then echo "have $output"; return; fi
+    if [ -e "$output" ]; then echo "have $output"; rm -rf "$output".*.part* "$output.old"; return; fi    # killed before it tidied up
     echo; echo "+ $*"
-    $LAUNCH "$PYTHON" "$@"
+    case $1 in
+        explore.py|learn.py) ${LAUNCH:-"$PYTHON"} "$@" ;;
+        *) "$PYTHON" "$@" ;;
+    esac
 }
 length="--max-new-tokens $NEW_TOKENS --min-new-tokens $MIN_TOKENS --batch-size $SAMPLE_BATCH"
 judge=${REWARD_MODEL:+--reward-model $REWARD_MODEL}
