@@ -89,7 +89,12 @@ fi
 # On Linux half of a learning step is the kernel zeroing pages that glibc gave back and asks for again: let it keep them.
 export MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=17179869184 MALLOC_TOP_PAD_=67108864
 export TOKENIZERS_PARALLELISM=false PYTHONUNBUFFERED=1
-if [ "$TASK" = test ]; then exec "$PYTHON" -m pytest -q tests; fi
+if [ "$TASK" = test ]; then exec "$PYTHON" -m pytest -q -m "${MARK-not slow}" tests; fi    # MARK=slow: crashes and many processes
+
+mkdir -p "$RUN"
+exec 9<"$RUN"                                 # a lock on the folder, held as long as this run or a stage of it lives
+"$PYTHON" -c 'import fcntl; fcntl.flock(9, fcntl.LOCK_EX | fcntl.LOCK_NB)' 2>/dev/null || {
+    echo "run_all.sh: error: another run is at work in $RUN; wait for it, or choose another folder: RUN=runs/another" >&2; exit 1; }
 
 stage() {                                     # stage OUTPUT COMMAND...: runs the command unless its output exists
     local output=$1; shift

@@ -64,6 +64,10 @@ def make_model_folder(path, sentences=SENTENCES, seed=5):
     return path
 
 
+def pytest_configure(config):
+    config.addinivalue_line("markers", "slow: kills and restarts processes, minutes; left out by `bash run_all.sh test`")
+
+
 @pytest.fixture(scope="session")
 def p0_folder(tmp_path_factory):
     """A plain language model, V tokens, no reward tokens."""
