@@ -24,7 +24,7 @@ import json
 import math
 from pathlib import Path
 
-from quantize import (BadInput, dump_row, group_of, read_jsonl, read_pool, read_prompts, run_stage, shown, text_of, whole_file,
+from quantize import (BadInput, check_writable, dump_row, group_of, read_jsonl, read_pool, read_prompts, run_stage, shown, text_of, whole_file,
                       write_json)  # first: from here on Ctrl-C is one line # fmt: skip
 import numpy as np
 import torch
@@ -552,6 +552,7 @@ def main(argv=None):
     if args.generations and args.model:
         parser.error("--generations is measured as it stands; leave --model out")
     check_sampling_arguments(parser, args)
+    check_writable(f"{args.out}.json")
     device = pick_device(args.device)
     prompts = None if args.generations else read_prompts(args.prompts)
     cache = Path(args.out).parent / "remote.cache"

@@ -22,7 +22,8 @@ from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 
-from quantize import BadInput, Growing, dump_row, read_prompts, run_stage, shown, whole_file, whole_folder  # first: Ctrl-C
+from quantize import (BadInput, Growing, check_writable, dump_row, read_prompts, run_stage, shown, whole_file,
+                      whole_folder)  # first: from here on Ctrl-C is one line # fmt: skip
 import numpy as np
 import tiktoken
 import torch
@@ -462,6 +463,7 @@ def main(argv=None):
     if args.num_prompts and args.num_prompts < len(prompts):
         chosen = np.random.default_rng(args.seed).permutation(len(prompts))[: args.num_prompts]
         prompts = [prompts[i] for i in sorted(chosen)]
+    check_writable(args.out)
     device = pick_device(args.device)
     reward = load_reward(args.reward, args.reward_model, cache=Path(args.out).parent / "remote.cache", device=device)
     policy = load_policy(args.model, device)

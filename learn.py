@@ -13,6 +13,7 @@ of a batch instead of the sum over each sequence, which is what we do too (a sum
 
 import argparse
 import json
+import pickle
 import time
 from pathlib import Path
 
@@ -316,9 +317,13 @@ def main(argv=None):
     optimiser, first_step = torch.optim.Adam(policy.model.parameters(), lr=args.lr, eps=1e-5), 0
     state_file = Path(args.model) / "optimizer.pt"
     if state_file.exists():
-        state = torch.load(state_file, map_location=device, weights_only=True)
-        optimiser.load_state_dict(state["optimizer"])
-        first_step = state["step"]
+        try:
+            state = torch.load(state_file, map_location=device, weights_only=True)  # tensors and numbers, never code
+            optimiser.load_state_dict(state["optimizer"])
+            first_step = int(state["step"])
+        except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, TypeError, KeyError) as error:
+            reason = str(error).strip().split("\n")[0]
+            raise BadInput(f"{state_file} holds no state of this optimiser: {reason}; remove it to start with a fresh one") from None
     args.total_steps = args.total_steps or first_step + args.steps
     if args.total_steps < first_step + args.steps:
         raise BadInput(f"--total-steps {args.total_steps}: {args.model} has made {first_step} steps, and {args.steps} more would "

@@ -159,7 +159,7 @@ def check_row(row, place):
             raise BadInput(f'{place}: "{field}" is {shown(value)}, not a whole number from {least}')
     for field in ("prompt_ids", "completion_ids"):
         ids = row.get(field, [])
-        if not isinstance(ids, list) or not all(type(i) is int and i >= 0 for i in ids):
+        if not isinstance(ids, list) or not all(type(i) is int and 0 <= i < 2**31 for i in ids):
             raise BadInput(f'{place}: "{field}" is {shown(ids)}, not a list of token ids')
 
 
@@ -210,14 +210,7 @@ def whole_file(path, args=None):
     `args`, the settings that made it, are written beside it just before: where the file is, its settings are too.
     """
     path = Path(path)
-    beside = path.with_name(path.name + ".tmp")
-    if path.is_dir():
-        raise BadInput(f"cannot write {path}: it is a folder; name a file in it with --out")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        file = beside.open("w", encoding="utf-8", newline="\n")
-    except OSError as error:
-        raise BadInput(f"cannot write {path}: {error.strerror}; choose another --out") from None
+    beside, file = _open_beside(path)
     with _or_nothing(path, lambda: beside.unlink(missing_ok=True)):
         with file:
             yield file
@@ -227,6 +220,24 @@ def whole_file(path, args=None):
             write_args(path, args)
         os.replace(beside, path)
         _fsync(path.parent)
+
+
+def check_writable(path):
+    """Raises BadInput if the file `path` cannot be written: better before hours of sampling than after them."""
+    beside, file = _open_beside(Path(path))
+    file.close()
+    beside.unlink()
+
+
+def _open_beside(path):
+    beside = path.with_name(path.name + ".tmp")
+    if path.is_dir():
+        raise BadInput(f"cannot write {path}: it is a folder; name a file in it with --out")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return beside, beside.open("w", encoding="utf-8", newline="\n")
+    except OSError as error:
+        raise BadInput(f"cannot write {path}: {error.strerror}; choose another --out") from None
 
 
 @contextlib.contextmanager
@@ -291,25 +302,32 @@ class Growing:
     """
 
     def __init__(self, path):
-        self.own, self.file = Path(f"{path}{os.environ.get('RANK', 0)}"), None
+        self.own, self.file, self.size = Path(f"{path}{os.environ.get('RANK', 0)}"), None, 0
         self.rows = [json.loads(line) for part in sorted(self.own.parent.glob(glob.escape(Path(path).name) + "[0-9]*"))
                      for line in part.read_bytes().split(b"\n")[:-1]]  # fmt: skip
 
     def add(self, rows):
-        """Whole rows, on the disk when this returns."""
+        """Whole rows, on the disk when this returns, or none of them."""
+        data = b"".join(dump_row(row).encode() + b"\n" for row in rows)
         try:
             if self.file is None:
                 self.own.parent.mkdir(parents=True, exist_ok=True)
-                self.file = self.own.open("a+b")
+                self.file = self.own.open("a+b", buffering=0)
                 _lock(self.file)
                 self.file.seek(0)
-                self.file.truncate(self.file.read().rfind(b"\n") + 1)
-            self.file.write(b"".join(dump_row(row).encode() + b"\n" for row in rows))
-            self.file.flush()
+                self.size = self.file.read().rfind(b"\n") + 1
+                self.file.truncate(self.size)
+            while data:
+                data = data[self.file.write(data) :]
             os.fsync(self.file.fileno())
+            self.size = self.file.tell()
         except BlockingIOError:
             raise BadInput(f"another process is writing {self.own}; wait for it, or choose another --out") from None
         except OSError as error:
+            if self.file:
+                self.file.truncate(self.size)
+                if not self.size:
+                    self.own.unlink(missing_ok=True)
             raise BadInput(f"cannot write {self.own}: {error.strerror}; make room and start again to go on") from None
 
 

@@ -34,7 +34,7 @@ from pathlib import Path
 
 import httpx
 
-from quantize import BadInput, Growing, dump_row, read_jsonl, run_stage, shown, whole_file
+from quantize import BadInput, Growing, dump_row, read_jsonl, run_stage, shown, text_of, whole_file
 
 SHIPPED = Path(__file__).resolve().parent / "tiny"  # the small judges that come with the project
 
@@ -178,7 +178,7 @@ def load_reward(spec, reward_model=None, cache=None, **options):
             values = function(prompts=prompts, completions=completions, **given)
         except BadInput:
             raise
-        except Exception as error:
+        except (Exception, SystemExit) as error:  # a stray exit() must not end the stage as if all were well
             raise BadInput(f"reward {spec} raised {type(error).__name__}: {error}; it was given {len(prompts)} completions, "
                            f"the first {shown(completions[0]) if completions else 'none'}") from error  # fmt: skip
         return _check_values(spec, values, completions)
@@ -196,7 +196,7 @@ def _from_file(path, name):
     module = importlib.util.module_from_spec(module_spec)
     try:
         module_spec.loader.exec_module(module)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise BadInput(f"reward file {path} cannot be imported: {type(error).__name__}: {error}") from error
     if not callable(getattr(module, name, None)):
         raise BadInput(f"reward file {path} has no function {name!r}; write --reward {path}:NAME_OF_YOUR_FUNCTION")
@@ -211,7 +211,7 @@ def _check_values(spec, values, completions):
     checked = []
     for i, value in enumerate(values):
         value = value.item() if hasattr(value, "item") else value
-        if value is not None and (not isinstance(value, (int, float)) or not math.isfinite(value)):
+        if value is not None and not (isinstance(value, (int, float)) and abs(value) <= sys.float_info.max):
             raise BadInput(f"reward {spec} returned {value!r} at index {i}, for {shown(completions[i])}; "
                            "return a finite number, or None for no score")  # fmt: skip
         checked.append(None if value is None else float(value))
@@ -347,9 +347,7 @@ def main(argv=None):
     reward = load_reward(args.reward, args.reward_model, cache=args.out and f"{args.out}.cache")
     rows = []
     for place, row in read_jsonl(args.pool):
-        for field in ("prompt", "completion"):
-            if not isinstance(row.get(field), str):
-                raise BadInput(f'{place}: "{field}" is {shown(row.get(field))}, not a string')
+        text_of(row, "prompt", place), text_of(row, "completion", place)
         rows.append(row)
     if not rows:
         raise BadInput(f'{args.pool} holds no rows; write one {{"prompt": "...", "completion": "..."}} a line')

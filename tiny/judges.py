@@ -39,7 +39,7 @@ from transformers import (AutoModelForSequenceClassification, AutoTokenizer, Dis
 PAD, UNK, CLS, SEP, MASK = range(5)  # the first ids of the vocabulary
 LAYERS = {"sentiment": 3, "toxicity": 2}
 SHORT, LONG = 6, 62  # the lengths in tokens that the judges learn from
-STEPS = {"sentiment": 1800, "toxicity": 400}
+STEPS = {"sentiment": 12000, "toxicity": 400}
 
 
 def read(folder, name):
@@ -286,9 +286,9 @@ def vocabulary_texts(folder):
             + [clean_tweet(r["text"]) for r in read(folder, "davidson_offensive")])
 
 
-def train_sentiment(folder, steps, seed=0):
+def train_sentiment(folder, steps, seed=0, first=None):
     rng = np.random.default_rng(seed)
-    tok = make_tokenizer(vocabulary_texts(folder))
+    tok = Tokenizer.from_file(str(Path(first) / "tokenizer.json")) if first else make_tokenizer(vocabulary_texts(folder))
     vocab = tok.get_vocab_size()
     rows = read(folder, "imdb_train")
     # the star rating says how far to trust the label: a fragment of a 4-star review may well praise
@@ -304,9 +304,9 @@ def train_sentiment(folder, steps, seed=0):
     def whole(step):
         r = rng.integers(0, len(train.end), 256)
         return train.cut(rng, r, 400, anywhere=0.5), train.target[r]
-    teacher = train_ngrams(whole, 500, 0.3, "n-grams on whole reviews")
+    whole_judge = train_ngrams(whole, 500, 0.3, "n-grams on whole reviews")
     all_rows = np.arange(len(unsup.end))
-    unsup.target = np.concatenate([torch.sigmoid(teacher(unsup.cut(rng, r, 800, 0))).numpy()
+    unsup.target = np.concatenate([torch.sigmoid(whole_judge(unsup.cut(rng, r, 800, 0))).numpy()
                                    for r in np.array_split(all_rows, 100)])
 
     def fragments(n, length, half=None):
@@ -330,14 +330,23 @@ def train_sentiment(folder, steps, seed=0):
         n = 4096 // (length + 2)
         ids, target, half = fragments(n, length)
         other = torch.sigmoid(torch.where(torch.from_numpy(half) == 0, halves[1](ids), halves[0](ids))).numpy()
-        target = 0.5 * target + 0.5 * other
+        if teacher is None:
+            target = 0.5 * target + 0.5 * other
+        else:
+            with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+                target = 0.25 * target + 0.25 * other + 0.5 * torch.sigmoid(logit(teacher, ids)).numpy()
         bad = junk(rng, max(2, n // 25), length, vocab)
         ids = np.where(rng.random(ids.shape) < 0.03, np.where(ids == PAD, PAD, UNK), ids)  # no word is to decide alone
         ids, target = np.concatenate([ids, bad]), np.concatenate([target, np.full(len(bad), 0.5)])
         return ids, target.astype(np.float32), (halves[0].by_token(ids) + halves[1].by_token(ids)) / spread
 
     gram = ((halves[0].weight.weight + halves[1].weight.weight)[:vocab, 0]).detach()
-    model = make_model("sentiment", vocab, embeddings([train, unsup], vocab, 128, gram))
+    teacher = None
+    if first:  # a second training: the judge of the first goes on, and is a third teacher
+        model, teacher = (AutoModelForSequenceClassification.from_pretrained(first, attn_implementation="eager") for _ in range(2))
+        teacher.eval()
+    else:
+        model = make_model("sentiment", vocab, embeddings([train, unsup], vocab, 128, gram))
     print(f"{sum(p.numel() for p in model.parameters()):,} parameters", flush=True)
     fixed = np.arange(len(hold.end))
     test = [hold.cut(np.random.default_rng(1), fixed, n) for n in (16, 28, 48)]
@@ -347,7 +356,7 @@ def train_sentiment(folder, steps, seed=0):
         return "accuracy on held-back fragments of 16, 28, 48: " + " ".join(f"{r:.3f}" for r in right)
     right = [((halves[0](ids) + halves[1](ids) > 0).numpy() == hold.target).mean() for ids in test]
     print("accuracy of both n-gram models together on the same: " + " ".join(f"{r:.3f}" for r in right), flush=True)
-    train_judge(model, draw, steps, check)
+    train_judge(model, draw, steps, check, rate=1e-3 if first else 2e-3)
     with torch.no_grad():
         out = torch.cat([logit(model, ids) for ids in test])
     calibrate(model, out, torch.from_numpy(np.tile(hold.target, 3)))
@@ -532,13 +541,17 @@ def main():
     parser.add_argument("--bpe", default=Path(__file__).parent / "lm",
                         help="the folder with the language model's vocab.json and merges.txt: measured in its tokens")
     parser.add_argument("--steps", type=int, help="steps of the transformer, of 4,096 tokens each")
+    parser.add_argument("--first", help="sentiment only: go on from this judge, which is a further teacher")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     torch.manual_seed(args.seed)
     start = time.time()
     if not args.measure:
-        train = train_sentiment if args.task == "sentiment" else train_toxicity
-        model, tok = train(args.texts, args.steps or STEPS[args.task], args.seed)
+        steps = args.steps or STEPS[args.task]
+        if args.task == "sentiment":
+            model, tok = train_sentiment(args.texts, steps, args.seed, args.first)
+        else:
+            model, tok = train_toxicity(args.texts, steps, args.seed)
         save(model, tok, args.out)
         print(f"trained in {(time.time() - start) / 60:.1f} minutes", flush=True)
     measure(args.task, args.texts, args.out, args.bpe)
