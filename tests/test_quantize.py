@@ -251,6 +251,28 @@ def test_exit_status(tmp_path):
             assert one_sentence(done.stderr.strip()) and "bad.jsonl:2" in done.stderr and "cut off" in done.stderr
 
 
+@pytest.mark.slow
+def test_an_engine_agrees(tmp_path):
+    """README, "Scale": DuckDB's ntile over the same JSONL gives each part the same rewards, whoever breaks the ties, and the
+    same rows where there are none; other fields pass through."""
+    duckdb = pytest.importorskip("duckdb")
+    rng = np.random.default_rng(0)
+    for ties in (False, True):
+        rewards = rng.integers(0, 7, 1000) / 7 if ties else rng.random(1000)
+        rows = [row(float(r), prompt=f"p {i}", iteration=i % 3, completion_ids=[i, 7]) for i, r in enumerate(rewards)]
+        pool = write_jsonl(tmp_path / f"pool-{ties}" / "00.jsonl", rows)
+        duckdb.sql(f"""COPY (SELECT *, ntile(5) OVER (ORDER BY reward, random()) AS quantile
+                             FROM read_json('{pool.parent}/*.jsonl', format = 'newline_delimited'))
+                       TO '{tmp_path}/engine.jsonl' (FORMAT json)""")
+        quantize.main([str(pool.parent), "--quantiles", "5", "--out", str(tmp_path / "ours.jsonl")])
+        engine, ours = (read_rows(tmp_path / name) for name in ("engine.jsonl", "ours.jsonl"))
+        by_part = lambda rows: sorted((r["quantile"], r["reward"]) for r in rows)
+        assert by_part(engine) == by_part(ours) and list(quantize.read_pool([tmp_path / "engine.jsonl"]))
+        key = lambda r: r["prompt"]
+        if not ties:
+            assert sorted(engine, key=key) == sorted(ours, key=key)
+
+
 # ------------------------------------------------------------------------------------------------------- bad input
 
 BAD_ROWS = [

@@ -1,0 +1,72 @@
+"""What a row costs in each stage: seconds, bytes on the disk, memory.    python bench/rows.py [--rows 1000000]
+
+A pool of N made-up rows goes through quantize.py; the tiny model's own samples through explore.py, learn.py, evaluate.py.
+Times hold for this machine only, and include each stage's start, which is measured first and taken off.
+"""
+
+import argparse
+import json
+import os
+import random
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def run(*command):
+    """(seconds, peak memory in bytes) of `python command`."""
+    start = time.monotonic()
+    process = subprocess.Popen([sys.executable, *map(str, command)], cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    _, status, usage = os.wait4(process.pid, 0)
+    if status:
+        sys.exit(f"bench/rows.py: error: {command[0]} ended with status {os.waitstatus_to_exitcode(status)}")
+    return time.monotonic() - start, usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser.add_argument("--rows", type=int, default=1_000_000, help="rows of the made-up pool (default 1,000,000)")
+    args = parser.parse_args()
+    rng = random.Random(0)
+    with tempfile.TemporaryDirectory() as folder:
+        folder = Path(folder)
+        with (folder / "pool.jsonl").open("w") as file:
+            for i in range(args.rows):
+                file.write(json.dumps({"prompt": f"The film number {i // 4} was", "completion": " " + "word " * 15, "reward": rng.random(),
+                                       "iteration": i % 5, "prompt_ids": [rng.randrange(4000) for _ in range(8)],
+                                       "completion_ids": [rng.randrange(4000) for _ in range(20)]}) + "\n")  # fmt: skip
+        prompts = (ROOT / "tiny/prompts/test.jsonl").read_text().splitlines()
+        for n in (1, len(prompts)):
+            (folder / f"{n}.jsonl").write_text("\n".join(prompts[:n]) + "\n")
+        few, many = folder / "1.jsonl", folder / f"{len(prompts)}.jsonl"
+        explore = ["explore.py", "--model", "tiny/lm", "--reward", "sentiment", "--num-samples", "4"]
+        evaluate = ["evaluate.py", "--model", "tiny/lm", "--reference", "tiny/lm", "--reward", "sentiment", "--num-samples", "4"]
+        learn = ["learn.py", "--model", "tiny/lm", "--reference", "tiny/lm", "--batch-size", "32", "--pool", folder / "q.jsonl"]
+        n, samples = args.rows, 4 * len(prompts)
+        print(f"{'stage':10s} {'rows':>9s} {'microseconds a row':>20s} {'peak memory, MB':>16s}")
+
+        def show(name, rows, seconds, start, memory):
+            print(f"{name:10s} {rows:9,d} {(seconds - start) / rows * 1e6:20.1f} {memory / 1e6:16.0f}", flush=True)
+
+        start, _ = run(*explore, "--prompts", few, "--out", folder / "a.jsonl")
+        seconds, memory = run(*explore, "--prompts", many, "--out", folder / "b.jsonl")
+        show("explore", samples, seconds, start, memory)
+        start, _ = run("quantize.py", folder / "a.jsonl", "--quantiles", "1", "--out", folder / "q1.jsonl")
+        seconds, memory = run("quantize.py", folder / "pool.jsonl", "--out", folder / "big.jsonl")
+        show("quantize", n, seconds, start, memory)
+        run("quantize.py", folder / "b.jsonl", "--quantiles", "5", "--out", folder / "q.jsonl")
+        start, _ = run(*learn, "--steps", "1", "--out", folder / "m1")
+        seconds, memory = run(*learn, "--steps", "41", "--out", folder / "m2")
+        show("learn", 40 * 32, seconds, start, memory)
+        start, _ = run(*evaluate, "--prompts", few, "--out", folder / "e1")
+        seconds, memory = run(*evaluate, "--prompts", many, "--out", folder / "e2")
+        show("evaluate", samples, seconds, start, memory)
+        print(f"a pool row takes {(folder / 'pool.jsonl').stat().st_size / n:.0f} bytes on the disk here")
+
+
+if __name__ == "__main__":
+    main()
