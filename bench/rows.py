@@ -1,4 +1,4 @@
-"""What a row costs in each stage: seconds, bytes on the disk, memory.    python bench/rows.py [--rows 1000000]
+"""What a row costs in each stage: seconds, memory, bytes on the disk.    python bench/rows.py [--rows 1000000]
 
 A pool of N made-up rows goes through quantize.py; the tiny model's own samples through explore.py, learn.py, evaluate.py.
 Times hold for this machine only, and include each stage's start, which is measured first and taken off.
@@ -15,6 +15,9 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from explore import load_policy
 
 
 def run(*command):
@@ -32,39 +35,41 @@ def main():
     parser.add_argument("--rows", type=int, default=1_000_000, help="rows of the made-up pool (default 1,000,000)")
     args = parser.parse_args()
     rng = random.Random(0)
+    completion = " " + "film " * 19
+    ids = load_policy(ROOT / "tiny/lm").encode(completion)
     with tempfile.TemporaryDirectory() as folder:
         folder = Path(folder)
         with (folder / "pool.jsonl").open("w") as file:
             for i in range(args.rows):
-                file.write(json.dumps({"prompt": f"The film number {i // 4} was", "completion": " " + "word " * 15, "reward": rng.random(),
-                                       "iteration": i % 5, "prompt_ids": [rng.randrange(4000) for _ in range(8)],
-                                       "completion_ids": [rng.randrange(4000) for _ in range(20)]}) + "\n")  # fmt: skip
+                prompt_ids = [rng.randrange(4000) for _ in range(8)]
+                file.write(json.dumps({"prompt": f"The film number {i // 4} was", "completion": completion, "reward": rng.random(),
+                                       "iteration": i % 5, "prompt_ids": prompt_ids, "completion_ids": ids}) + "\n")  # fmt: skip
         prompts = (ROOT / "tiny/prompts/test.jsonl").read_text().splitlines()
         for n in (1, len(prompts)):
             (folder / f"{n}.jsonl").write_text("\n".join(prompts[:n]) + "\n")
         few, many = folder / "1.jsonl", folder / f"{len(prompts)}.jsonl"
         explore = ["explore.py", "--model", "tiny/lm", "--reward", "sentiment", "--num-samples", "4"]
         evaluate = ["evaluate.py", "--model", "tiny/lm", "--reference", "tiny/lm", "--reward", "sentiment", "--num-samples", "4"]
-        learn = ["learn.py", "--model", "tiny/lm", "--reference", "tiny/lm", "--batch-size", "32", "--pool", folder / "q.jsonl"]
+        learn = ["learn.py", "--model", "tiny/lm", "--reference", "tiny/lm", "--batch-size", "32"]
         n, samples = args.rows, 4 * len(prompts)
-        print(f"{'stage':10s} {'rows':>9s} {'microseconds a row':>20s} {'peak memory, MB':>16s}")
+        print(f"{'stage':10s} {'rows':>9s} {'microseconds a row':>20s} {'bytes of memory a row':>22s}")
 
-        def show(name, rows, seconds, start, memory):
-            print(f"{name:10s} {rows:9,d} {(seconds - start) / rows * 1e6:20.1f} {memory / 1e6:16.0f}", flush=True)
+        def show(name, rows, seconds, memory=None):
+            print(f"{name:10s} {rows:9,d} {seconds / rows * 1e6:20.1f} {'' if memory is None else f'{memory / n:22.0f}'}", flush=True)
 
         start, _ = run(*explore, "--prompts", few, "--out", folder / "a.jsonl")
-        seconds, memory = run(*explore, "--prompts", many, "--out", folder / "b.jsonl")
-        show("explore", samples, seconds, start, memory)
-        start, _ = run("quantize.py", folder / "a.jsonl", "--quantiles", "1", "--out", folder / "q1.jsonl")
-        seconds, memory = run("quantize.py", folder / "pool.jsonl", "--out", folder / "big.jsonl")
-        show("quantize", n, seconds, start, memory)
-        run("quantize.py", folder / "b.jsonl", "--quantiles", "5", "--out", folder / "q.jsonl")
-        start, _ = run(*learn, "--steps", "1", "--out", folder / "m1")
-        seconds, memory = run(*learn, "--steps", "41", "--out", folder / "m2")
-        show("learn", 40 * 32, seconds, start, memory)
+        seconds, _ = run(*explore, "--prompts", many, "--out", folder / "b.jsonl")
+        show("explore", samples, seconds - start)
+        start, least = run("quantize.py", folder / "a.jsonl", "--quantiles", "1", "--out", folder / "small.jsonl")
+        seconds, most = run("quantize.py", folder / "pool.jsonl", "--out", folder / "big.jsonl")
+        show("quantize", n, seconds - start, most - least)
+        _, least = run(*learn, "--pool", folder / "small.jsonl", "--steps", "1", "--out", folder / "m0")
+        start, most = run(*learn, "--pool", folder / "big.jsonl", "--steps", "1", "--out", folder / "m1")
+        seconds, _ = run(*learn, "--pool", folder / "big.jsonl", "--steps", "41", "--out", folder / "m2")
+        show("learn", 40 * 32, seconds - start, most - least)
         start, _ = run(*evaluate, "--prompts", few, "--out", folder / "e1")
-        seconds, memory = run(*evaluate, "--prompts", many, "--out", folder / "e2")
-        show("evaluate", samples, seconds, start, memory)
+        seconds, _ = run(*evaluate, "--prompts", many, "--out", folder / "e2")
+        show("evaluate", samples, seconds - start)
         print(f"a pool row takes {(folder / 'pool.jsonl').stat().st_size / n:.0f} bytes on the disk here")
 
 
