@@ -30,7 +30,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from explore import add_sampling_arguments, check_sampling_arguments, generate, load_policy, pick_device, score, without_eos
+from explore import add_sampling_arguments, check_sampling_arguments, generate, load_policy, pick_device, processes, score, without_eos
 from learn import _hidden
 from rewards import diversity, load_reward, rep_n
 
@@ -552,6 +552,8 @@ def main(argv=None):
     if args.generations and args.model:
         parser.error("--generations is measured as it stands; leave --model out")
     check_sampling_arguments(parser, args)
+    if processes()[1] > 1:
+        raise BadInput("evaluate.py runs as one process; start it without torchrun")
     check_writable(f"{args.out}.json")
     device = pick_device(args.device)
     prompts = None if args.generations else read_prompts(args.prompts)

@@ -296,10 +296,11 @@ def explore(policy, prompts, reward, args):
     part, rows = Growing(f"{args.out}.{_fingerprint(policy, prompts, args)}.part"), {}
     for row in part.rows:
         rows[row.pop("number")] = row
-    if rows:
-        print(f"going on: {len(rows)} of {len(prompts) * args.num_samples} samples were in {part.own} already", flush=True)
+    rank, world = processes()
+    if rows and rank == 0:
+        print(f"going on: {len(rows)} of {len(prompts) * args.num_samples} samples were kept in {part.own}", flush=True)
     k = policy.n_quantiles or None  # r_K, or p0
-    for batch in sample_prompts(policy, prompts, args, args.seed, args.iteration, k, rows, *processes()):
+    for batch in sample_prompts(policy, prompts, args, args.seed, args.iteration, k, rows, rank, world):
         for row, value in zip(batch.values(), score(list(batch.values()), reward)):
             row["reward"] = value  # None: no score
         part.add([{**row, "number": number} for number, row in batch.items()])
@@ -335,7 +336,7 @@ def sample_prompts(policy, prompts, args, seed, iteration=0, quantile=None, know
     room = policy.context - args.max_new_tokens - 1  # the reward token's place is always kept free
     if room < 1:
         raise BadInput(f"--max-new-tokens {args.max_new_tokens} leaves no room for a prompt in a context of {policy.context}")
-    if cut := sum(len(ids) > room for ids in encoded):
+    if (cut := sum(len(ids) > room for ids in encoded)) and rank == 0:
         print(f"{cut} of {len(prompts)} prompts are longer than {room} tokens and were cut from the left")
     encoded = [ids[-room:] for ids in encoded]
     keys = [(i, j) for i in range(len(prompts)) for j in range(args.num_samples)]
@@ -463,7 +464,8 @@ def main(argv=None):
     if args.num_prompts and args.num_prompts < len(prompts):
         chosen = np.random.default_rng(args.seed).permutation(len(prompts))[: args.num_prompts]
         prompts = [prompts[i] for i in sorted(chosen)]
-    check_writable(args.out)
+    if processes()[0] == 0:
+        check_writable(args.out)
     device = pick_device(args.device)
     reward = load_reward(args.reward, args.reward_model, cache=Path(args.out).parent / "remote.cache", device=device)
     policy = load_policy(args.model, device)

@@ -226,7 +226,7 @@ def check_writable(path):
     """Raises BadInput if the file `path` cannot be written: better before hours of sampling than after them."""
     beside, file = _open_beside(Path(path))
     file.close()
-    beside.unlink()
+    beside.unlink(missing_ok=True)
 
 
 def _open_beside(path):

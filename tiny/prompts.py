@@ -4,10 +4,11 @@ Reads    --openings, JSONL with "text": openings of reviews, written for this pr
 Writes   tiny/prompts/train.jsonl and test.jsonl
 
     python tiny/prompts.py --model tiny/lm
+    python tiny/prompts.py --model tiny/lm --regroup          # the test prompts stay, a new judge names their groups
 
 As the paper did, a test prompt is called negative, neutral or positive after how many of 25 completions of the base model
 (20 tokens, top-p 0.9) the judge calls positive. Train and test are drawn apart before anything is sampled; test openings
-between the groups are left out.
+between the groups are left out (after --regroup they stay, in no group).
 """
 
 import argparse
@@ -22,7 +23,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from explore import generate, load_policy, score  # noqa: E402
-from quantize import dump_row, run_stage, whole_file  # noqa: E402
+from quantize import dump_row, read_prompts, run_stage, whole_file  # noqa: E402
 from rewards import load_reward  # noqa: E402
 
 HERE = Path(__file__).resolve().parent
@@ -35,6 +36,7 @@ def main(argv=None):
     parser.add_argument("--model", default=HERE / "lm", help="p0")
     parser.add_argument("--test-share", type=float, default=0.4, help="part of the openings kept for testing")
     parser.add_argument("--per-group", type=int, default=96, help="test prompts a group, at most")
+    parser.add_argument("--regroup", action="store_true", help="keep the prompts of test.jsonl, only name their groups anew")
     parser.add_argument("--out", default=HERE / "prompts")
     args = parser.parse_args(argv)
 
@@ -42,16 +44,19 @@ def main(argv=None):
     random.Random(0).shuffle(openings)
     n_test = round(args.test_share * len(openings))
     test, train = openings[:n_test], openings[n_test:]
+    if args.regroup:
+        test = [{"prompt": p["prompt"]} for p in read_prompts(Path(args.out) / "test.jsonl")]
     policy = load_policy(args.model)
     settings = SimpleNamespace(num_samples=25, max_new_tokens=20, min_new_tokens=3, decode="sample", temperature=1.0, top_p=0.9,
                                batch_size=128)  # fmt: skip
     rows = generate(policy, test, settings, seed=0)
-    p_positive, nice = (np.array(score(rows, load_reward(r))).reshape(n_test, 25) for r in ("sentiment", "toxicity"))
+    p_positive, nice = (np.array(score(rows, load_reward(r))).reshape(len(test), 25) for r in ("sentiment", "toxicity"))
     positive = (p_positive >= 0.5).sum(1)
     for prompt, count in zip(test, positive.tolist()):
         prompt["num_positive"] = count
         prompt["group"] = next((name for name, (low, high) in BANDS.items() if low <= count <= high), None)
-    test = [p for g in BANDS for p in [p for p in test if p["group"] == g][: args.per_group]]
+    if not args.regroup:
+        test = [p for g in BANDS for p in [p for p in test if p["group"] == g][: args.per_group]]
 
     for name, prompts in (("train", train), ("test", test)):
         with whole_file(Path(args.out) / f"{name}.jsonl") as file:
