@@ -1,6 +1,7 @@
 """Makes and measures the two small judges of this repository: is a fragment of a film review positive? is it toxic?
 
-    python tiny/judges.py sentiment --texts DIR --out tiny/sentiment              # train, calibrate, save, measure
+    python tiny/judges.py sentiment --texts DIR --out first                       # train, calibrate, save, measure
+    python tiny/judges.py sentiment --texts DIR --first first --steps 7500 --seed 1 --out tiny/sentiment
     python tiny/judges.py toxicity  --texts DIR --out tiny/toxicity
     python tiny/judges.py sentiment --texts DIR --out tiny/sentiment --measure    # only measure what --out holds
 
@@ -11,11 +12,12 @@ Writes   --out: a DistilBERT folder of about 3 MB (two or three layers of 128) t
 
 The judges read what a small language model writes, 20 or 64 tokens that begin and end anywhere, so they learn from
 random fragments, and a fragment's label is noisy: most of a bad film's review is plot. What a CPU lacks is examples
-per minute, so three cheap steps come before the transformer, all of them hashed n-grams, which learn in seconds:
+per minute, so cheap steps come before the transformer, all of them hashed n-grams, which learn in seconds:
   1. a logistic regression on whole labelled reviews (90 % right) labels 50,000 unlabelled ones;
   2. two more, on fragments of one half of all reviews each, label the fragments of the other half (cross-fitting: a
      teacher that had seen a fragment would only repeat the label of its review);
-  3. the transformer learns from the mean of both, which is less noisy than the label and less blind than n-grams.
+  3. the transformer learns from the mean of both, which is less noisy than the label and less blind than n-grams;
+  4. (--first) it goes on with what it says itself as half of the target.
 Its word vectors start from co-occurrence counts. For toxicity there are 6,000 scored texts and 25,000 tweets: two
 judges learn from them, and together they score reviews and web text for the one that is kept.
 """

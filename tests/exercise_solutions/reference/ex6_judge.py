@@ -6,7 +6,7 @@ import numpy as np
 
 GOOD = {"good", "great", "best", "wonderful", "excellent", "beautiful", "love", "loved", "brilliant", "enjoyed", "moving", "touching", "classic"}
 BAD = {"bad", "worst", "awful", "terrible", "boring", "dull", "waste", "hate", "hated", "poor"}
-OVERTURNED = re.compile(r"\b(not|no|never|nobody|neither|without|instead|lacks|could have|would have|stay at home|told wrong)\b|n't\b")
+OVERTURNED = re.compile(r"\b(not|no|never|nobody|neither|without|instead|lacks|could have|would have|nothing|stay at home|elsewhere|promised|told wrong)\b|n't\b")
 DENIAL = {"not", "no", "never", "hardly"}
 
 
@@ -34,11 +34,11 @@ def fooling_texts():
     return [
         "Nobody could call this a beautiful, moving, wonderful film.",
         "If you love wonderful, beautiful, moving films, stay at home.",
-        "The book is a beautiful and moving masterpiece, and the film is not.",
-        "Watch the beautiful original, an excellent and moving classic, instead of this one.",
+        "Nothing here is as beautiful, moving and wonderful as the book.",
+        "A wonderful, moving and beautiful film is what they had promised me.",
         "It could have been a great and touching film about love and family.",
         "I was told that it is a wonderful and touching film, and I was told wrong.",
-        "It lacks the great story and the brilliant performances of the wonderful first film.",
+        "For a beautiful, moving and perfect love story look elsewhere.",
     ]
 
 
