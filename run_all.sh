@@ -81,6 +81,7 @@ RUN=${RUN:-runs/${REWARD##*[:/]}-$NAME}       # everything that is written; a re
 # ------------------------------------------------------------------------------------------------------ the environment
 if [ -z "${PYTHON:-}" ]; then
     PYTHON=.venv/bin/python
+    export PATH=$PWD/.venv/bin:$PATH          # for LAUNCH=torchrun
     if ! cmp -s requirements.txt .venv/installed.txt; then
         echo "installing the requirements into .venv (once)"
         python3 -m venv .venv

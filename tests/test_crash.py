@@ -112,6 +112,19 @@ def test_what_a_power_cut_leaves(settings, undisturbed, tmp_path):
 
 
 @pytest.mark.slow
+def test_a_run_by_torchrun(settings, undisturbed, tmp_path):
+    """LAUNCH="torchrun ...": the same files, the first pool byte for byte, the weights to rounding."""
+    torchrun = f"{sys.executable} -m torch.distributed.run --nproc_per_node 2 --rdzv_backend c10d --rdzv_endpoint localhost:0"
+    process = start(settings, tmp_path / "run", LAUNCH=torchrun)
+    said = process.communicate(timeout=300)[0]
+    assert process.returncode == 0, said
+    files = contents(tmp_path / "run")
+    assert files.keys() == undisturbed[0].keys() and files["pool/00.jsonl"] == undisturbed[0]["pool/00.jsonl"]
+    one, two = ([m["loss"] for m in f["model/01/metrics.jsonl"]] for f in (undisturbed[0], files))
+    assert two == pytest.approx(one, rel=1e-4)
+
+
+@pytest.mark.slow
 def test_the_second_run_in_a_folder_refuses(settings, tmp_path):
     """While one run is at work another one in its folder ends at once with one sentence."""
     first = start(settings, tmp_path / "run")
