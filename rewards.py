@@ -236,9 +236,12 @@ class Remote:
 
     def __init__(self, cache=None):
         env = os.environ
-        self.url, self.key, self.attribute = env.get("REMOTE_URL"), env.get("REMOTE_KEY"), env.get("REMOTE_ATTRIBUTE", "TOXICITY")
-        if not self.url:
+        self.url, self.key = env.get("REMOTE_URL", ""), env.get("REMOTE_KEY", "").strip()
+        self.attribute = env.get("REMOTE_ATTRIBUTE", "TOXICITY")
+        if not self.url.startswith(("http://", "https://")):
             raise BadInput("--reward remote needs the service's address in the environment: REMOTE_URL=https://... REMOTE_KEY=...")
+        if not (self.key.isascii() and self.key.isprintable()):
+            raise BadInput("REMOTE_KEY holds characters that no key has; set it again")
         try:
             self.qps, self.timeout = float(env.get("REMOTE_QPS", 10)), float(env.get("REMOTE_TIMEOUT", 10))
             self.workers = int(env.get("REMOTE_WORKERS", 8))

@@ -145,7 +145,8 @@ def test_rate(serve):
 
 
 @pytest.mark.parametrize(("environment", "message"), [
-    ({"REMOTE_URL": ""}, "REMOTE_URL=https://"), ({"REMOTE_QPS": "0"}, "above 0"), ({"REMOTE_TIMEOUT": "soon"}, "above 0"),
+    ({"REMOTE_URL": ""}, "REMOTE_URL=https://"), ({"REMOTE_URL": "somewhere"}, "REMOTE_URL=https://"), ({"REMOTE_KEY": "kéy"}, "set it again"),
+    ({"REMOTE_QPS": "0"}, "above 0"), ({"REMOTE_TIMEOUT": "soon"}, "above 0"),
     ({"REMOTE_WORKERS": "1.5"}, "above 0")])  # fmt: skip
 def test_bad_settings(environment, message, serve):
     serve(**environment)
