@@ -41,7 +41,7 @@ def main(argv=None):
             ratios = [q[key] / b[key] for b, q in zip(base, quark) if b[key] and q[key] is not None]
             print(f"{key:46s}{spread([b[key] for b in base]):>28s}{spread([q[key] for q in quark]):>28s}{spread(ratios):>28s}")
     print("\nmean reward by token")
-    for file in sorted((runs[0] / "eval").glob("dial-*.json")):
+    for file in sorted(f for f in (runs[0] / "eval").glob("dial-*.json") if not f.name.endswith(".args.json")):
         tables = [load(run / "eval" / file.name)["rewards"] for run in runs]
         print(f"  {file.stem:12s}" + "  ".join(f"{name} {spread([t[name]['mean']['value'] for t in tables])}" for name in tables[0]))
 
