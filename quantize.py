@@ -251,7 +251,13 @@ def whole_folder(path):
         beside.mkdir(parents=True)
     except OSError as error:
         raise BadInput(f"cannot write {path}: {error.strerror}; choose another --out") from None
-    with _or_nothing(path, lambda: shutil.rmtree(beside, ignore_errors=True)):
+
+    def clean_up():
+        shutil.rmtree(beside, ignore_errors=True)
+        if before.exists() and not path.exists():
+            os.replace(before, path)
+
+    with _or_nothing(path, clean_up):
         yield beside
         for file in beside.iterdir():
             _fsync(file)
@@ -287,6 +293,8 @@ def _or_nothing(path, clean_up):
 
 def _fsync(path):
     """Asks the disk to keep a file, or the names in a folder, before the next line runs."""
+    if os.name == "nt":  # Windows opens no folders
+        return
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -368,8 +376,8 @@ def _interrupted(*_):
     os._exit(130)  # at once, whatever the imports of libraries are in the middle of
 
 
-if Path(sys.argv[0]).resolve().parent == Path(__file__).resolve().parent:  # a stage is starting: its imports take seconds,
-    signal.signal(signal.SIGINT, _interrupted)  # and Ctrl-C within them shall not print the inside of a library
+if Path(sys.argv[0]).name in ("explore.py", "quantize.py", "learn.py", "evaluate.py", "rewards.py"):  # a stage is starting: its
+    signal.signal(signal.SIGINT, _interrupted)  # imports take seconds, and Ctrl-C within them shall not print a library's inside
 
 
 # ---------------------------------------------------------------------------------------------------------- stage 2
