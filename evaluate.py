@@ -346,7 +346,7 @@ def _html_table(base, quark, names):
                         for label, path in _lines(pair[0]))  # fmt: skip
         table = f'<div class="scroll"><table><tr><th></th>{"".join(f"<th>{n}</th>" for n in names)}</tr>{lines}</table></div>'
         parts.append(table if group is None else f"<details><summary>{html.escape(group)} prompts</summary>{table}</details>")
-    note = f'{base["n_prompts"]} prompts, {base["n_samples"]} completions each, decode {base["decode"]}; in brackets 95 % intervals over prompts.'
+    note = f'{base["n_prompts"]} prompts, {base["n_samples"]} completions a prompt, decode {base["decode"]}; in brackets 95 % intervals over prompts.'
     return f'<section class="wide"><h2>{names[0]} and {names[1]}</h2>{"".join(parts)}<p class="small">{note}</p></section>'
 
 

@@ -297,6 +297,8 @@ def explore(policy, prompts, reward, args):
     for row in part.rows:
         rows[row.pop("number")] = row
     rank, world = processes()
+    if world > 1:
+        torch.distributed.barrier()  # nobody writes before all have read
     if rows and rank == 0:
         print(f"going on: {len(rows)} of {len(prompts) * args.num_samples} samples were kept in {part.own}", flush=True)
     k = policy.n_quantiles or None  # r_K, or p0

@@ -201,7 +201,7 @@ def test_pickles_in_a_checkpoint_are_not_run(p0_folder, tmp_path, monkeypatch):
             return os.system, (f"touch {tmp_path}/owned",)
 
     shutil.copytree(p0_folder, tmp_path / "m")
-    (tmp_path / "m" / "optimizer.pt").write_bytes(pickle.dumps(Evil()))
+    (tmp_path / "m" / "optimizer.pt").write_bytes(pickle.dumps(Evil(), protocol=2))
     exit = stage(monkeypatch, *command("learn.py", write_jsonl(tmp_path / "rows.jsonl", [ROW]), tmp_path / "m", tmp_path / "out"))
     assert one_sentence(exit) and "optimizer.pt" in exit and not (tmp_path / "owned").exists()
 
