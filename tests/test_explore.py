@@ -632,3 +632,31 @@ def test_bad_options(option, tmp_path, quark_folder):
     with pytest.raises(SystemExit) as exit:
         run(quark_folder, prompts_file(tmp_path), tmp_path / "o.jsonl", *option)
     assert exit.value.code == 2 and not (tmp_path / "o.jsonl").exists()
+
+
+def test_kept_samples_are_used_by_the_same_settings_only(quark_folder, tmp_path, monkeypatch):
+    """A reward that fails in its third batch leaves two batches behind. Another seed, other prompts or another reward file start
+    afresh; the same settings go on from there, and score nothing twice."""
+    source = "def f(prompts, completions, **kwargs):\n    open(r'{0}/asked', 'a').write('x' * len(prompts))\n    {1}\n    return [0.5] * len(prompts)\n"
+    fails, works = (source.format(tmp_path, line) for line in (f"import os; assert os.path.getsize(r'{tmp_path}/asked') < 5 or os.path.exists(r'{tmp_path}/mended'), 'out of money'", "pass"))
+    (tmp_path / "my.py").write_text(fails)
+    prompts = write_jsonl(tmp_path / "p.jsonl", [{"prompt": x} for x in ("The", "film", "was", "good", "it", "is")])
+    out, asked = tmp_path / "pool" / "00.jsonl", tmp_path / "asked"
+    explore = lambda *more: stage(monkeypatch, "explore.py", "--model", quark_folder, "--prompts", prompts, "--reward", f"{tmp_path}/my.py:f",
+                                  "--batch-size", 2, "--max-new-tokens", 5, "--device", "cpu", "--out", out, *more)  # fmt: skip
+    assert "out of money" in explore()
+    part = next((tmp_path / "pool").iterdir())
+    kept = part.read_bytes()
+    assert len(kept.splitlines()) == 4 and [json.loads(line)["reward"] for line in kept.splitlines()] == [0.5] * 4
+    (tmp_path / "mended").touch()
+    for other in (["--seed", 1], ["--top-p", 0.5]):
+        asked.unlink()
+        assert explore(*other) is None and len(asked.read_text()) == 6 and len(read_rows(out)) == 6
+        part.write_bytes(kept)
+    asked.unlink()
+    assert explore() is None and len(asked.read_text()) == 2 and sorted(os.listdir(out.parent)) == ["00.args.json", "00.jsonl"]
+    assert [row["prompt"] for row in read_rows(out)] == ["The", "film", "was", "good", "it", "is"]
+    part.write_bytes(kept)
+    (tmp_path / "my.py").write_text(works)
+    asked.unlink()
+    assert explore() is None and len(asked.read_text()) == 6
