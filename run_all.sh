@@ -94,6 +94,7 @@ export MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=17179869184 MALLOC_TOP_PAD_=671
 export TOKENIZERS_PARALLELISM=false PYTHONUNBUFFERED=1
 if [ "$TASK" = test ]; then exec "$PYTHON" -m pytest -q -m "${MARK-not slow}" tests; fi    # MARK=slow: crashes and many processes
 
+trap 'exit 130' INT                           # Ctrl-C ends the run even where a library swallowed it inside a stage
 mkdir -p "$RUN"
 exec 9<"$RUN"                                 # a lock on the folder, held as long as this run or a stage of it lives
 "$PYTHON" -c 'import fcntl; fcntl.flock(9, fcntl.LOCK_EX | fcntl.LOCK_NB)' 2>/dev/null || {
