@@ -152,8 +152,9 @@ MODELS = {"sentiment": sentiment, "sentiment_label": sentiment_label, "toxicity"
 
 
 def load_reward(spec, reward_model=None, cache=None, **options):
-    """The reward called `spec`: a built-in name, or "path/to/file.py:function". Options: reward_model, device, batch_size; cache, a path for the answers of `remote`.
+    """The reward called `spec`: a built-in name, or "path/to/file.py:function".
 
+    Options: reward_model, device, batch_size of a classifier; cache, a path for the answers of `remote`.
     The result takes lists (prompts=, completions=, ...) and returns a list of float or None, of the same length and
     finite; anything else is reported as BadInput with the reward's name, the index and the text.
     """

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 from functools import partial
 
@@ -95,13 +96,12 @@ def test_rows(reader, content, message, p0_folder, tmp_path, monkeypatch):
         pytest.skip("a prompt file has no completions")
     exit = stage(monkeypatch, *command(reader, tmp_path / "rows.jsonl", p0_folder, tmp_path / "out"))
     assert one_sentence(exit) and len(exit) < 600, exit
-    assert quantize_message(message.format(tmp_path / "rows.jsonl")).search(exit), exit
+    assert pattern(message.format(tmp_path / "rows.jsonl")).search(exit), exit
     assert sorted(os.listdir(tmp_path)) == ["out", "rows.jsonl"] and (tmp_path / "out").read_text() == "before\n"
 
 
-def quantize_message(text):
-    import re
-
+def pattern(text):
+    """`text` as a regular expression in which ".*" alone is special."""
     return re.compile(".*".join(map(re.escape, text.split(".*"))))
 
 
@@ -188,7 +188,7 @@ def test_checkpoints(what, spoil, message, p0_folder, tmp_path, monkeypatch):
     for argv in (command("explore.py", rows, tmp_path / "m", tmp_path / "out"), command("learn.py", rows, tmp_path / "m", tmp_path / "out"),
                  [*command("evaluate.py", rows, p0_folder, tmp_path / "out"), "--ppl-model", tmp_path / "m"]):  # fmt: skip
         exit = stage(monkeypatch, *argv)
-        assert one_sentence(exit) and quantize_message(message).search(exit), exit
+        assert one_sentence(exit) and pattern(message).search(exit), exit
         assert sorted(os.listdir(tmp_path)) == before
 
 
@@ -282,7 +282,7 @@ def test_numbers_that_do_not_fit(p0_folder, quark_folder, tmp_path, monkeypatch)
         ([*learn(p0_folder, out)[:-1], tmp_path / "file" / "m"], "cannot write"),
     ]:  # fmt: skip
         exit = stage(monkeypatch, *argv)
-        assert one_sentence(exit) and quantize_message(message).search(exit), (argv, exit)
+        assert one_sentence(exit) and pattern(message).search(exit), (argv, exit)
         assert sorted(os.listdir(tmp_path)) == before and (tmp_path / "file").read_text() == "a file, no folder\n"
 
 

@@ -1,6 +1,5 @@
 """Killed at any moment and started again, a run ends with the files of an undisturbed one."""
 
-import json
 import os
 import random
 import shutil
