@@ -25,7 +25,17 @@ import sys
 from array import array
 from pathlib import Path
 
-import numpy as np
+
+def _interrupted(*_):
+    os.write(2, f"\n{Path(sys.argv[0]).name}: interrupted; every finished file is whole, start it again to go on\n".encode())
+    os._exit(130)  # at once: an exception could be swallowed by a library that is in the middle of something
+
+
+if Path(sys.argv[0]).name in ("explore.py", "quantize.py", "learn.py", "evaluate.py", "rewards.py"):  # a stage is starting
+    signal.signal(signal.SIGINT, _interrupted)  # Ctrl-C; before the imports, which take seconds
+    signal.signal(signal.SIGTERM, _interrupted)
+
+import numpy as np  # noqa: E402
 
 # ---------------------------------------------------------------------------------------------------- the quantiles
 
@@ -359,25 +369,11 @@ def write_args(path, args):
 
 
 def run_stage(main):
-    """What every stage's last line calls: bad input and Ctrl-C end with one line and a non-zero exit, no traceback."""
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    """What every stage's last line calls: bad input ends with one line and a non-zero exit, no traceback."""
     try:
         main()
     except BadInput as error:
         sys.exit(f"{Path(sys.argv[0]).name}: error: {error}")
-    except KeyboardInterrupt:
-        print(f"\n{Path(sys.argv[0]).name}: interrupted; nothing half-written was left, start it again to go on", file=sys.stderr)
-        sys.exit(130)
-
-
-def _interrupted(*_):
-    print(f"{Path(sys.argv[0]).name}: interrupted; start it again to go on", file=sys.stderr, flush=True)
-    os._exit(130)  # at once, whatever the imports of libraries are in the middle of
-
-
-if Path(sys.argv[0]).name in ("explore.py", "quantize.py", "learn.py", "evaluate.py", "rewards.py"):  # a stage is starting: its
-    signal.signal(signal.SIGINT, _interrupted)  # imports take seconds, and Ctrl-C within them shall not print a library's inside
 
 
 # ---------------------------------------------------------------------------------------------------------- stage 2

@@ -84,7 +84,9 @@ def test_thirty_kills(settings, undisturbed, tmp_path):
                 said = process.communicate(timeout=30)[0]
                 kills += 1
                 stages |= {line.split()[1] for line in said.splitlines() if line.startswith("+ ")}
-                assert process.returncode != 0 and "Traceback" not in said, said
+                assert process.returncode != 0, said
+                # in the first hundredths of a second, before quantize.py sets its handler, the traceback is Python's own
+                assert "site-packages" not in said and f'File "{ROOT}' not in said, said
         assert contents(run) == files
         runs += 1
         shutil.rmtree(run)
@@ -226,15 +228,30 @@ def test_full_disk(stage, p0_folder, tmp_path):
     assert os.listdir(tmp_path / "out") == ["x.jsonl"] and (tmp_path / "out" / "x.jsonl").read_text() == "before\n"
 
 
-@pytest.mark.parametrize("delay", [0.3, 1.0, 2.5])
-def test_ctrl_c_while_it_starts(delay, p0_folder, tmp_path):
-    """Ctrl-C in the imports, which take seconds: one line, exit code 130, and no traceback."""
-    process = subprocess.Popen([sys.executable, ROOT / "explore.py", "--model", p0_folder, "--prompts", "none.jsonl", "--reward", "hash",
-                                "--out", tmp_path / "x"], stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)  # fmt: skip
-    time.sleep(delay)
-    process.send_signal(signal.SIGINT)
+STUBBORN = """
+import sys, time
+def f(prompts, completions, **kwargs):
+    print("scoring", file=sys.stderr, flush=True)
+    while True:
+        try:
+            time.sleep(0.1)
+        except BaseException:
+            pass
+"""
+
+
+@pytest.mark.parametrize("kind", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("moment", ["numpy.linalg", "torch.nn", "scoring"])
+def test_ctrl_c(moment, kind, p0_folder, tmp_path):
+    """In the imports, which take seconds, or in a reward that swallows every exception: one line, exit code 130, no traceback."""
+    (tmp_path / "my.py").write_text(STUBBORN)
+    prompts = write_jsonl(tmp_path / "prompts.jsonl", [{"prompt": s} for s in SENTENCES])
+    process = subprocess.Popen([sys.executable, "-X", "importtime", ROOT / "explore.py", "--model", p0_folder, "--prompts", prompts,
+                                "--reward", f"{tmp_path}/my.py:f", "--out", tmp_path / "x.jsonl"], stderr=subprocess.PIPE, text=True)  # fmt: skip
+    for line in process.stderr:  # -X importtime names every import there
+        if moment in line:
+            break
+    process.send_signal(kind)
     said = process.communicate(timeout=30)[1]
-    if process.returncode == 1:  # it was faster, and has found that there is no such prompt file
-        assert "none.jsonl" in said
-    else:
-        assert process.returncode == 130 and said.strip().endswith("start it again to go on") and "Traceback" not in said
+    assert process.returncode == 130 and said.strip().endswith("start it again to go on") and "Traceback" not in said
+    assert not (tmp_path / "x.jsonl").exists()

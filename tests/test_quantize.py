@@ -414,17 +414,6 @@ def test_args_file_name(tmp_path):
     assert set(os.listdir(tmp_path)) == {"00.args.json", "quark.args.json", "v1.5.args.json"}
 
 
-def test_ctrl_c_is_one_line(monkeypatch, capsys):
-    """Ctrl-C: one line and the exit code of an interrupt, no traceback."""
-
-    def interrupted():
-        raise KeyboardInterrupt
-
-    with pytest.raises(SystemExit) as exit:
-        quantize.run_stage(interrupted)
-    assert exit.value.code == 130 and "start it again to go on" in capsys.readouterr().err
-
-
 def test_shown_is_short():
     """A value of any size takes 60 characters at most in a message."""
     assert quantize.shown([1, "a"]) == '[1, "a"]' and len(quantize.shown("x" * 10**6)) == 60
