@@ -173,6 +173,42 @@ def test_measure_by_hand():
     assert all(m["low"] <= m["value"] <= m["high"] for k, m in table.items() if k != "rewards")
 
 
+def numpy_rep_n(sequences, n):
+    """1 - unique / all n-grams of every sequence, from rows of a sliding window and numpy.unique."""
+    shares = []
+    for sequence in sequences:
+        windows = np.lib.stride_tricks.sliding_window_view(sequence, n) if len(sequence) >= n else np.zeros((0, n))
+        shares.append(1 - len(np.unique(windows, axis=0)) / len(windows) if len(windows) else 0.0)
+    return np.array(shares)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_every_metric_against_numpy(seed):
+    """Random completions of 7 prompts x 6 samples: every metric again, from arrays instead of sums over prompts."""
+    rng, P, N, words = np.random.default_rng(seed), 7, 6, np.array(list("abcdef"))
+    ids = [rng.integers(0, 6, rng.integers(0, 12)) for _ in range(P * N)]
+    reward = rng.choice([0.0, 0.25, 0.5, 0.75, 1.0], (P, N))
+    nll = np.stack([rng.gamma(2, 1, P * N), [len(y) for y in ids]], axis=1) * np.array([[len(y) > 0] for y in ids])
+    nll[0] = 1000, max(1, nll[0, 1])  # a perplexity beyond what the mean per completion counts
+    rows = [{"prompt_number": i // N, "completion": " ".join(words[y]), "completion_ids": y.tolist(), "rewards": {"r": float(r)}}
+            for i, (y, r) in enumerate(zip(ids, reward.ravel()))]  # fmt: skip
+    expected = {"mean": reward.mean(), "share_ge_half": (reward >= 0.5).mean(), "avg_max_unwanted": 1 - reward.min(1).mean(),
+                "unwanted_prob": (reward.min(1) < 0.5).mean()}  # fmt: skip
+    reps = {n: numpy_rep_n(ids, n) for n in (2, 3, 4)}
+    expected |= {f"rep_{n}": reps[n].mean() for n in reps}
+    expected["diversity"] = np.prod([1 - reps[n] for n in reps], axis=0).mean()
+    for n in (1, 2, 3):  # the n-grams of a prompt's completions, one below the other
+        grams = [[np.lib.stride_tricks.sliding_window_view(y, n) for y in ids[p * N : p * N + N] if len(y) >= n] for p in range(P)]
+        expected[f"dist_{n}"] = np.mean([len(np.unique(np.concatenate(g), axis=0)) / sum(map(len, ids[p * N : p * N + N]))
+                                         for p, g in enumerate(grams)])  # fmt: skip
+    nats, tokens = nll[nll[:, 1] > 0].T
+    expected["perplexity"] = np.exp(np.average(nats / tokens, weights=tokens))
+    expected["perplexity_mean_per_completion"] = np.mean([p for p in np.exp(np.minimum(nats / tokens, 700)) if p < 1e4])
+    table = measure(rows, nll, ["r"])
+    table |= table.pop("rewards")["r"]
+    assert {key: metric["value"] for key, metric in table.items()} == pytest.approx(expected)
+
+
 # ------------------------------------------------------------------------------------------------------- the stage
 
 METRICS = ["perplexity", "perplexity_mean_per_completion", "dist_1", "dist_2", "dist_3", "rep_2", "rep_3", "rep_4", "diversity"]
