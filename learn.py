@@ -72,9 +72,10 @@ class ClosedForm(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, hidden, weight, ref_hidden, ref_weight, targets, beta, kl, entropy_coef, chunk=1024):
+    def forward(ctx, hidden, weight, ref_hidden, ref_weight, targets, beta, kl, entropy_coef, bf16=False, chunk=1024):
         sums = hidden.new_zeros(4)  # loss, lm, kl, entropy
         grad_hidden, grad_weight = torch.empty_like(hidden), torch.zeros_like(weight)
+        product = torch.bfloat16 if bf16 else hidden.dtype
         for start in range(0, len(hidden), chunk):
             rows = slice(start, start + chunk)
             log_p = (hidden[rows] @ weight.T).log_softmax(-1)  # (m, V)
@@ -93,15 +94,16 @@ class ClosedForm(torch.autograd.Function):
             grad.scatter_add_(1, y, -torch.ones_like(grad[:, :1]))
             loss = lm + beta * divergence - entropy_coef * entropy  # Eq. 2
             sums += torch.stack([loss.sum(), lm.sum(), divergence.sum(), entropy.sum()])
-            grad_hidden[rows] = grad @ weight
-            grad_weight += grad.T @ hidden[rows]
+            grad = grad.to(product)  # with bf16 the loss and d loss / d z are float32's; only their products are not
+            grad_hidden[rows] = (grad @ weight.to(product)).to(hidden.dtype)
+            grad_weight += grad.T @ hidden[rows].to(product)
         ctx.save_for_backward(grad_hidden, grad_weight)
         return sums
 
     @staticmethod
     def backward(ctx, grad_sums):
         grad_hidden, grad_weight = ctx.saved_tensors
-        return grad_hidden * grad_sums[0], grad_weight * grad_sums[0], *[None] * 7
+        return grad_hidden * grad_sums[0], grad_weight * grad_sums[0], *[None] * 8
 
 
 def batch_loss(policy, reference, batch, beta, kl="forward", entropy_coef=0.0, bf16=False):
@@ -122,7 +124,7 @@ def batch_loss(policy, reference, batch, beta, kl="forward", entropy_coef=0.0, b
     with torch.no_grad():
         ref_hidden = _hidden(reference, reference_in, bf16)[rows, columns]
     weight, ref_weight = (m.model.get_output_embeddings().weight[: reference.vocab_size] for m in (policy, reference))
-    sums = ClosedForm.apply(hidden, weight, ref_hidden, ref_weight.detach(), targets, beta, kl, entropy_coef)
+    sums = ClosedForm.apply(hidden, weight, ref_hidden, ref_weight.detach(), targets, beta, kl, entropy_coef, bf16)
     return sums, len(targets)
 
 
@@ -271,8 +273,8 @@ def main(argv=None):
     training.add_argument("--reward-token-init", choices=["normal", "ordered"], default="normal",
                           help="normal: each on its own, the authors' code; ordered: along one direction (default normal)")  # fmt: skip
     training.add_argument("--dropout", type=float, default=0.0, help="in p_theta while learning (default 0)")
-    training.add_argument("--bf16", action="store_true", help="multiply in bfloat16 inside the transformer, the objective stays in\n"
-                          "float32; faster on GPUs and on CPUs with AVX512-BF16 or AMX, slower on others")  # fmt: skip
+    training.add_argument("--bf16", action="store_true", help="multiply in bfloat16 inside the transformer and in the backward pass, the\n"
+                          "objective stays in float32; faster on GPUs and on CPUs with AVX512-BF16 or AMX, slower on others")  # fmt: skip
     training.add_argument("--seed", type=int, default=0)
     training.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda", "mps"])
     args = parser.parse_args(argv)
@@ -314,7 +316,7 @@ def main(argv=None):
                 module.p = args.dropout
         policy.model.train()
 
-    optimiser, first_step = torch.optim.Adam(policy.model.parameters(), lr=args.lr, eps=1e-5), 0
+    optimiser, first_step = torch.optim.Adam(policy.model.parameters(), lr=args.lr, eps=1e-5, fused=True), 0
     state_file = Path(args.model) / "optimizer.pt"
     if state_file.exists():
         try:
