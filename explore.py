@@ -195,12 +195,13 @@ def build_encoding(vocab_json, merges_txt, K=0):
 
 @torch.no_grad()
 def sample(policy, prompt_ids, *, quantile=None, max_new_tokens, min_new_tokens=0, temperature=1.0, top_p=1.0, greedy=False,
-           seed=0, iteration=0, keys=None, batch_size=64):  # fmt: skip
+           seed=0, iteration=0, keys=None, batch_size=64, bf16=False):  # fmt: skip
     """y ~ p(. | x, r_k) for every x in `prompt_ids`, a list of lists of ids; returns lists of ids in the same order.
 
     quantile: k of the reward token put in front, None for none. greedy: one bool, or one a row. A completion ends with
     <|endoftext|>, which is kept, or after `max_new_tokens`. Row i's random numbers depend on (seed, iteration, keys[i])
     alone, one uniform a token, so that neither batch size nor order changes what is drawn; keys: (prompt, sample) pairs.
+    bf16: the network's matrix products in bfloat16; logits, softmax and drawing stay in float32.
     """
     N = len(prompt_ids)
     keys = keys if keys is not None else [(i, 0) for i in range(N)]
@@ -211,12 +212,13 @@ def sample(policy, prompt_ids, *, quantile=None, max_new_tokens, min_new_tokens=
         raise BadInput(f"{max_new_tokens} new tokens leave no room for a prompt in a context of {policy.context}")
     contexts = [front + policy.start_of(ids)[-(room - len(front)) :] for ids in prompt_ids]
     completions = [None] * N
-    for rows in batches_by_length(contexts, batch_size):
-        uniform = np.stack([uniforms(seed, iteration, *keys[i], max_new_tokens) for i in rows])  # (B, T)
-        done = _sample_batch(policy, [contexts[i] for i in rows], uniform, [greedy[i] for i in rows],
-                             max_new_tokens, min_new_tokens, temperature, top_p)  # fmt: skip
-        for i, ids in zip(rows, done):
-            completions[i] = ids
+    with torch.autocast(policy.device.type, dtype=torch.bfloat16, enabled=bf16):
+        for rows in batches_by_length(contexts, batch_size):
+            uniform = np.stack([uniforms(seed, iteration, *keys[i], max_new_tokens) for i in rows])  # (B, T)
+            done = _sample_batch(policy, [contexts[i] for i in rows], uniform, [greedy[i] for i in rows],
+                                 max_new_tokens, min_new_tokens, temperature, top_p)  # fmt: skip
+            for i, ids in zip(rows, done):
+                completions[i] = ids
     return completions
 
 
@@ -234,19 +236,16 @@ def uniforms(seed, iteration, prompt, sample_number, T):
 
 def _sample_batch(policy, contexts, uniform, greedy, max_new_tokens, min_new_tokens, temperature, top_p):
     """The sampling loop for B prompts, padded on the left so that all end in the same column."""
-    from transformers import DynamicCache
-
     device, V, B = policy.device, policy.vocab_size, len(contexts)
     longest = max(map(len, contexts))
+    padding = torch.tensor([longest - len(c) for c in contexts], device=device)
     tokens = torch.tensor([[policy.eos_id] * (longest - len(c)) + c for c in contexts], device=device)  # (B, T)
-    mask = torch.tensor([[0] * (longest - len(c)) + [1] * len(c) for c in contexts], device=device)
     precise = torch.float32 if device.type == "mps" else torch.float64  # Apple's GPUs know no float64
     uniform, greedy = torch.from_numpy(uniform).to(device, precise), torch.tensor(greedy, device=device)
-    position = (mask.cumsum(1) - 1).clamp(min=0)  # the first real token is at position 0, whatever the padding
-    cache, alive, completions = DynamicCache(config=policy.model.config), list(range(B)), [[] for _ in range(B)]
+    network = Decoder(policy.model, padding, longest + max_new_tokens)
+    alive, completions = list(range(B)), [[] for _ in range(B)]
     for step in range(max_new_tokens):
-        output = policy.model(tokens, attention_mask=mask, position_ids=position, past_key_values=cache, logits_to_keep=1)
-        logits = output.logits[:, -1, :V]  # (B, V): reward tokens can be read, never written
+        logits = network.next_logits(tokens)[:, :V]  # (B, V): reward tokens can be read, never written
         if step < min_new_tokens:
             logits[:, policy.eos_id] = -torch.inf
         chosen = logits.argmax(-1) if greedy.any() else None
@@ -261,11 +260,49 @@ def _sample_batch(policy, contexts, uniform, greedy, max_new_tokens, min_new_tok
             alive = [alive[i] for i in kept.tolist()]
             if not alive:
                 break
-            cache.batch_select_indices(kept)
-            chosen, mask, position, uniform, greedy = (t[kept] for t in (chosen, mask, position, uniform, greedy))
-        tokens, position = chosen[:, None], position[:, -1:] + 1
-        mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
+            network.keep(kept)
+            chosen, uniform, greedy = (t[kept] for t in (chosen, uniform, greedy))
+        tokens = chosen[:, None]
     return completions
+
+
+class Decoder:
+    """The network of `model` one column of tokens after the other, keys and values of the columns before in a cache.
+
+    It computes what model(...) does, in fewer and larger operations: the cache has its full length T from the beginning,
+    where transformers copies it to lengthen it, which takes half of the time at 64 tokens. padding: (B,) columns that are
+    empty at the left of each row.
+    """
+
+    def __init__(self, model, padding, T):
+        self.model, self.padding, self.T, self.columns, self.cache = model, padding, T, 0, []
+
+    def keep(self, rows):
+        """Only these rows (a tensor of numbers) go on."""
+        self.padding = self.padding[rows]
+        self.cache = [(keys[rows], values[rows]) for keys, values in self.cache]
+
+    def next_logits(self, tokens):
+        """(B, t) further tokens -> (B, V + K) logits of the token after the last one."""
+        transformer, config, (B, t) = self.model.transformer, self.model.config, tokens.shape
+        old, new = self.columns, self.columns + t
+        column = torch.arange(new, device=tokens.device)
+        position = (column[old:] - self.padding[:, None]).clamp(min=0)  # the first real token is at 0, whatever the padding
+        seen = (column <= column[old:, None]) & (column >= self.padding[:, None, None])  # (B, t, new): not the future, no padding
+        barred = torch.zeros_like(seen, dtype=torch.float32).masked_fill(~seen, -1e9)[:, None]
+        x = transformer.wte(tokens) + transformer.wpe(position)  # (B, t, d)
+        for number, block in enumerate(transformer.h):
+            q, k, v = (part.view(B, t, config.n_head, -1).transpose(1, 2) for part in block.attn.c_attn(block.ln_1(x)).chunk(3, dim=-1))
+            if old == 0:
+                self.cache.append((k.new_empty(*k.shape[:2], k.shape[3], self.T), v.new_empty(*v.shape[:2], self.T, v.shape[3])))
+            keys, values = self.cache[number]  # (B, heads, d / heads, T), and the last two the other way round
+            keys[..., old:new], values[:, :, old:new] = k.transpose(2, 3), v
+            attention = ((q * block.attn.scaling) @ keys[..., :new] + barred).softmax(-1).to(v.dtype) @ values[:, :, :new]
+            x = x + block.attn.c_proj(attention.transpose(1, 2).reshape(B, t, -1))
+            x = x + block.mlp.c_proj(block.mlp.act(block.mlp.c_fc(block.ln_2(x))))
+        self.columns = new
+        with torch.autocast(x.device.type, enabled=False):  # with bf16's three digits many logits would be equal
+            return self.model.lm_head(transformer.ln_f(x[:, -1]))
 
 
 def draw(logits, uniform, top_p=1.0):
@@ -360,7 +397,7 @@ def sample_prompts(policy, prompts, args, seed, iteration=0, quantile=None, know
                 policy, [encoded[keys[n][0]] for n in batch], quantile=quantile, max_new_tokens=args.max_new_tokens,
                 min_new_tokens=args.min_new_tokens, temperature=args.temperature, top_p=args.top_p,
                 greedy=[greedy[n] for n in batch], seed=seed, iteration=iteration, keys=[keys[n] for n in batch],
-                batch_size=len(batch))  # fmt: skip
+                batch_size=len(batch), bf16=args.bf16)  # fmt: skip
             yield {n: {"prompt": prompts[keys[n][0]]["prompt"], "completion": policy.decode(without_eos(policy, ids)),
                        "iteration": iteration, "prompt_ids": encoded[keys[n][0]], "completion_ids": ids}
                    for n, ids in zip(batch, completions)}  # fmt: skip
@@ -422,6 +459,7 @@ def add_sampling_arguments(parser, num_samples, top_p):
     group.add_argument("--min-new-tokens", type=int, default=3, help="tokens before y may end (default 3, as the authors)")
     group.add_argument("--decode", choices=["sample", "greedy", "mixed"], default="sample",
                        help="mixed: half greedy, half sampled, as the paper explores repetition (default sample)")  # fmt: skip
+    group.add_argument("--bf16", action="store_true", help="multiply in bfloat16 while sampling: faster on GPUs and on CPUs with\nAVX512-BF16 or AMX")
     group.add_argument("--temperature", type=float, default=1.0, help="T; logits are divided by it (default 1)")
     group.add_argument("--top-p", type=float, default=top_p, help=f"nucleus mass (default {top_p})")
     group.add_argument("--batch-size", type=int, default=128, help="rows sampled together (default 128)")

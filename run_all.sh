@@ -71,7 +71,7 @@ NUM_PROMPTS=${NUM_PROMPTS:-}                  # explore only this many of the pr
 REWARD_TOKEN_LR=${REWARD_TOKEN_LR:-1}         # times LR, for the rows of r_1 ... r_K
 REWARD_TOKEN_INIT=${REWARD_TOKEN_INIT:-normal}
 GRAD_ACCUM=${GRAD_ACCUM:-1}                   # pieces a batch is cut into, if memory is short
-BF16=${BF16:-}                                # --bf16: learn in bfloat16 (on by itself where the processor multiplies it natively)
+BF16=${BF16:-}                                # --bf16: learn and sample in bfloat16 (on by itself where the processor multiplies it natively)
 QUANTIZE=${QUANTIZE:-}                        # further options of quantize.py, e.g. "--per-prompt" or "--last 3"
 SAMPLE_BATCH=${SAMPLE_BATCH:-128}             # rows sampled together
 if [ "$TASK" = repetition ]; then DIAL_SAMPLES=1; else DIAL_SAMPLES=${DIAL_SAMPLES:-2}; fi
@@ -109,7 +109,7 @@ stage() {                                     # stage OUTPUT COMMAND...: runs th
         *) "$PYTHON" "$@" ;;
     esac
 }
-length="--max-new-tokens $NEW_TOKENS --min-new-tokens $MIN_TOKENS --batch-size $SAMPLE_BATCH"
+length="--max-new-tokens $NEW_TOKENS --min-new-tokens $MIN_TOKENS --batch-size $SAMPLE_BATCH $BF16"
 judge=${REWARD_MODEL:+--reward-model $REWARD_MODEL}
 
 explore() {                                   # explore ROUND MODEL OPTIONS...
@@ -145,8 +145,8 @@ done
 evaluate base "$MODEL" $EVALUATE
 evaluate quark "$previous" $EVALUATE
 if [ "$TASK" = repetition ]; then                                      # fluency is measured on samples, not on greedy text
-    evaluate base-nucleus "$MODEL" --decode sample --top-p 0.9 --num-samples 4
-    evaluate quark-nucleus "$previous" --decode sample --top-p 0.9 --num-samples 4
+    evaluate base-nucleus "$MODEL" --decode sample --top-p 0.9 --num-samples 2
+    evaluate quark-nucleus "$previous" --decode sample --top-p 0.9 --num-samples 2
     nucleus="$RUN/eval/base-nucleus.json $RUN/eval/quark-nucleus.json"
 fi
 stage "$RUN/eval/dial-none.json" evaluate.py --model "$previous" --reference "$MODEL" --ppl-model "$PPL_MODEL" \

@@ -11,7 +11,7 @@ import torch
 from conftest import CONTEXT, EOS, SENTENCES, WIDTH, K, V, learn_merges, one_sentence, read_rows, stage, write_jsonl
 
 import explore
-from explore import build_encoding, draw, load_policy, sample, uniforms
+from explore import Decoder, build_encoding, draw, load_policy, sample, uniforms
 from quantize import BadInput
 
 TEXTS = ["The film was long", "", " then the", "I'd see it 1999 times!!", "naïve — 日本語 \U0001f600", "a\n\n b\t  c   ", "they'll've"]
@@ -362,9 +362,9 @@ def bias_eos(policy, bias):
     """Adds `bias` to the logit of <|endoftext|> from now on."""
 
     def hook(module, args, output):
-        output.logits[..., V - 1] += bias
+        output[..., V - 1] += bias
 
-    policy.model.register_forward_hook(hook)
+    policy.model.lm_head.register_forward_hook(hook)
 
 
 SETTINGS = [dict(), dict(quantile=2), dict(quantile=3, temperature=0.6, top_p=0.8), dict(greedy=True, quantile=1),
@@ -381,6 +381,40 @@ def test_sample_is_the_slow_sampler(quark, setting):
     assert fast == slow
     if not setting.get("greedy"):
         assert len({len(y) for y in fast}) > 1  # some ended early, so rows did leave the batch
+
+
+def test_decoder_is_the_network(quark):
+    """Logits of transformers' own forward, row by row without padding or cache: after the prompt, a column, a row's end, two columns."""
+    quark.model.double()
+    for number, block in enumerate(quark.model.transformer.h):
+        block.attn.scaling /= number + 1  # as scale_attn_by_inverse_layer_idx does
+    rows = [[7, 8], [V + 1, 20, 30, 40, 50], [60]]
+    further = torch.tensor([[11, 12, 13], [21, 22, 23], [31, 32, 33]])
+    network = Decoder(quark.model, torch.tensor([3, 0, 4]), T=8)
+    kept = [0, 1, 2]
+    for tokens in (torch.tensor([[0] * (5 - len(r)) + r for r in rows]), further[:, :1], further[[0, 2], 1:]):
+        if len(tokens) < len(kept):
+            network.keep(torch.tensor([0, 2]))
+            kept = [0, 2]
+        logits = network.next_logits(tokens)
+        for row, known in zip(kept, logits):
+            seen = rows[row] + further[row, : network.columns - 5].tolist()
+            with torch.no_grad():
+                assert torch.allclose(known, quark.model(torch.tensor([seen])).logits[0, -1], rtol=1e-9, atol=1e-9)
+
+
+def test_sampling_in_bfloat16_is_close(quark):
+    """--bf16: the logits move a little, and most samples stay; without it nothing moves."""
+    tokens, padding = torch.tensor([[5, 6, 7, 8]]), torch.tensor([0])
+    with torch.no_grad():
+        exact = Decoder(quark.model, padding, 8).next_logits(tokens)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            rough = Decoder(quark.model, padding, 8).next_logits(tokens)
+    assert rough.dtype == torch.float32 and not torch.equal(rough, exact)
+    assert torch.allclose(rough, exact, atol=0.05 * exact.std().item())
+    prompts = ids_of(quark, *SENTENCES)
+    plain, bent = (sample(quark, prompts, max_new_tokens=4, bf16=bf16) for bf16 in (False, True))
+    assert sum(a == b for a, b in zip(plain, bent)) >= len(prompts) / 2
 
 
 def test_batch_size_and_padding_change_no_sample(quark):
@@ -448,11 +482,11 @@ def test_reward_tokens_are_never_generated(quark):
     seen = []
 
     def hook(module, args, output):
-        output.logits[..., V:] += 1e4
-        seen.append(output.logits.shape)
+        output[..., V:] += 1e4
+        seen.append(output.shape)
 
     plain = [sample(quark, ids_of(quark, "The film", "A"), quantile=3, max_new_tokens=6, greedy=g) for g in (True, False)]
-    quark.model.register_forward_hook(hook)
+    quark.model.lm_head.register_forward_hook(hook)
     for top_p in (1.0, 0.9):
         for greedy in (True, False):
             for y in sample(quark, ids_of(quark, "The film", "A"), quantile=3, max_new_tokens=6, greedy=greedy, top_p=top_p):
