@@ -386,6 +386,9 @@ def test_sample_is_the_slow_sampler(quark, setting):
 def test_decoder_is_the_network(quark):
     """Logits of transformers' own forward, row by row without padding or cache: after the prompt, a column, a row's end, two columns."""
     quark.model.double()
+    generator = torch.Generator().manual_seed(0)
+    for parameter in quark.model.parameters():  # a new network's layer norms are all alike
+        parameter.data += 0.1 * torch.randn(parameter.shape, generator=generator)
     for number, block in enumerate(quark.model.transformer.h):
         block.attn.scaling /= number + 1  # as scale_attn_by_inverse_layer_idx does
     rows = [[7, 8], [V + 1, 20, 30, 40, 50], [60]]
