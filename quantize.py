@@ -8,7 +8,7 @@ Writes   the same rows, each with "quantile": k in 1 ... K, as one JSONL file
 
 Section 3.1 of the paper. The authors' code sorts stably, so that among equal rewards the *older* sample gets the better
 token, and leaves N mod K samples over for the worst part; here ties are broken at random and the parts differ by at
-most one. --per-prompt, --last and --keep-top are not in the paper: see the README on the growing pool.
+most one. --per-prompt, --last, --keep-p0 and --keep-top are not in the paper: see the README on the growing pool.
 
 This file also owns the pool itself: what a row is, how it is read, checked and written. It imports NumPy only.
 """
@@ -78,12 +78,15 @@ def _cut(rewards, K, rng, offset):
     return quantiles
 
 
-def bounded(rewards, iterations, last=None, keep_top=None, seed=0):
-    """Which rows stay in a bounded pool: (N,) bool. The newest `last` iterations, then the best fraction `keep_top`."""
+def bounded(rewards, iterations, last=None, keep_top=None, seed=0, keep_p0=False):
+    """Which rows stay in a bounded pool: (N,) bool. The newest `last` iterations, then the best fraction `keep_top`.
+
+    keep_p0: iteration 0 counts among the newest, so that there is always something bad to tell the good from.
+    """
     rewards, iterations = np.asarray(rewards, dtype=np.float64), np.asarray(iterations)
     keep = np.ones(len(rewards), dtype=bool)
     if last is not None:
-        keep &= iterations > iterations.max() - last
+        keep &= (iterations > iterations.max() - last) | (keep_p0 & (iterations == 0))
     if keep_top is not None:
         rows = np.flatnonzero(keep)
         tiebreak = np.random.default_rng([seed, 1]).random(len(rows))
@@ -379,7 +382,7 @@ def run_stage(main):
 # ---------------------------------------------------------------------------------------------------------- stage 2
 
 
-def quantize(paths, K, out, seed=0, per_prompt=False, last=None, keep_top=None, args=None):
+def quantize(paths, K, out, seed=0, per_prompt=False, last=None, keep_top=None, keep_p0=False, args=None):
     """Two passes over the files: the first keeps a number a row (10^6 rows: tens of MB), the second writes."""
     out, files = Path(out), pool_files(paths)
     if any(out.resolve() == f.resolve() for f in files) or any(out.parent.resolve() == Path(p).resolve() for p in paths):
@@ -396,7 +399,7 @@ def quantize(paths, K, out, seed=0, per_prompt=False, last=None, keep_top=None, 
         raise BadInput(f"{', '.join(map(str, files))}: no rows to quantize; run explore.py first")
 
     rewards = np.frombuffer(rewards)
-    keep = bounded(rewards, np.frombuffer(iterations, dtype=np.int32), last, keep_top, seed)
+    keep = bounded(rewards, np.frombuffer(iterations, dtype=np.int32), last, keep_top, seed, keep_p0)
     quantiles = np.zeros(len(rewards), dtype=np.int64)  # 0: left out
     if per_prompt:
         if len(number_of) == len(rewards) and K > 1:
@@ -425,16 +428,19 @@ def main(argv=None):
     other = parser.add_argument_group("not in the paper")
     other.add_argument("--per-prompt", action="store_true", help="rank each sample among its own prompt's samples only")
     other.add_argument("--last", type=int, metavar="N", help="keep the newest N iterations (default: all)")
+    other.add_argument("--keep-p0", action="store_true", help="with --last: keep iteration 0, which p0 wrote, as well")
     other.add_argument("--keep-top", type=float, metavar="F", help="keep the best fraction F, 0 < F <= 1 (default: all)")
     args = parser.parse_args(argv)
     if args.last is not None and args.last < 1:
         parser.error(f"--last {args.last}: keep at least 1 iteration")
+    if args.keep_p0 and args.last is None:
+        parser.error("--keep-p0 says what stays besides the newest iterations; add --last N")
     if args.keep_top is not None and not 0 < args.keep_top <= 1:
         parser.error(f"--keep-top {args.keep_top}: a fraction above 0 and at most 1")
     if not 0 <= args.seed < 2**31:
         parser.error(f"--seed {args.seed}: a whole number from 0 to 2^31 - 1")
 
-    rewards, quantiles = quantize(args.pool, args.quantiles, args.out, args.seed, args.per_prompt, args.last, args.keep_top, args)
+    rewards, quantiles = quantize(args.pool, args.quantiles, args.out, args.seed, args.per_prompt, args.last, args.keep_top, args.keep_p0, args)
     if (quantiles == 0).any():
         print(f"left out {int((quantiles == 0).sum())} of {len(rewards)} rows")
     for k in range(args.quantiles, 0, -1):

@@ -131,6 +131,13 @@ def test_last_keeps_the_newest_iterations():
     assert bounded([0.0] * 3, [0, 1, 2], last=9).all()
 
 
+def test_keep_p0_keeps_iteration_0_besides_the_newest():
+    """Iterations 0 and 3 of 0 ... 3; where there is no iteration 0, only the newest."""
+    assert bounded([0.0] * 5, [2, 0, 3, 1, 3], last=1, keep_p0=True).tolist() == [False, True, True, False, True]
+    assert bounded([0.0] * 3, [1, 2, 3], last=1, keep_p0=True).tolist() == [False, False, True]
+    assert bounded([0.1, 0.9, 0.3], [0, 1, 2], last=1, keep_p0=True, keep_top=0.5).tolist() == [False, False, True]  # then the best
+
+
 def test_keep_top_keeps_the_best():
     """0.4 of 5 rows are 2: those with .9 and .8."""
     assert bounded([0.1, 0.9, 0.3, 0.8, 0.2], [0] * 5, keep_top=0.4).tolist() == [False, True, False, True, False]
@@ -194,6 +201,8 @@ def test_main_per_prompt_and_bounded(tmp_path, capsys):
     quantize.main([str(pool), "--quantiles", "2", "--per-prompt", "--last", "1", "--out", str(tmp_path / "q.jsonl")])
     assert [(r["reward"], r["quantile"]) for r in read_rows(tmp_path / "q.jsonl")] == [(20, 2), (2, 2), (10, 1), (1, 1)]
     assert "left out 1 of 5 rows" in capsys.readouterr().out
+    quantize.main([str(pool), "--quantiles", "2", "--last", "1", "--keep-p0", "--out", str(tmp_path / "p.jsonl")])
+    assert len(read_rows(tmp_path / "p.jsonl")) == 5
     quantize.main([str(pool), "--quantiles", "2", "--keep-top", "0.4", "--out", str(tmp_path / "t.jsonl")])
     assert [(r["reward"], r["quantile"]) for r in read_rows(tmp_path / "t.jsonl")] == [(20, 2), (10, 1)]
 
@@ -352,7 +361,7 @@ def test_other_bad_input(tmp_path):
 
 
 @pytest.mark.parametrize("options", [["--last", "0"], ["--keep-top", "0"], ["--keep-top", "1.1"], ["--keep-top", "nan"],
-                                     ["--seed", "-1"], ["--quantiles", "two"]])  # fmt: skip
+                                     ["--seed", "-1"], ["--quantiles", "two"], ["--keep-p0"]])  # fmt: skip
 def test_bad_options(options, tmp_path):
     """argparse's exit status 2, before anything is read."""
     with pytest.raises(SystemExit) as exit:
