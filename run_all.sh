@@ -25,11 +25,11 @@ if [ "$MODEL" = tiny/lm ]; then               # minutes on a laptop: the small m
     TEST_PROMPTS=${TEST_PROMPTS:-tiny/prompts/test.jsonl}
     if [ "$TASK" = repetition ]; then         # longer completions, so fewer of them; samples of p0 that loop now and then
         K=${K:-3} ITERATIONS=${ITERATIONS:-7} STEPS=${STEPS:-120} BATCH=${BATCH:-20} LR=${LR:-3e-3}
-        QUANTIZE=${QUANTIZE---per-prompt --last 3}
+        QUANTIZE=${QUANTIZE---per-prompt --last 2 --keep-p0}
         NUM_PROMPTS=${NUM_PROMPTS:-192} NUM_SAMPLES=${NUM_SAMPLES:-5}
         EXPLORE_P0=${EXPLORE_P0:---decode sample --top-p 0.5} EXPLORE=${EXPLORE:---decode sample --top-p 1}
     fi
-    if [ "$TASK" = sentiment ]; then BETA=${BETA:-0.1}; fi
+    if [ "$TASK" = sentiment ]; then BETA=${BETA:-0.07}; fi
     K=${K:-5}                                 # quantiles
     BETA=${BETA:-0.05}                        # weight of the KL term
     ITERATIONS=${ITERATIONS:-6}               # rounds of explore, quantize, learn
