@@ -74,7 +74,7 @@ GRAD_ACCUM=${GRAD_ACCUM:-1}                   # pieces a batch is cut into, if m
 BF16=${BF16:-}                                # --bf16: learn and sample in bfloat16 (on by itself where the processor multiplies it natively)
 QUANTIZE=${QUANTIZE:-}                        # further options of quantize.py, e.g. "--per-prompt" or "--last 3"
 SAMPLE_BATCH=${SAMPLE_BATCH:-128}             # rows sampled together
-if [ "$TASK" = repetition ]; then DIAL_SAMPLES=1; else DIAL_SAMPLES=${DIAL_SAMPLES:-2}; fi
+if [ "$TASK" = repetition ]; then DIAL_SAMPLES=1; else DIAL_SAMPLES=${DIAL_SAMPLES:-8}; fi
 PPL_MODEL=${PPL_MODEL:-$MODEL}                # whose perplexity measures fluency
 RUN=${RUN:-runs/${REWARD##*[:/]}-$NAME}       # everything that is written; a reward of your own gets a folder of its own
 
