@@ -8,14 +8,12 @@ so that seconds and peak memory are of the whole stage, its start included. Writ
 
 import argparse
 import json
-import os
 import random
 import statistics
-import subprocess
-import sys
 import tempfile
-import time
 from pathlib import Path
+
+from rows import run
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -39,16 +37,6 @@ def write_pool(path, rows, rng):
             ids = [rng.randrange(50000) for _ in range(60)]
             file.write(json.dumps({"prompt": f"The film number {i // 4} was", "completion": " film" * 48, "reward": rng.random(), "iteration": i % 5,
                                    "prompt_ids": ids[:12], "completion_ids": ids[12:]}) + "\n")  # fmt: skip
-
-
-def run(*command):
-    """(seconds, peak memory in bytes) of `python command`."""
-    start = time.monotonic()
-    process = subprocess.Popen([sys.executable, *map(str, command)], cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    _, status, usage = os.wait4(process.pid, 0)
-    if status:
-        sys.exit(f"bench/quantize.py: error: {command[0]} ended with status {os.waitstatus_to_exitcode(status)}; is it installed?")
-    return time.monotonic() - start, usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def main():

@@ -26,7 +26,7 @@ def run(*command):
     process = subprocess.Popen([sys.executable, *map(str, command)], cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     _, status, usage = os.wait4(process.pid, 0)
     if status:
-        sys.exit(f"bench/rows.py: error: {command[0]} ended with status {os.waitstatus_to_exitcode(status)}")
+        sys.exit(f"{Path(sys.argv[0]).name}: error: {command[0]} ended with status {os.waitstatus_to_exitcode(status)}")
     return time.monotonic() - start, usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 

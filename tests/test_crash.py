@@ -235,7 +235,7 @@ def f(prompts, completions, **kwargs):
     while True:
         try:
             time.sleep(0.1)
-        except BaseException:
+        except BaseException:  # on purpose: the worst that a user's reward can do to Ctrl-C
             pass
 """
 
