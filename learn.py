@@ -60,12 +60,14 @@ def _masked_mean(term, mask):
 
 
 class ClosedForm(torch.autograd.Function):
-    """The loss from the last hidden states, with its gradient at the logits z written out (README, "The gradient"):
+    """The loss from the last hidden states, with its gradient at the logits z written out.
 
-        d loss / d z = p - e_y                              of the LM term
-                     + beta (p - p0)                        of KL(p0 || p)
-                     or beta p (log p - log p0 - KL)        of KL(p || p0)
-                     + entropy_coef p (log p + H)           of -entropy_coef H(p)
+    With the one-hot target e_y and p = softmax(z), the LM term and the KL are one cross entropy whose target sums to 1 + beta:
+
+        -log p_y + beta KL(p0 || p) = -sum_v (e_y + beta p0)_v log p_v - beta H(p0)
+        d / dz                      = (1 + beta) p - e_y - beta p0
+
+    For the KL of the authors' code and its entropy bonus: d KL(p || p0) / dz = p (log p - log p0 - KL), d H / dz = -p (log p + H).
 
     Autograd would keep half a dozen (M, V) tensors alive; here `chunk` positions at a time pass through the output layer
     and only the gradients of the hidden states (M, d) and of the embedding (V, d) stay.
