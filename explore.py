@@ -153,7 +153,20 @@ def load_policy(path_or_hub_name, device="cpu"):
     encoding = build_encoding(files["vocab.json"], files["merges.txt"], K)
     if encoding.n_vocab != V + K or config.vocab_size != V + K:
         raise BadInput(f"{name}: vocab.json has {encoding.n_vocab - K} tokens, config.json {V}; they belong to different models")
+    if str(device) == "cpu":
+        multiply_with_onednn()
     return Policy(quicker(model).eval().to(device), encoding, V, K, files)
+
+
+def multiply_with_onednn():
+    """Float32 products on a CPU by oneDNN instead of MKL, which leaves half of an AMD processor unused.
+
+    PyTorch calls that "medium" precision and would allow bfloat16 inside; only on processors with AMX does oneDNN take it, so
+    there everything stays as it is, and elsewhere float32 stays float32 (tests/test_explore.py: test_float32_stays_float32).
+    """
+    has = torch.cpu.get_capabilities()
+    if has.get("avx512_f") and not has.get("amx_bf16"):
+        torch.set_float32_matmul_precision("medium")
 
 
 def quicker(model):
@@ -255,7 +268,7 @@ def _sample_batch(policy, contexts, uniform, greedy, max_new_tokens, min_new_tok
             logits[:, policy.eos_id] = -torch.inf
         chosen = logits.argmax(-1) if greedy.any() else None
         if not greedy.all():
-            drawn = draw(logits / temperature, uniform[:, step], top_p)
+            drawn = draw(logits if temperature == 1 else logits / temperature, uniform[:, step], top_p)
             chosen = drawn if chosen is None else torch.where(greedy, chosen, drawn)
         for row, token in zip(alive, chosen.tolist()):
             completions[row].append(token)

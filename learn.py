@@ -80,23 +80,12 @@ class ClosedForm(torch.autograd.Function):
         product = torch.bfloat16 if bf16 else hidden.dtype
         for start in range(0, len(hidden), chunk):
             rows = slice(start, start + chunk)
-            log_p = (hidden[rows] @ weight.T).log_softmax(-1)  # (m, V)
-            log_p0 = (ref_hidden[rows] @ ref_weight.T).log_softmax(-1)
-            p, p0, y = log_p.exp(), log_p0.exp(), targets[rows, None]
-            lm = -log_p.gather(1, y).squeeze(1)
-            entropy = -(p * log_p).sum(-1)
-            if kl == "forward":
-                divergence = (p0 * (log_p0 - log_p)).sum(-1)
-                grad = p * (1 + beta) - p0 * beta
-            else:
-                divergence = (p * (log_p - log_p0)).sum(-1)
-                grad = p + beta * p * (log_p - log_p0 - divergence[:, None])
-            if entropy_coef:
-                grad += entropy_coef * p * (log_p + entropy[:, None])
-            grad.scatter_add_(1, y, -torch.ones_like(grad[:, :1]))
-            loss = lm + beta * divergence - entropy_coef * entropy  # Eq. 2
-            sums += torch.stack([loss.sum(), lm.sum(), divergence.sum(), entropy.sum()])
-            grad = grad.to(product)  # with bf16 the loss and d loss / d z are float32's; only their products are not
+            z, z0, y = hidden[rows] @ weight.T, ref_hidden[rows] @ ref_weight.T, targets[rows, None]  # (m, V), (m, V), (m, 1)
+            few = max(1, 2**19 // len(weight)) if z.is_cpu else chunk  # positions whose probabilities stay in a CPU's cache
+            for part in map(slice, range(0, len(z), few), range(few, len(z) + few, few)):
+                some, z[part] = _objective(z[part], z0[part], y[part], beta, kl, entropy_coef)
+                sums += some
+            grad = z.to(product)  # with bf16 the loss and d loss / d z are float32's; only their products are not
             grad_hidden[rows] = (grad @ weight.to(product)).to(hidden.dtype)
             grad_weight += grad.T @ hidden[rows].to(product)
         ctx.save_for_backward(grad_hidden, grad_weight)
@@ -106,6 +95,25 @@ class ClosedForm(torch.autograd.Function):
     def backward(ctx, grad_sums):
         grad_hidden, grad_weight = ctx.saved_tensors
         return grad_hidden * grad_sums[0], grad_weight * grad_sums[0], *[None] * 8
+
+
+def _objective(z, z0, y, beta, kl, entropy_coef):
+    """(m, V) logits of pθ and of p0, (m, 1) tokens -> (4,) sums of loss, lm, kl, entropy, and (m, V) d loss / d z."""
+    log_p, log_p0 = z.log_softmax(-1), z0.log_softmax(-1)
+    p, p0 = log_p.exp(), log_p0.exp()
+    lm = -log_p.gather(1, y).squeeze(1)
+    entropy = -(p * log_p).sum(-1)
+    if kl == "forward":
+        divergence = (p0 * (log_p0 - log_p)).sum(-1)
+        grad = p * (1 + beta) - p0 * beta
+    else:
+        divergence = (p * (log_p - log_p0)).sum(-1)
+        grad = p + beta * p * (log_p - log_p0 - divergence[:, None])
+    if entropy_coef:
+        grad += entropy_coef * p * (log_p + entropy[:, None])
+    grad.scatter_add_(1, y, -torch.ones_like(grad[:, :1]))
+    loss = lm + beta * divergence - entropy_coef * entropy  # Eq. 2
+    return torch.stack([loss.sum(), lm.sum(), divergence.sum(), entropy.sum()]), grad
 
 
 def batch_loss(policy, reference, batch, beta, kl="forward", entropy_coef=0.0, bf16=False):

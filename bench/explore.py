@@ -8,7 +8,7 @@ attention, the softmax over 50,257 tokens, drawing, and Python.
 
 import sys
 
-from common import V, alternately, matmul_rate, random_policy, report, seconds_of_products
+from common import V, alternately, as_here, matmul_rate, random_policy, report, seconds_of_products
 
 import torch
 
@@ -39,7 +39,7 @@ def main():
         def ours(bf16=False):
             sample(policy, prompts.tolist(), max_new_tokens=NEW, min_new_tokens=NEW, batch_size=PROMPTS, bf16=bf16)
 
-        table = alternately({"transformers generate": generate, "explore.sample": ours, "explore.sample, --bf16": lambda: ours(True)})
+        table = alternately({"transformers generate": generate, "explore.sample": as_here(ours), "explore.sample, --bf16": as_here(lambda: ours(True))})
         tables[f"{shape}: {PROMPTS} prompts x {NEW} tokens"] = {**table, "floor: float32 matrix products alone": [floor(policy)]}
     report("explore", tables)
 

@@ -9,7 +9,7 @@ AdamW with its defaults. The floor is the time that the matrix products of our s
 import sys
 from types import SimpleNamespace
 
-from common import V, alternately, matmul_rate, random_policy, report, seconds_of_products
+from common import V, alternately, as_here, matmul_rate, random_policy, report, seconds_of_products
 
 import numpy as np
 import torch
@@ -60,7 +60,7 @@ def main():
 
             return step
 
-        table = alternately({"straightforward": straightforward(), "learn.py": ours(False), "learn.py --bf16": ours(True)}, repeats=3)
+        table = alternately({"straightforward": straightforward(), "learn.py": as_here(ours(False)), "learn.py --bf16": as_here(ours(True))}, repeats=3)
         tables[f"{shape}: a step of {EXAMPLES} x ({PROMPT} + {NEW}) tokens"] = {**table, "floor: float32 matrix products alone": [floor(reference)]}
     report("learn", tables)
 

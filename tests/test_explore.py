@@ -406,6 +406,16 @@ def test_decoder_is_the_network(quark):
                 assert torch.allclose(known, quark.model(torch.tensor([seen])).logits[0, -1], rtol=1e-9, atol=1e-9)
 
 
+def test_float32_stays_float32():
+    """What load_policy sets for speed leaves products as exact as float32 is, forwards and backwards; bfloat16 errs by 1e-3."""
+    explore.multiply_with_onednn()
+    generator = torch.Generator().manual_seed(0)
+    x, weight = (torch.randn(*size, dtype=torch.float64, generator=generator) for size in ((64, 256), (1024, 256)))
+    for a, b in ((x, weight.T), (x @ weight.T, weight), ((x @ weight.T).T, x)):  # y, d / dx, d / dweight
+        exact = a @ b
+        assert ((a.float() @ b.float() - exact).abs().max() / exact.abs().max()).item() < 3e-6
+
+
 def test_sampling_in_bfloat16_is_close(quark):
     """--bf16: the logits move a little, and most samples stay; without it nothing moves."""
     tokens, padding = torch.tensor([[5, 6, 7, 8]]), torch.tensor([0])
