@@ -30,59 +30,49 @@ def random_policy(shape, n_quantiles=0, seed=0, context=256):
     return Policy(model, SimpleNamespace(eot_token=V - 1), V, n_quantiles, {})
 
 
-def alternately(contestants, repeats=5):
-    """{name: function} -> {name: [seconds]}: each once to warm up, then one after the other, `repeats` times round."""
-    times = {name: [] for name in contestants}
-    for turn in range(repeats + 1):
+def alternately(contestants, repeats=5, seconds=0.0):
+    """{name: function} -> {name: [seconds]}: each once to warm up, then one after the other, `repeats` times round, or for
+    `seconds` if that is longer."""
+    times, rounds, end = {name: [] for name in contestants}, 0, time.perf_counter() + seconds
+    while rounds <= repeats or time.perf_counter() < end:
         for name, function in contestants.items():
             start = time.perf_counter()
             function()
             if torch.cuda.is_available():
                 torch.cuda.synchronize()
-            if turn:
+            if rounds:
                 times[name].append(time.perf_counter() - start)
+        rounds += 1
     return times
 
 
 def as_here(function):
-    """`function` with the products as load_policy sets them; all others multiply as PyTorch does by itself."""
+    """`function` with float32 products as load_policy sets them; the others multiply as PyTorch does by itself."""
 
-    def run():
-        multiply_with_onednn()
-        result = function()
+    def run(*args):
+        if not torch.cuda.is_available():
+            multiply_with_onednn()
+        result = function(*args)
         torch.set_float32_matmul_precision("highest")
         return result
 
     return run
 
 
-def matmul_rate(rows, inner, columns, dtype=torch.float32, seconds=1.0):
-    """FLOP/s of (rows, inner) @ (inner, columns), the best of those that fit into `seconds`."""
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    a, b = torch.randn(rows, inner, device=device).to(dtype), torch.randn(inner, columns, device=device).to(dtype)
+@as_here
+def seconds_of_products(model, rows, output_rows):
+    """Seconds of nothing but the matrix products of `rows` tokens on their way through all blocks, and of `output_rows` through
+    the output layer: the quickest sweep of two seconds. Each block's own matrices, so that they come from
+    memory as they do in the work, as quick as processor and memory allow."""
+    blocks = [m.weight.detach() for b in model.transformer.h for m in (b.attn.c_attn, b.attn.c_proj, b.mlp.c_fc, b.mlp.c_proj)]
+    products = [(torch.randn(rows, w.shape[0], device=w.device), w) for w in blocks]
+    products += [(torch.randn(output_rows, model.config.n_embd, device=blocks[0].device), model.lm_head.weight.detach().T)]
 
-    def best():
-        times, end = [], time.perf_counter() + seconds
-        while time.perf_counter() < end:
-            start = time.perf_counter()
-            a @ b
-            if torch.cuda.is_available():
-                torch.cuda.synchronize()
-            times.append(time.perf_counter() - start)
-        return min(times)
+    def sweep():
+        for x, weight in products:
+            x @ weight
 
-    return 2 * rows * inner * columns / as_here(best)()
-
-
-def matrices(model):
-    """[(inner, columns, how many)] of one token's way through the transformer's blocks, without attention and output layer."""
-    d, n = model.config.n_embd, model.config.n_layer
-    return [(d, 3 * d, n), (d, d, n), (d, 4 * d, n), (4 * d, d, n)]
-
-
-def seconds_of_products(model, rows, dtype=torch.float32):
-    """Seconds that the blocks' matrix products need for `rows` tokens at once, at rates measured now."""
-    return sum(count * 2 * rows * inner * columns / matmul_rate(rows, inner, columns, dtype, 0.5) for inner, columns, count in matrices(model))
+    return min(alternately({"products": sweep}, seconds=2.0)["products"])
 
 
 def report(name, tables):

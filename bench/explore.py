@@ -2,25 +2,48 @@
 
     python bench/explore.py [tiny] [gpt2]      # 64 prompts of 12 tokens, 20 new tokens each
 
-The floor is the time that the matrix products of the work need at rates measured in the same run; what is above it is
-attention, the softmax over 50,257 tokens, drawing, and Python.
+The floor is the time that the work's matrix products need alone, measured in the same run; what is above it is attention, the
+softmax over 50,257 tokens, drawing, and Python.
 """
 
+import json
 import sys
 
-from common import V, alternately, as_here, matmul_rate, random_policy, report, seconds_of_products
+from common import ROOT, V, alternately, as_here, random_policy, report, seconds_of_products
 
 import torch
 
-from explore import sample
+from explore import Decoder, in_int8, load_policy, sample
 
 PROMPTS, LENGTH, NEW = 64, 12, 20
 
 
 def floor(policy):
     """Seconds of all matrix products: the prompts at once, then a column a step; the output layer each time."""
-    step = seconds_of_products(policy.model, PROMPTS) + 2 * PROMPTS * policy.model.config.n_embd * V / matmul_rate(PROMPTS, policy.model.config.n_embd, V)
-    return seconds_of_products(policy.model, PROMPTS * LENGTH) + NEW * step
+    return seconds_of_products(policy.model, PROMPTS * LENGTH, PROMPTS) + (NEW - 1) * seconds_of_products(policy.model, PROMPTS, PROMPTS)
+
+
+def differences():
+    """What --bf16 and --int8 do to p, with the trained tiny/lm on its own samples: the mean KL to float32's p, and the mean total
+    variation: of so many tokens another one is drawn, at the least."""
+    policy, rough = load_policy(ROOT / "tiny/lm"), load_policy(ROOT / "tiny/lm")
+    in_int8(rough.model)
+    prompts = [policy.encode(json.loads(line)["prompt"]) for line in (ROOT / "tiny/prompts/test.jsonl").read_text().splitlines()]
+    texts = [x + y for x, y in zip(prompts, sample(policy, prompts, max_new_tokens=NEW))]
+
+    def log_p(policy, bf16=False):
+        logits = []
+        with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16, enabled=bf16):
+            for text in texts:
+                network = Decoder(policy.model, torch.tensor([0]), len(text))
+                logits += [network.next_logits(torch.tensor([[token]])) for token in text]
+        return torch.cat(logits).log_softmax(-1)
+
+    exact = log_p(policy)
+    for name, other in (("--bf16", log_p(policy, bf16=True)), ("--int8", log_p(rough))):
+        kl = (exact.exp() * (exact - other)).sum(-1).mean()
+        variation = (exact.exp() - other.exp()).abs().sum(-1).mean() / 2
+        print(f"  {name}: KL {kl:.5f} nats a token, total variation {variation:.4f}")
 
 
 def main():
@@ -36,12 +59,18 @@ def main():
                 policy.model.generate(on_device[0], attention_mask=on_device[1], do_sample=True, top_k=0, top_p=1.0, temperature=1.0,
                                       max_new_tokens=NEW, min_new_tokens=NEW, pad_token_id=V - 1)  # fmt: skip
 
-        def ours(bf16=False):
+        int8 = random_policy(shape)
+        in_int8(int8.model)
+
+        def ours(policy=policy, bf16=False):
             sample(policy, prompts.tolist(), max_new_tokens=NEW, min_new_tokens=NEW, batch_size=PROMPTS, bf16=bf16)
 
-        table = alternately({"transformers generate": generate, "explore.sample": as_here(ours), "explore.sample, --bf16": as_here(lambda: ours(True))})
+        table = alternately({"transformers generate": generate, "explore.py": as_here(ours), "explore.py --bf16": as_here(lambda: ours(bf16=True)),
+                             "explore.py --int8": as_here(lambda: ours(int8))})  # fmt: skip
         tables[f"{shape}: {PROMPTS} prompts x {NEW} tokens"] = {**table, "floor: float32 matrix products alone": [floor(policy)]}
     report("explore", tables)
+    print("\nwhat rounding does to tiny/lm:")
+    differences()
 
 
 if __name__ == "__main__":

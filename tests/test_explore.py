@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import CONTEXT, EOS, SENTENCES, WIDTH, K, V, learn_merges, one_sentence, read_rows, stage, write_jsonl
+from transformers.pytorch_utils import Conv1D
 
 import explore
 from explore import Decoder, build_encoding, draw, load_policy, sample, uniforms
@@ -428,6 +429,27 @@ def test_sampling_in_bfloat16_is_close(quark):
     prompts = ids_of(quark, *SENTENCES)
     plain, bent = (sample(quark, prompts, max_new_tokens=4, bf16=bf16) for bf16 in (False, True))
     assert sum(a == b for a, b in zip(plain, bent)) >= len(prompts) / 2
+
+
+def test_eight_bits_are_close(quark):
+    """--int8: Int8 by hand, and the whole network: every matrix is rounded, the embedding is not, a row's neighbours do not matter.
+
+    By hand: weight rows (2, -1) and (0.5, 4) have steps of 2/127 and 4/127, so are (127, -63.5 -> -64) and (15.875 -> 16, 127); x =
+    (1, 3) has 3/127, so is (42.33 -> 42, 127): y = (42 127 - 127 64) 3/127 2/127 + 10 and (42 16 + 127 127) 3/127 4/127 + 20.
+    """
+    by_hand = explore.Int8(torch.tensor([[2.0, -1.0], [0.5, 4.0]]), torch.tensor([10.0, 20.0]))(torch.tensor([[[1.0, 3.0]]]))
+    expected = [[[(42 * 127 - 127 * 64) * 6 / 127**2 + 10, (42 * 16 + 127 * 127) * 12 / 127**2 + 20]]]
+    assert torch.allclose(by_hand, torch.tensor(expected))
+    embedding = quark.model.transformer.wte.weight.clone()
+    tokens, padding = torch.tensor([[5, 6, 7, 8], [1, 2, 3, 4]]), torch.tensor([0, 0])
+    with torch.no_grad():
+        exact = Decoder(quark.model, padding, 8).next_logits(tokens)
+        explore.in_int8(quark.model)
+        assert not any(isinstance(m, (Conv1D, torch.nn.Linear)) for m in quark.model.modules())
+        rough, alone = Decoder(quark.model, padding, 8).next_logits(tokens), Decoder(quark.model, padding[:1], 8).next_logits(tokens[:1])
+    assert 0 < (rough - exact).std() < 0.1 * exact.std()
+    assert torch.allclose(rough[0], alone[0], atol=1e-4 * exact.std().item())
+    assert torch.equal(quark.model.transformer.wte.weight, embedding)
 
 
 def test_batch_size_and_padding_change_no_sample(quark):
