@@ -330,18 +330,19 @@ class Decoder:
         """(B, t) further tokens -> (B, V + K) logits of the token after the last one."""
         transformer, config, (B, t) = self.model.transformer, self.model.config, tokens.shape
         old, new = self.columns, self.columns + t
-        column = torch.arange(new, device=tokens.device)
-        position = (column[old:] - self.padding[:, None]).clamp(min=0)  # the first real token is at 0, whatever the padding
-        seen = (column <= column[old:, None]) & (column >= self.padding[:, None, None])  # (B, t, new): not the future, no padding
+        wide = min(self.T, -(-new // 32) * 32)  # attention reads 32 columns more at a time: shapes that recur reuse their memory
+        column = torch.arange(wide, device=tokens.device)
+        position = (column[old:new] - self.padding[:, None]).clamp(min=0)  # the first real token is at 0, whatever the padding
+        seen = (column <= column[old:new, None]) & (column >= self.padding[:, None, None])  # (B, t, wide): not the future, no padding
         barred = torch.zeros_like(seen, dtype=torch.float32).masked_fill(~seen, -1e9)[:, None]
         x = transformer.wte(tokens) + transformer.wpe(position)  # (B, t, d)
         for number, block in enumerate(transformer.h):
             q, k, v = (part.view(B, t, config.n_head, -1).transpose(1, 2) for part in block.attn.c_attn(block.ln_1(x)).chunk(3, dim=-1))
             if old == 0:
-                self.cache.append((k.new_empty(*k.shape[:2], k.shape[3], self.T), v.new_empty(*v.shape[:2], self.T, v.shape[3])))
+                self.cache.append((k.new_zeros(*k.shape[:2], k.shape[3], self.T), v.new_zeros(*v.shape[:2], self.T, v.shape[3])))
             keys, values = self.cache[number]  # (B, heads, d / heads, T), and the last two the other way round
             keys[..., old:new], values[:, :, old:new] = k.transpose(2, 3), v
-            attention = ((q * block.attn.scaling) @ keys[..., :new] + barred).softmax(-1).to(v.dtype) @ values[:, :, :new]
+            attention = ((q * block.attn.scaling) @ keys[..., :wide] + barred).softmax(-1).to(v.dtype) @ values[:, :, :wide]
             x = x + block.attn.c_proj(attention.transpose(1, 2).reshape(B, t, -1))
             x = x + block.mlp.c_proj(block.mlp.act(block.mlp.c_fc(block.ln_2(x))))
         self.columns = new

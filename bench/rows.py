@@ -15,9 +15,6 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
-
-from explore import load_policy
 
 
 def run(*command):
@@ -36,7 +33,7 @@ def main():
     args = parser.parse_args()
     rng = random.Random(0)
     completion = " " + "film " * 19
-    ids = load_policy(ROOT / "tiny/lm").encode(completion)
+    ids = json.loads(subprocess.check_output([sys.executable, "-c", ENCODE, completion], cwd=ROOT))
     with tempfile.TemporaryDirectory() as folder:
         folder = Path(folder)
         with (folder / "pool.jsonl").open("w") as file:
