@@ -281,15 +281,19 @@ def uniforms(seed, iteration, prompt, sample_number, T):
 def _sample_batch(policy, contexts, uniform, greedy, max_new_tokens, min_new_tokens, temperature, top_p):
     """The sampling loop for B prompts, padded on the left so that all end in the same column."""
     device, V, B = policy.device, policy.vocab_size, len(contexts)
-    longest = max(map(len, contexts))
-    padding = torch.tensor([longest - len(c) for c in contexts], device=device)
-    tokens = torch.tensor([[policy.eos_id] * (longest - len(c)) + c for c in contexts], device=device)  # (B, T)
+    number = {context: i for i, context in enumerate(dict.fromkeys(map(tuple, contexts)))}  # samples of one prompt share its columns
+    row_of, longest = torch.tensor([number[tuple(c)] for c in contexts], device=device), max(map(len, contexts))
+    padding = torch.tensor([longest - len(c) for c in number], device=device)
+    tokens = torch.tensor([[policy.eos_id] * (longest - len(c)) + list(c) for c in number], device=device)  # (distinct, T)
     precise = torch.float32 if device.type == "mps" else torch.float64  # Apple's GPUs know no float64
     uniform, greedy = torch.from_numpy(uniform).to(device, precise), torch.tensor(greedy, device=device)
     network = Decoder(policy.model, padding, longest + max_new_tokens)
     alive, completions = list(range(B)), [[] for _ in range(B)]
     for step in range(max_new_tokens):
         logits = network.next_logits(tokens)[:, :V]  # (B, V): reward tokens can be read, never written
+        if step == 0:
+            network.keep(row_of)
+            logits = logits[row_of]
         if step < min_new_tokens:
             logits[:, policy.eos_id] = -torch.inf
         chosen = logits.argmax(-1) if greedy.any() else None
@@ -353,15 +357,34 @@ class Decoder:
 def draw(logits, uniform, top_p=1.0):
     """Inverse CDF: the first token at which the cumulative probability exceeds u. (B, V) logits, (B,) u -> (B,) ids.
 
-    top_p < 1 keeps the smallest set of likeliest tokens that holds at least that much probability (nucleus sampling).
+    top_p < 1 draws from the nucleus, the smallest set of likeliest tokens that holds at least that much probability. Most rows
+    need no sorting for it: a token is inside where the tokens likelier than it hold less than top_p. Where it is outside, u's
+    place within that token's stretch of the CDF is again uniform from 0 to 1, and draws from the nucleus alone.
     """
     p = logits.softmax(-1)
+    if top_p < 1 and uniform.dtype != torch.float64:  # of a float32 too little would be left for a second draw
+        return _draw_from_nucleus(p, uniform, top_p)
+    cdf, ids = _inverse_cdf(p, uniform)
     if top_p < 1:
-        p, order = _likeliest(p, top_p)
-        p = p.masked_fill(p.cumsum(-1) - p >= top_p, 0.0)  # cut where the tokens before already hold top_p
-    cdf = p.cumsum(-1, dtype=uniform.dtype)  # (B, V); in float64 no sum of 50,000 terms rounds a token away
-    index = torch.searchsorted(cdf, uniform[:, None] * cdf[:, -1:], right=True).clamp(max=p.shape[1] - 1)
-    return (order.gather(1, index) if top_p < 1 else index).squeeze(1)
+        own = p.gather(1, ids)
+        outside = (torch.where(p > own, p, 0.0).sum(-1) >= top_p).nonzero().squeeze(1)
+        if len(outside):
+            start, stretch = (cdf.gather(1, ids) - own)[outside, 0], own[outside, 0]
+            place = (uniform[outside] * cdf[outside, -1] - start) / stretch
+            ids[outside, 0] = _draw_from_nucleus(p[outside], place.clamp(0, 1 - 2**-53), top_p)
+    return ids.squeeze(1)
+
+
+def _inverse_cdf(p, uniform):
+    """(B, V) probabilities, whatever their sum, (B,) u -> their cumulative sums (B, V), and ids (B, 1)."""
+    cdf = p.cumsum(-1, dtype=uniform.dtype)  # in float64 no sum of 50,000 terms rounds a token away
+    return cdf, torch.searchsorted(cdf, uniform[:, None] * cdf[:, -1:], right=True).clamp(max=p.shape[1] - 1)
+
+
+def _draw_from_nucleus(p, uniform, top_p):
+    p, order = _likeliest(p, top_p)
+    p = p.masked_fill(p.cumsum(-1) - p >= top_p, 0.0)  # cut where the tokens before already hold top_p
+    return order.gather(1, _inverse_cdf(p, uniform)[1]).squeeze(1)
 
 
 def _likeliest(p, mass, first=1024):

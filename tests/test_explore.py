@@ -263,24 +263,43 @@ def test_draw_at_the_ends():
 
 
 def test_top_p_by_hand():
-    """p = .1 .4 .2 .3. Likeliest first: token 1 (.4), 3 (.3), 2 (.2), 0 (.1).
+    """p = .1 .4 .2 .3, cumulated .1 .5 .7 1. Likeliest first: token 1 (.4), 3 (.3), 2 (.2), 0 (.1).
 
-    top_p = .6: .4 is not enough, .4 + .3 is: {1, 3}, border at .4 / .7 = .571. top_p = .3: {1} alone. top_p = .8: {1, 3, 2},
-    borders at .4 / .9 = .444 and .7 / .9 = .778.
+    top_p = .6: .4 is not enough, .4 + .3 is: {1, 3}, border at .4 / .7 = .571. So u in [.1, .5) gives 1 and from .7 on 3; below
+    .1 it is at 10 u of token 0's stretch, and draws from {1, 3} with that; in [.5, .7) at 5 (u - .5) of token 2's.
+    top_p = .3: {1} alone. top_p = .8: {1, 3, 2}, borders at .4 / .9 = .444 and .7 / .9 = .778 for token 0's stretch.
     """
     p = logits_of(0.1, 0.4, 0.2, 0.3)
-    assert drawn(p, [0.01, 0.56, 0.58, 0.99], 0.6) == [1, 1, 3, 3]
-    assert drawn(p, [0.01, 0.5, 0.99], 0.3) == [1, 1, 1]
-    assert drawn(p, [0.01, 0.43, 0.45, 0.77, 0.79, 0.99], 0.8) == [1, 1, 3, 3, 2, 2]
+    assert drawn(p, [0.2, 0.8, 0.05, 0.056, 0.058, 0.09, 0.51, 0.613, 0.615, 0.69], 0.6) == [1, 3, 1, 1, 3, 3, 1, 1, 3, 3]
+    assert drawn(p, [0.01, 0.3, 0.6, 0.99], 0.3) == [1, 1, 1, 1]
+    assert drawn(p, [0.2, 0.6, 0.8, 0.043, 0.046, 0.077, 0.079], 0.8) == [1, 2, 3, 1, 3, 3, 2]
     assert set(drawn(p, np.linspace(0, 0.999, 50).tolist(), 1.0)) == {0, 1, 2, 3}
+
+
+def slow_draw(p, u, top_p):
+    """The inverse CDF over all tokens; then, if that token is outside the nucleus, over the nucleus with what is left of u."""
+
+    def first(order, u):
+        below = 0.0
+        for v in order:
+            if below + p[v] > u * sum(p[w] for w in order):
+                return v, (u * sum(p[w] for w in order) - below) / p[v]
+            below += p[v]
+
+    nucleus = []
+    for v in sorted(range(len(p)), key=lambda v: -p[v]):
+        if sum(p[w] for w in nucleus) < top_p:
+            nucleus.append(v)
+    token, rest = first(range(len(p)), u)
+    return token if token in nucleus else first(nucleus, rest)[0]
 
 
 @pytest.mark.parametrize("top_p", [1.0, 0.75])
 def test_draw_is_the_softmax(top_p):
-    """10,000 evenly spaced u: each token is drawn as often as it is likely, to the width of the grid; rows do not mix."""
+    """100,000 evenly spaced u: each token is drawn as often as it is likely, to the width of the grid; rows do not mix."""
     torch.manual_seed(2)
     logits = 2 * torch.randn(2, 7)
-    grid = [(j + 0.5) / 10_000 for j in range(10_000)]
+    grid = [(j + 0.5) / 100_000 for j in range(100_000)]
     for row in logits:
         weights = [math.exp(z) for z in row.tolist()]
         p = [w / sum(weights) for w in weights]
@@ -289,7 +308,7 @@ def test_draw_is_the_softmax(top_p):
             if mass < top_p:
                 kept.add(v)
                 mass += p[v]
-        counts = np.bincount(drawn(row[None], grid, top_p), minlength=7) / 10_000
+        counts = np.bincount(drawn(row[None], grid, top_p), minlength=7) / 100_000
         for v in range(7):
             assert counts[v] == pytest.approx(p[v] / mass if v in kept else 0, abs=2e-4)
     both = draw(logits, torch.tensor([0.3, 0.3], dtype=torch.float64), top_p).tolist()
@@ -297,18 +316,15 @@ def test_draw_is_the_softmax(top_p):
 
 
 def test_top_p_of_a_large_vocabulary():
-    """Where the 1,024 likeliest tokens hold the nucleus, and where they do not: the same draws as from a sort of all."""
+    """Where the 1,024 likeliest tokens hold the nucleus, and where they do not: as slowly drawn."""
     generator = torch.Generator().manual_seed(0)
-    flat, peaked = torch.randn(8, 5000, generator=generator), torch.randn(8, 5000, generator=generator) * 4
+    flat, peaked = torch.randn(8, 1500, generator=generator), torch.randn(8, 1500, generator=generator) * 4
     u = torch.rand(8, generator=generator, dtype=torch.float64)
     for logits in (flat, peaked, torch.cat([flat[:4], peaked[:4]])):
-        p, order = logits.softmax(-1).sort(dim=-1, descending=True)
-        for row in range(8):
-            inside = int((p[row].cumsum(0) < 0.9).sum()) + 1  # the smallest set that holds 0.9
-            cdf = p[row, :inside].double().cumsum(0)
-            expected = order[row, int((cdf <= u[row] * cdf[-1]).sum())]
-            assert draw(logits, u, 0.9)[row] == expected
-    assert (flat.softmax(-1).topk(1024).values.sum(-1) < 0.9).all() and (peaked.softmax(-1).topk(1024).values.sum(-1) > 0.9).all()
+        for top_p in (0.95, 0.5, 0.05):
+            expected = [slow_draw(row.tolist(), x, top_p) for row, x in zip(logits.double().softmax(-1), u.tolist())]
+            assert draw(logits, u, top_p).tolist() == expected
+    assert (flat.softmax(-1).topk(1024).values.sum(-1) < 0.95).all() and (peaked.softmax(-1).topk(1024).values.sum(-1) > 0.95).all()
 
 
 def test_draw_from_many_and_from_rare_tokens():
@@ -340,19 +356,7 @@ def slow_sample(policy, ids, key, *, quantile=None, n, temperature=1.0, top_p=1.
             top = max(logits)
             weights = [math.exp((z - top) / temperature) for z in logits]
             p = [w / sum(weights) for w in weights]
-            order = sorted(range(V), key=lambda v: -p[v]) if top_p < 1 else range(V)
-            kept, mass = [], 0.0
-            for v in order:
-                if mass >= top_p:
-                    break
-                kept.append(v)
-                mass += p[v]
-            token, below = kept[-1], 0.0
-            for v in kept:
-                below += p[v]
-                if below > u[step] * mass:
-                    token = v
-                    break
+            token = slow_draw(p, u[step], top_p)
         y.append(token)
         if token == V - 1:
             break

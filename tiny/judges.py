@@ -512,6 +512,15 @@ def measure(task, data, folder, bpe):
                           f"accuracy {((p > 0.5) == label).mean():.4f} AUC {auc(p, label == 1):.4f}")
                     if name == "all" and length == 30 and not opening:
                         reliability(p, label)
+        label = np.array([r["label"] for r in polar])
+        vocabularies, gpt2 = {"tiny/lm": bpe}, Path(data) / "gpt2_vocab"
+        if gpt2.is_dir():  # 30 tokens of its vocabulary are 25 words, of tiny/lm's 21
+            vocabularies["GPT-2"] = ByteLevelBPETokenizer(str(gpt2 / "vocab.json"), str(gpt2 / "merges.txt"))
+        for name, vocabulary in vocabularies.items():
+            drawn = [fragments_of(vocabulary, [r["text"] for r in polar], 30, opening=seed == 6, seed=seed) for seed in range(7)]
+            *places, opening = [((scores(folder, texts) > 0.5) == label).mean() for texts in drawn]
+            print(f"30 tokens of {name}, six random places: accuracy {np.mean(places):.4f} ({min(places):.4f} to "
+                  f"{max(places):.4f}), the opening: {opening:.4f}")
         sst = read(data, "sst2_dev")
         p = scores(folder, [r["text"] for r in sst])
         print(f"sst2_dev: {len(sst)} phrases, accuracy {np.mean((p > 0.5) == np.array([r['label'] for r in sst])):.4f}")
