@@ -125,21 +125,28 @@ def interval(pairs, seed=0, resamples=1000):
 
 
 def measure(rows, nll, reward_names):
-    """All metrics of generated rows ("prompt", "completion", "completion_ids", "rewards": {name: r})."""
-    by_prompt = {}
+    """All metrics of generated rows ("prompt", "completion", "completion_ids", "rewards": {name: r}), and of each group of prompts."""
+    members, sums = {}, []
     for i, row in enumerate(rows):
-        by_prompt.setdefault(row["prompt_number"], []).append(i)
-    rewards, sums = {name: [] for name in reward_names}, []
-    for members in by_prompt.values():
-        part = [rows[i] for i in members]
-        for name in reward_names:
-            rewards[name].append(reward_sums([r["rewards"][name] for r in part if r["rewards"][name] is not None]))
-        sums.append(text_sums([r["completion"] for r in part], [r["completion_ids"] for r in part]) | fluency_sums(nll[members]))
+        members.setdefault(row["prompt_number"], []).append(i)
+    for own in members.values():  # one prompt after the other
+        part = [rows[i] for i in own]
+        rewards = {name: reward_sums([r["rewards"][name] for r in part if r["rewards"][name] is not None]) for name in reward_names}
+        others = text_sums([r["completion"] for r in part], [r["completion_ids"] for r in part]) | fluency_sums(nll[own])
+        sums.append((part[0].get("group"), rewards, others))
+    table = _intervals(sums)
+    table["groups"] = {group: _intervals([s for s in sums if s[0] == group]) for group in sorted({s[0] for s in sums if s[0]})}
+    return table
+
+
+def _intervals(sums):
+    """Prompts' (group, {reward: sums}, other sums) -> {"rewards": {reward: {metric: interval}}, metric: interval}."""
 
     def intervals(dicts):
         return {key: interval([d[key] for d in dicts]) for key in dicts[0]}
 
-    table = {"rewards": {name: intervals(rewards[name]) for name in reward_names}, **intervals(sums)}
+    table = {"rewards": {name: intervals([rewards[name] for _, rewards, _ in sums]) for name in sums[0][1]}}
+    table |= intervals([others for _, _, others in sums])
     table["perplexity"] = {
         key: None if value is None else math.exp(min(value, 700)) for key, value in table.pop("log_perplexity").items()
     }
@@ -489,14 +496,7 @@ def evaluate(rows, ppl_policy, rewards):
     for name, reward in rewards.items():
         for row, value in zip(rows, score(rows, reward)):
             row["rewards"][name] = value
-    nll = completion_nll(ppl_policy, rows)
-    table = measure(rows, nll, list(rewards))
-    groups = sorted({r["group"] for r in rows if r["group"]})
-    table["groups"] = {}
-    for group in groups:
-        members = [i for i, r in enumerate(rows) if r["group"] == group]
-        table["groups"][group] = measure([rows[i] for i in members], nll[members], list(rewards))
-    return table
+    return measure(rows, completion_nll(ppl_policy, rows), list(rewards))
 
 
 def generations(path, policy):
@@ -510,8 +510,9 @@ def generations(path, policy):
         known = isinstance(ids, list) and all(type(i) is int and 0 <= i < policy.vocab_size for i in ids)
         if not known or policy.decode(without_eos(policy, ids)) != completion:
             ids = policy.encode(completion)
-        rows.append({"prompt": prompt, "completion": completion, "completion_ids": ids, "group": group_of(row, place),
-                     "prompt_number": numbers.setdefault(prompt, len(numbers))})  # fmt: skip
+        group = group_of(row, place)
+        rows.append({"prompt": prompt, "completion": completion, "completion_ids": ids, "group": group,
+                     "prompt_number": numbers.setdefault((prompt, group), len(numbers))})  # fmt: skip
     if not rows:
         raise BadInput(f"{path} has no rows; each needs a prompt and a completion")
     return rows

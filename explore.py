@@ -14,6 +14,7 @@ This file also owns the policy: model, tokenizer and reward tokens, as a plain H
 """
 
 import argparse
+import functools
 import glob
 import hashlib
 import json
@@ -212,6 +213,7 @@ def merge_pairs(merges_txt):
     return [tuple(line.split(" ")) for line in merges_txt.decode("utf-8").split("\n")[1:] if line]
 
 
+@functools.lru_cache(maxsize=4)  # p0 and pθ share theirs
 def build_encoding(vocab_json, merges_txt, K=0):
     """GPT-2's byte-level BPE as a tiktoken.Encoding, from the bytes of vocab.json and merges.txt, and K reward tokens.
 
@@ -326,7 +328,7 @@ class Decoder:
         self.model, self.padding, self.T, self.columns, self.cache = model, padding, T, 0, []
 
     def keep(self, rows):
-        """Only these rows (a tensor of numbers) go on."""
+        """These rows (a tensor of numbers, the same one several times if need be) go on, and no others."""
         self.padding = self.padding[rows]
         self.cache = [(keys[rows], values[rows]) for keys, values in self.cache]
 

@@ -76,18 +76,19 @@ class ClosedForm(torch.autograd.Function):
     @staticmethod
     def forward(ctx, hidden, weight, ref_hidden, ref_weight, targets, beta, kl, entropy_coef, bf16=False, chunk=1024):
         sums = hidden.new_zeros(4)  # loss, lm, kl, entropy
-        grad_hidden, grad_weight = torch.empty_like(hidden), torch.zeros_like(weight)
+        grad_hidden, grad_weight = torch.empty_like(hidden), None
         product = torch.bfloat16 if bf16 else hidden.dtype
         for start in range(0, len(hidden), chunk):
             rows = slice(start, start + chunk)
             z, z0, y = hidden[rows] @ weight.T, ref_hidden[rows] @ ref_weight.T, targets[rows, None]  # (m, V), (m, V), (m, 1)
             few = max(1, 2**19 // len(weight)) if z.is_cpu else chunk  # positions whose probabilities stay in a CPU's cache
-            for part in map(slice, range(0, len(z), few), range(few, len(z) + few, few)):
-                some, z[part] = _objective(z[part], z0[part], y[part], beta, kl, entropy_coef)
+            for i in range(0, len(z), few):
+                some, z[i : i + few] = _objective(z[i : i + few], z0[i : i + few], y[i : i + few], beta, kl, entropy_coef)
                 sums += some
             grad = z.to(product)  # with bf16 the loss and d loss / d z are float32's; only their products are not
             grad_hidden[rows] = (grad @ weight.to(product)).to(hidden.dtype)
-            grad_weight += grad.T @ hidden[rows].to(product)
+            part = grad.T @ hidden[rows].to(product)  # (V, d), large: the first is taken as it is
+            grad_weight = part.to(weight.dtype) if grad_weight is None else grad_weight.add_(part)
         ctx.save_for_backward(grad_hidden, grad_weight)
         return sums
 

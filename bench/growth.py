@@ -10,7 +10,6 @@ import argparse
 import json
 import math
 import random
-import sys
 import tempfile
 from pathlib import Path
 

@@ -15,6 +15,8 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
+# In a process of its own: a child's peak memory begins with its parent's, which therefore never imports torch.
+ENCODE = "import sys; from explore import load_policy; print(load_policy('tiny/lm').encode(sys.argv[1]))"
 
 
 def run(*command):

@@ -2,6 +2,8 @@
 
 import ast
 import re
+import subprocess
+import sys
 
 import pytest
 from conftest import ROOT
@@ -66,3 +68,9 @@ def test_links_within_the_page():
     headings = {re.sub(r"[^\w -]", "", h).strip().lower().replace(" ", "-") for h in re.findall(r"^#+ (.*)$", README, re.M)}
     for target in re.findall(r"\]\(#([^)]+)\)", README):
         assert target in headings, target
+
+
+def test_the_table_of_speeds_is_the_results():
+    """The README shows what `python bench/table.py` prints from bench/results."""
+    printed = subprocess.run([sys.executable, "bench/table.py"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert printed.strip() and printed.strip() in README
