@@ -170,7 +170,12 @@ def test_measure_by_hand():
     assert value(table["rep_2"]) == pytest.approx(1 / 8) and value(table["diversity"]) == pytest.approx((1 + 1 + 0.5 + 1) / 4)
     assert value(table["perplexity"]) == pytest.approx(math.exp((2 * math.log(2) + 2 * math.log(8) + 3 * math.log(4)) / 7))
     assert value(table["perplexity_mean_per_completion"]) == pytest.approx(14 / 3)
-    assert all(m["low"] <= m["value"] <= m["high"] for k, m in table.items() if k != "rewards")
+    assert all(m["low"] <= m["value"] <= m["high"] for k, m in table.items() if k not in ("rewards", "groups"))
+    for row in rows:
+        row["group"] = "easy" if row["prompt_number"] == 0 else None
+    alone = measure(rows[:2], nll[:2], ["r", "all"])
+    del alone["groups"]
+    assert measure(rows, nll, ["r", "all"]) == table | {"groups": {"easy": alone}} and alone["rewards"] != table["rewards"]
 
 
 def numpy_rep_n(sequences, n):
@@ -206,6 +211,7 @@ def test_every_metric_against_numpy(seed):
     expected["perplexity_mean_per_completion"] = np.mean([p for p in np.exp(np.minimum(nats / tokens, 700)) if p < 1e4])
     table = measure(rows, nll, ["r"])
     table |= table.pop("rewards")["r"]
+    assert table.pop("groups") == {}
     assert {key: metric["value"] for key, metric in table.items()} == pytest.approx(expected)
 
 
