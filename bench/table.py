@@ -24,10 +24,10 @@ def lines():
             cells = [ratio.get(f"{stage}.py{option}", "") for option in ("", " --bf16", " --int8")]
             floor = next(v for k, v in ratio.items() if k.startswith("floor"))
             yield f"| {stage}.py, {SHAPES[title.split(':')[0]]} | {other} | {' | '.join(cells)} | {floor} |"
-    rounds = [next(iter(read(name).values())) for name in ("iteration", "iteration-bf16")]
-    for trainer in ("GRPO", "RLOO", "online DPO"):
-        cells = [f"{table[f'TRL {trainer}'] / table['explore, quantize, learn']:.1f}" for table in rounds]
-        yield f"| a whole round, {SHAPES['tiny']} | TRL's {trainer} trainer | {' | '.join(cells)} | | |"
+    trainers, here = ("GRPO", "RLOO", "online DPO"), next(iter(read("iteration").values()))
+    ratios = [here[f"TRL {trainer}"] / here["explore, quantize, learn"] for trainer in trainers]
+    cell = ", ".join(f"{ratio:.1f}" for ratio in ratios)
+    yield f"| a whole round, {SHAPES['tiny']} | TRL's trainers {', '.join(trainers)} | {cell} | | | |"
     quantize = json.loads((RESULTS / "quantize.json").read_text(encoding="utf-8"))
     most = max(row["rows"] for row in quantize)
     cells = [f"{r['contestant']} {median(r['seconds']):.0f} s, {r['bytes'] / 1e6:,.0f} MB" for r in quantize if r["rows"] == most]
