@@ -59,6 +59,9 @@ def _masked_mean(term, mask):
 # ------------------------------------------------------------------------- the same, in closed form, as the training uses it
 
 
+IN_CACHE = 2**19  # so many probabilities, and what is computed from them, stay in a CPU's cache
+
+
 class ClosedForm(torch.autograd.Function):
     """The loss from the last hidden states, with its gradient at the logits z written out.
 
@@ -81,7 +84,7 @@ class ClosedForm(torch.autograd.Function):
         for start in range(0, len(hidden), chunk):
             rows = slice(start, start + chunk)
             z, z0, y = hidden[rows] @ weight.T, ref_hidden[rows] @ ref_weight.T, targets[rows, None]  # (m, V), (m, V), (m, 1)
-            few = max(1, 2**19 // len(weight)) if z.is_cpu else chunk  # positions whose probabilities stay in a CPU's cache
+            few = max(1, IN_CACHE // len(weight)) if z.is_cpu else chunk  # positions at a time
             for i in range(0, len(z), few):
                 some, z[i : i + few] = _objective(z[i : i + few], z0[i : i + few], y[i : i + few], beta, kl, entropy_coef)
                 sums += some

@@ -173,10 +173,12 @@ def hidden_example():
     return draw(M, d), draw(v, d), draw(M, d + 1), draw(v, d + 1), torch.randint(v, (M,), generator=generator)
 
 
-@pytest.mark.parametrize("chunk", [1, 4, 9, 1024])
+@pytest.mark.parametrize("chunk, few", [(1, 9), (4, 9), (4, 3), (9, 2), (1024, 1), (1024, 4)])
 @pytest.mark.parametrize("kl, entropy_coef", [("forward", 0.0), ("forward", 0.06), ("reverse", 0.0), ("reverse", 0.06)])
-def test_closed_form_is_the_open_form(kl, entropy_coef, chunk):
-    """Sums and both gradients, by autograd through quark_loss, in float64; chunks that do and do not divide M = 9."""
+def test_closed_form_is_the_open_form(monkeypatch, kl, entropy_coef, chunk, few):
+    """Sums and both gradients, by autograd through quark_loss, in float64; chunks, and blocks of `few` positions in a chunk, that
+    do and do not divide M = 9."""
+    monkeypatch.setattr(learn, "IN_CACHE", few * len(hidden_example()[1]))
     hidden, weight, ref_hidden, ref_weight, targets = hidden_example()
     h1, w1, h2, w2 = (x.clone().requires_grad_() for x in (hidden, weight, hidden, weight))
     sums = ClosedForm.apply(h1, w1, ref_hidden, ref_weight, targets, 0.3, kl, entropy_coef, False, chunk)
