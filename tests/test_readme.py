@@ -74,3 +74,10 @@ def test_the_table_of_speeds_is_the_results():
     """The README shows what `python bench/table.py` prints from bench/results."""
     printed = subprocess.run([sys.executable, "bench/table.py"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     assert printed.strip() and printed.strip() in README
+
+
+@pytest.mark.parametrize("script", ["quantize.py", "rewards.py", "explore.py", "learn.py", "evaluate.py"])
+def test_help_is_printed(script):
+    """argparse formats the help texts only when they are asked for: a lone percent sign in one of them would be a traceback."""
+    help = subprocess.run([sys.executable, script, "--help"], cwd=ROOT, capture_output=True, text=True)
+    assert help.returncode == 0 and help.stdout.startswith(f"usage: {script}") and not help.stderr
