@@ -13,9 +13,7 @@ import statistics
 import tempfile
 from pathlib import Path
 
-from rows import run
-
-ROOT = Path(__file__).resolve().parent.parent
+from rows import ROOT, run
 
 DUCKDB = """
 import sys, duckdb

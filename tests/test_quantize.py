@@ -262,7 +262,7 @@ def test_exit_status(tmp_path):
 
 @pytest.mark.slow
 def test_an_engine_agrees(tmp_path):
-    """README, "Scale": DuckDB's ntile over the same JSONL gives each part the same rewards, whoever breaks the ties, and the
+    """The query of bench/quantize.py: DuckDB's ntile over the same JSONL gives each part the same rewards, whoever breaks the ties, and the
     same rows where there are none; other fields pass through."""
     duckdb = pytest.importorskip("duckdb")
     rng = np.random.default_rng(0)
