@@ -18,6 +18,7 @@ a larger model; here that is p0 itself unless --ppl-model names another. Every i
 import argparse
 import base64
 import csv
+import functools
 import html
 import io
 import json
@@ -30,7 +31,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from explore import add_sampling_arguments, check_sampling_arguments, generate, load_policy, pick_device, processes, score, without_eos
+from explore import add_sampling_arguments, check_sampling_arguments, generate, laid_out, load_policy, pick_device, processes, score, without_eos
 from learn import _hidden
 from rewards import diversity, load_reward, rep_n
 
@@ -112,11 +113,16 @@ def fluency_sums(nll):
     return {"log_perplexity": (nll[:, 0].sum(), nll[:, 1].sum()), "perplexity_mean_per_completion": (sum(kept), len(kept))}
 
 
+@functools.lru_cache
+def _resamples(P, seed, resamples):
+    """(resamples, P) array: how often each of P prompts is drawn when P are drawn with replacement; the same for every metric."""
+    return np.random.default_rng(seed).multinomial(P, np.full(P, 1 / P), size=resamples).astype(float)
+
+
 def interval(pairs, seed=0, resamples=1000):
     """sum a / sum b over prompts, with a 95 % percentile bootstrap over prompts: [(a, b)] -> {"value", "low", "high"}."""
     pairs = np.array(pairs, dtype=float)  # (P, 2)
-    weights = np.random.default_rng(seed).multinomial(len(pairs), np.full(len(pairs), 1 / len(pairs)), size=resamples)
-    a, b = (weights @ pairs).T
+    a, b = (_resamples(len(pairs), seed, resamples) @ pairs).T
     total = pairs.sum(0)
     if not total[1]:  # nothing to measure: no score, or only empty completions
         return {"value": None, "low": None, "high": None}
@@ -490,13 +496,15 @@ def _draw_dial(dial, tables):
 
 
 def evaluate(rows, ppl_policy, rewards):
-    """Scores and measures rows ("prompt", "completion", "completion_ids", "prompt_number", "group"). Returns the table."""
+    """Scores and measures rows ("prompt", "completion", "completion_ids", "prompt_number", "group"). Returns the table;
+    without a ppl_policy its perplexities are empty."""
     for row in rows:
         row["rewards"] = {}
     for name, reward in rewards.items():
         for row, value in zip(rows, score(rows, reward)):
             row["rewards"][name] = value
-    return measure(rows, completion_nll(ppl_policy, rows), list(rewards))
+    nll = completion_nll(ppl_policy, rows) if ppl_policy else np.zeros((len(rows), 2))
+    return measure(rows, nll, list(rewards))
 
 
 def generations(path, policy):
@@ -527,7 +535,7 @@ def main(argv=None):
     parser.add_argument("--reward", nargs="+", help="one or several; the second may be a judge that was not trained on")
     parser.add_argument("--out", help="NAME: writes NAME.json and NAME.jsonl")
     parser.add_argument("--reward-token", default="K", help="K (default), 1 ... K, none, or all: one table a token")
-    parser.add_argument("--ppl-model", help="model of the perplexity (default: --reference)")
+    parser.add_argument("--ppl-model", help="model of the perplexity (default: --reference); none: no perplexity")
     add_sampling_arguments(parser, num_samples=25, top_p=0.9)
     after = parser.add_argument_group("looking at results; nothing is generated")
     after.add_argument("--compare", nargs="+", metavar="JSON", help="print these results side by side")
@@ -560,10 +568,11 @@ def main(argv=None):
     prompts = None if args.generations else read_prompts(args.prompts)
     cache = Path(args.out).parent / "remote.cache"
     rewards = {name: load_reward(name, args.reward_model, cache=cache, device=device) for name in args.reward}
-    ppl_policy = load_policy(args.ppl_model or args.reference, device)
+    ppl_model = None if args.ppl_model == "none" else args.ppl_model or args.reference
+    ppl_policy = load_policy(ppl_model, device) if ppl_model else None
 
     out = Path(args.out)
-    header = {"model": args.model, "reference": args.reference, "ppl_model": args.ppl_model or args.reference}
+    header = {"model": args.model, "reference": args.reference, "ppl_model": ppl_model}
     if args.generations:
         rows = generations(args.generations, load_policy(args.reference, device))
         n = len({r["prompt"] for r in rows})
@@ -573,6 +582,8 @@ def main(argv=None):
         return compare([table], [out.name])
 
     policy = load_policy(args.model, device)
+    if device == "cpu":
+        laid_out(policy.model, args.bf16)
     header |= {"n_prompts": len(prompts), "n_samples": args.num_samples, "decode": args.decode}
     for suffix, quantile in _tokens(args.reward_token, policy.n_quantiles):
         rows = generate(policy, prompts, args, args.seed, quantile=quantile)

@@ -178,12 +178,41 @@ def quicker(model):
     return model
 
 
+def matrices(model):
+    """Every matrix product of the network: [(module, name of the layer in it, (outputs, inputs) weight, bias or None)]."""
+    layers = [(part, name) for b in model.transformer.h for part, name in ((b.attn, "c_attn"), (b.attn, "c_proj"), (b.mlp, "c_fc"), (b.mlp, "c_proj"))]
+    products = [(part, name, getattr(part, name).weight.detach().T, getattr(part, name).bias.detach()) for part, name in layers]
+    return products + [(model, "lm_head", model.lm_head.weight.detach(), None)]
+
+
+def laid_out(model, bf16=False):
+    """Every matrix of `model` in the order in which oneDNN multiplies it quickest, in place: to sample from only, it can be neither
+    trained nor saved. bf16: in bfloat16, but for the output layer. Where PyTorch has no oneDNN, the model as it was."""
+    if hasattr(torch.ops.mkldnn, "_linear_pointwise"):
+        for part, name, weight, bias in matrices(model):
+            setattr(part, name, LaidOut(weight, bias, torch.bfloat16 if bf16 and bias is not None else torch.float32))
+        if model.config.activation_function == "gelu_new":
+            for block in model.transformer.h:
+                block.mlp.c_fc.activation, block.mlp.act = "gelu", torch.nn.Identity()
+    return model
+
+
+class LaidOut(torch.nn.Module):
+    """x -> activation(x @ weight.T + bias) by oneDNN; the activation is done while the product is still in the processor's cache."""
+
+    def __init__(self, weight, bias, dtype, rows=64):
+        super().__init__()
+        self.weight = torch.ops.mkldnn._reorder_linear_weight(weight.to(dtype).contiguous(), rows)
+        self.bias, self.dtype, self.activation = None if bias is None else bias.to(dtype), dtype, "none"
+
+    def forward(self, x):
+        return torch.ops.mkldnn._linear_pointwise(x.to(self.dtype), self.weight, self.bias, self.activation, [], "tanh")
+
+
 def in_int8(model):
-    """Every matrix product of `model` in integers of 8 bits, in place: to sample from only, it can be neither trained nor saved."""
-    for block in model.transformer.h:
-        for part, name in ((block.attn, "c_attn"), (block.attn, "c_proj"), (block.mlp, "c_fc"), (block.mlp, "c_proj")):
-            setattr(part, name, Int8(getattr(part, name).weight.T, getattr(part, name).bias))
-    model.lm_head = Int8(model.lm_head.weight)
+    """Every matrix product of `model` in integers of 8 bits, in place: to sample from only, as after laid_out."""
+    for part, name, weight, bias in matrices(model):
+        setattr(part, name, Int8(weight, 0.0 if bias is None else bias))
 
 
 class Int8(torch.nn.Module):
@@ -191,7 +220,7 @@ class Int8(torch.nn.Module):
 
     def __init__(self, weight, bias=0.0):
         super().__init__()
-        self.steps, self.step = self.rounded(weight.detach())
+        self.steps, self.step = self.rounded(weight)
         self.bias = bias
 
     def rounded(self, rows):
@@ -591,6 +620,8 @@ def main(argv=None):
     policy = load_policy(args.model, device)
     if args.int8:
         in_int8(policy.model)
+    elif device == "cpu":
+        laid_out(policy.model, args.bf16)
 
     rows = explore(policy, prompts, reward, args)
     if processes()[0] == 0:

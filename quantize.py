@@ -15,6 +15,7 @@ This file also owns the pool itself: what a row is, how it is read, checked and 
 
 import argparse
 import contextlib
+import gc
 import glob
 import json
 import math
@@ -34,6 +35,7 @@ def _interrupted(*_):
 if Path(sys.argv[0]).name in ("explore.py", "quantize.py", "learn.py", "evaluate.py", "rewards.py"):  # a stage is starting
     signal.signal(signal.SIGINT, _interrupted)  # Ctrl-C; before the imports, which take seconds
     signal.signal(signal.SIGTERM, _interrupted)
+    gc.set_threshold(100_000)  # torch and transformers make a million objects that all stay: looking at them is half a second
 
 import numpy as np  # noqa: E402
 

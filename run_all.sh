@@ -149,7 +149,7 @@ if [ "$TASK" = repetition ]; then                                      # fluency
     evaluate quark-nucleus "$previous" --decode sample --top-p 0.9 --num-samples 2
     nucleus="$RUN/eval/base-nucleus.json $RUN/eval/quark-nucleus.json"
 fi
-stage "$RUN/eval/dial-none.json" evaluate.py --model "$previous" --reference "$MODEL" --ppl-model "$PPL_MODEL" \
+stage "$RUN/eval/dial-none.json" evaluate.py --model "$previous" --reference "$MODEL" --ppl-model none \
     --prompts "$TEST_PROMPTS" --reward "$REWARD" $judge $length --seed "$SEED" $EVALUATE --num-samples "$DIAL_SAMPLES" \
     --reward-token all --out "$RUN/eval/dial"                          # the dial: r_1 ... r_K, and no token
 "$PYTHON" evaluate.py --compare "$RUN/eval/base.json" "$RUN/eval/quark.json" ${nucleus:-}

@@ -6,6 +6,7 @@ The floor is the time that the work's matrix products need alone, measured in th
 softmax over 50,257 tokens, drawing, and Python.
 """
 
+import functools
 import json
 import sys
 
@@ -13,7 +14,7 @@ from common import ROOT, V, alternately, as_here, random_policy, report, seconds
 
 import torch
 
-from explore import Decoder, in_int8, load_policy, sample
+from explore import Decoder, in_int8, laid_out, load_policy, sample
 
 PROMPTS, LENGTH, NEW = 64, 12, 20
 
@@ -59,14 +60,16 @@ def main():
                 policy.model.generate(on_device[0], attention_mask=on_device[1], do_sample=True, top_k=0, top_p=1.0, temperature=1.0,
                                       max_new_tokens=NEW, min_new_tokens=NEW, pad_token_id=V - 1)  # fmt: skip
 
-        int8 = random_policy(shape)
-        in_int8(int8.model)
+        policies = {option: random_policy(shape) for option in ("", " --bf16", " --int8")}
+        if policy.device.type == "cpu":  # as explore.py does
+            laid_out(policies[""].model), laid_out(policies[" --bf16"].model, bf16=True), in_int8(policies[" --int8"].model)
+        else:
+            del policies[" --int8"]
 
-        def ours(policy=policy, bf16=False):
-            sample(policy, prompts.tolist(), max_new_tokens=NEW, min_new_tokens=NEW, batch_size=PROMPTS, bf16=bf16)
+        def ours(option):
+            sample(policies[option], prompts.tolist(), max_new_tokens=NEW, min_new_tokens=NEW, batch_size=PROMPTS, bf16=option == " --bf16")
 
-        table = alternately({"transformers generate": generate, "explore.py": as_here(ours), "explore.py --bf16": as_here(lambda: ours(bf16=True)),
-                             "explore.py --int8": as_here(lambda: ours(int8))})  # fmt: skip
+        table = alternately({"transformers generate": generate} | {f"explore.py{o}": as_here(functools.partial(ours, o)) for o in policies})
         tables[f"{shape}: {PROMPTS} prompts x {NEW} tokens"] = {**table, "floor: float32 matrix products alone": [floor(policy)]}
     report("explore", tables)
     print("\nwhat rounding does to tiny/lm:")

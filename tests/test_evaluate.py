@@ -303,6 +303,8 @@ def test_main_perplexity_model(quark_folder, p0_folder, tmp_path):
     swapped = run(tmp_path, quark_folder, another)
     assert plain["perplexity"]["value"] != other["perplexity"]["value"] == swapped["perplexity"]["value"]
     assert plain["rewards"] == other["rewards"]
+    none = run(tmp_path, quark_folder, p0_folder, "--ppl-model", "none")
+    assert none["perplexity"]["value"] is None and none["ppl_model"] is None and none["rewards"] == plain["rewards"]
 
 
 def test_main_same_seed_same_bytes(quark_folder, p0_folder, tmp_path):

@@ -1,5 +1,6 @@
 """Stage 1: the policy (vocabulary, reward tokens, folders), sampling against slow references, the pool that is written."""
 
+import copy
 import json
 import math
 import os
@@ -433,6 +434,30 @@ def test_sampling_in_bfloat16_is_close(quark):
     prompts = ids_of(quark, *SENTENCES)
     plain, bent = (sample(quark, prompts, max_new_tokens=4, bf16=bf16) for bf16 in (False, True))
     assert sum(a == b for a, b in zip(plain, bent)) >= len(prompts) / 2
+
+
+def test_laid_out_is_the_network(quark, monkeypatch):
+    """LaidOut is activation(x W' + b), its GELU the network's; in float32 the same logits, in bfloat16 near ones, all but the output
+    layer in bfloat16. Where PyTorch has no oneDNN everything stays."""
+    W, b, x = torch.randn(6, 4), torch.randn(6), torch.randn(2, 3, 4)
+    layer = explore.LaidOut(W, b, torch.float32)
+    assert torch.allclose(layer(x), x @ W.T + b, atol=1e-5)
+    layer.activation = "gelu"
+    assert torch.allclose(layer(x), torch.nn.functional.gelu(x @ W.T + b, approximate="tanh"), atol=1e-5)
+    assert torch.allclose(explore.LaidOut(W, None, torch.float32)(x), x @ W.T, atol=1e-5)
+    tokens, padding = torch.tensor([[5, 6, 7, 8], [1, 2, 3, 4]]), torch.tensor([0, 1])
+    models = {bf16: explore.laid_out(copy.deepcopy(quark.model), bf16) for bf16 in (False, True)}
+    with torch.no_grad():
+        plain, same = (Decoder(m, padding, 8).next_logits(tokens) for m in (quark.model, models[False]))
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            bent, rough = (Decoder(m, padding, 8).next_logits(tokens) for m in (quark.model, models[True]))
+    assert torch.allclose(same, plain, atol=1e-5) and rough.dtype == torch.float32
+    assert 0 < (rough - plain).std() < 2 * (bent - plain).std()
+    kinds = [m.dtype for m in models[True].modules() if isinstance(m, explore.LaidOut)]
+    assert kinds == [torch.bfloat16] * 4 * quark.model.config.n_layer + [torch.float32]
+    assert not any(isinstance(m, (Conv1D, torch.nn.Linear)) for m in models[False].modules())
+    monkeypatch.setattr(torch.ops, "mkldnn", object())
+    assert any(isinstance(m, Conv1D) for m in explore.laid_out(copy.deepcopy(quark.model)).modules())
 
 
 def test_eight_bits_are_close(quark):
