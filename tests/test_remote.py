@@ -131,7 +131,7 @@ def test_waits_grow(serve, monkeypatch):
     service = serve(lambda number, text: 503)
     reward = rewards.Remote()
     monkeypatch.setattr(reward.stop, "wait", lambda seconds: pauses.append(seconds))
-    with rewards.httpx.Client() as client:
+    with reward.httpx.Client() as client:
         assert reward._ask(client, "text 1") == "no answer (HTTP 503)"
     assert len(pauses) == 7 and sum(service.asked.values()) == 8
     assert all(0.5 <= p / (0.01 * 2**i) <= 1.5 for i, p in enumerate(pauses)) and len({p / 2**i for i, p in enumerate(pauses)}) > 1
