@@ -544,8 +544,6 @@ def main(argv=None):
     after.add_argument("--pairs", type=int, default=50, help="rows of the --human-sheet (default 50)")
     after.add_argument("--tally", metavar="CSV", help="count a filled --human-sheet; its key lies beside it")
     args = parser.parse_args(argv)
-    if args.report:
-        return report(Path(args.report))
     if args.tally:
         return tally(Path(args.tally))
     if args.human_sheet:
@@ -554,7 +552,11 @@ def main(argv=None):
         return human_sheet(Path(args.human_sheet), *map(Path, args.compare), args.pairs, args.seed)
     if args.compare:
         compare([_read_table(f) for f in args.compare], [Path(f).stem for f in args.compare])
-        return show_completions([Path(f).with_suffix(".jsonl") for f in args.compare])
+        show_completions([Path(f).with_suffix(".jsonl") for f in args.compare])
+    if args.report:
+        report(Path(args.report))
+    if args.compare or args.report:
+        return
     needed = ("reference", "reward", "out") if args.generations else ("model", "reference", "prompts", "reward", "out")
     if missing := [n for n in needed if not getattr(args, n)]:
         parser.error(f"--{missing[0]} is missing")

@@ -153,8 +153,7 @@ fi
 stage "$RUN/eval/dial-none.json" evaluate.py --model "$previous" --reference "$MODEL" --ppl-model none \
     --prompts "$TEST_PROMPTS" --reward "$REWARD" $judge $length --seed "$SEED" $EVALUATE --num-samples "$DIAL_SAMPLES" \
     --reward-token all --out "$RUN/eval/dial"                          # the dial: r_1 ... r_K, and no token
-"$PYTHON" evaluate.py --compare "$RUN/eval/base.json" "$RUN/eval/quark.json" ${nucleus:-}
-"$PYTHON" evaluate.py --report "$RUN"
+"$PYTHON" evaluate.py --compare "$RUN/eval/base.json" "$RUN/eval/quark.json" ${nucleus:-} --report "$RUN"
 echo; echo "$(basename "$RUN") done in $((SECONDS - start)) s. Every stage's files are in $RUN; open $RUN/report.html in a browser."
 exit
 }

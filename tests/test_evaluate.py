@@ -485,10 +485,13 @@ def small_run(tmp_path, quark_folder, p0_folder):
     run(tmp_path, quark_folder, p0_folder, *options, "--reward-token", "all", name="dial", prompts=prompts)
 
 
-def test_report_is_one_page_that_asks_for_nothing(quark_folder, p0_folder, tmp_path):
-    """All figures inside, no address in it, text escaped, every metric with its interval."""
+def test_report_is_one_page_that_asks_for_nothing(quark_folder, p0_folder, tmp_path, capsys):
+    """All figures inside, no address in it, text escaped, every metric with its interval; after the comparison, if both are asked for."""
     small_run(tmp_path, quark_folder, p0_folder)
-    evaluate.main(["--report", str(tmp_path)])
+    pair = [str(tmp_path / "eval" / f"{name}.json") for name in ("base", "quark")]
+    capsys.readouterr()
+    evaluate.main(["--compare", *pair, "--report", str(tmp_path)])
+    assert capsys.readouterr().out.startswith("\nall prompts")
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
     assert page.count("<img") == page.count("data:image/png;base64,") == 5 == len(os.listdir(tmp_path / "figures"))
     assert "http" not in page and "<script" not in page and "url(" not in page and "<link" not in page
