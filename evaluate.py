@@ -414,7 +414,7 @@ def _draw_rewards(rounds):
     return figure
 
 
-def _fluency_figure(rounds, tables, rows_a_round=256):
+def _fluency_figure(rounds, tables, words_a_round=4000):
     """Mean reward against the perplexity under p0 of (a sample of) each round's samples, if the model is there to ask."""
     asked = next((t.get("ppl_model") or t.get("reference") for t in tables.values()), None)
     try:
@@ -426,8 +426,9 @@ def _fluency_figure(rounds, tables, rows_a_round=256):
         return []
     x, y = [], []
     for rows in tqdm(rounds.values(), desc="perplexity of each round"):
-        some = [rows[i] for i in np.random.default_rng(0).permutation(len(rows))[:rows_a_round]]
-        x.append(perplexity(policy, some))
+        some = [rows[i] for i in np.random.default_rng(0).permutation(len(rows))]
+        before = np.cumsum([0, *(len(row["completion"].split()) for row in some)])
+        x.append(perplexity(policy, [row for row, words in zip(some, before) if words < words_a_round]))
         y.append(np.mean([row["reward"] for row in rows]))
     figure, (ax,) = _axes()
     ax.plot(x, y, color=GREY, linewidth=1)
