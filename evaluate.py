@@ -31,8 +31,8 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from explore import add_sampling_arguments, check_sampling_arguments, generate, laid_out, load_policy, pick_device, processes, score, without_eos
-from learn import _hidden
+from explore import (Decoder, add_sampling_arguments, check_sampling_arguments, distinct, generate, laid_out, load_policy, pick_device,
+                     processes, score, without_eos)  # fmt: skip
 from rewards import diversity, load_reward, rep_n
 
 # ------------------------------------------------------------------------------------------------------- the metrics
@@ -71,29 +71,33 @@ def text_sums(completions, token_ids):
 
 
 @torch.no_grad()
-def completion_nll(policy, rows, batch_size=64):
+def completion_nll(policy, rows, batch_size=128):
     """(N, 2) array: -log p(completion | prompt) in nats, and its number of tokens. Texts are encoded anew, so that
     completions of any origin are measured alike; an empty completion has (0, 0). No reward token is put in front."""
     result = np.zeros((len(rows), 2))
     encoded = [(policy.start_of(policy.encode(r["prompt"])), policy.encode(r["completion"])) for r in rows]
-    order = [i for i in sorted(range(len(rows)), key=lambda i: sum(map(len, encoded[i]))) if encoded[i][1]]
-    weight = policy.model.get_output_embeddings().weight[: policy.vocab_size]
+    for i, (x, y) in enumerate(encoded):
+        if len(y) >= policy.context:
+            raise BadInput(f"a completion of {len(y)} tokens is longer than the context of the perplexity model, {policy.context}")
+        encoded[i] = x[-(policy.context - len(y) + 1) :], y
+    order = [i for i in range(len(rows)) if encoded[i][1]]
+    order.sort(key=lambda i: (len(encoded[i][1]) // 8, encoded[i][0]))  # similar lengths, and one prompt's completions, together
     for start in range(0, len(order), batch_size):
         part = order[start : start + batch_size]
-        sequences, where, columns, targets = [], [], [], []
-        for row, i in enumerate(part):
-            x, y = encoded[i]
-            if len(y) >= policy.context:
-                raise BadInput(f"a completion of {len(y)} tokens is longer than the context of the perplexity model, {policy.context}")
-            x = x[-(policy.context - len(y) + 1) :]
-            sequences.append(x + y[:-1])
-            where += [row] * len(y)
-            columns += range(len(x) - 1, len(x) - 1 + len(y))
-            targets += y
-        where, columns, targets = (torch.tensor(t, device=policy.device) for t in (where, columns, targets))
-        log_p = (_hidden(policy, sequences)[where, columns] @ weight.T).log_softmax(-1)  # (M, V)
-        nll = -log_p.gather(1, targets[:, None]).squeeze(1).double().cpu().numpy()
-        np.add.at(result, np.array(part)[where.cpu().numpy()], np.stack([nll, np.ones_like(nll)], axis=1))
+        longest = max(len(encoded[i][1]) for i in part)
+        tokens, padding, row_of = distinct(policy, [encoded[i][0] for i in part])
+        decoder = Decoder(policy.model, padding, tokens.shape[1] + longest)
+        hidden = decoder.hidden(tokens)[row_of, -1:]  # (B, 1, d): what predicts y_1, from the prompt alone
+        decoder.keep(row_of)
+        targets = torch.tensor([encoded[i][1] + [0] * (longest - len(encoded[i][1])) for i in part], device=policy.device)  # (B, T)
+        is_token = torch.tensor([[t < len(encoded[i][1]) for t in range(longest)] for i in part], device=policy.device)
+        if longest > 1:
+            hidden = torch.cat([hidden, decoder.hidden(targets[:, :-1])], dim=1)
+        logits = policy.model.lm_head(policy.model.transformer.ln_f(hidden[is_token]))
+        log_p = logits[:, : policy.vocab_size].log_softmax(-1)  # (M, V)
+        nll = torch.zeros(targets.shape, device=policy.device)
+        nll[is_token] = -log_p.gather(1, targets[is_token][:, None]).squeeze(1)
+        result[part] = torch.stack([nll.sum(1), is_token.sum(1)], dim=1).double().cpu().numpy()
     return result
 
 
@@ -573,6 +577,8 @@ def main(argv=None):
     rewards = {name: load_reward(name, args.reward_model, cache=cache, device=device) for name in args.reward}
     ppl_model = None if args.ppl_model == "none" else args.ppl_model or args.reference
     ppl_policy = load_policy(ppl_model, device) if ppl_model else None
+    if ppl_policy and device == "cpu":
+        laid_out(ppl_policy.model)
 
     out = Path(args.out)
     header = {"model": args.model, "reference": args.reference, "ppl_model": ppl_model}

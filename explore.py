@@ -312,13 +312,10 @@ def uniforms(seed, iteration, prompt, sample_number, T):
 def _sample_batch(policy, contexts, uniform, greedy, max_new_tokens, min_new_tokens, temperature, top_p):
     """The sampling loop for B prompts, padded on the left so that all end in the same column."""
     device, V, B = policy.device, policy.vocab_size, len(contexts)
-    number = {context: i for i, context in enumerate(dict.fromkeys(map(tuple, contexts)))}  # samples of one prompt share its columns
-    row_of, longest = torch.tensor([number[tuple(c)] for c in contexts], device=device), max(map(len, contexts))
-    padding = torch.tensor([longest - len(c) for c in number], device=device)
-    tokens = torch.tensor([[policy.eos_id] * (longest - len(c)) + list(c) for c in number], device=device)  # (distinct, T)
+    tokens, padding, row_of = distinct(policy, contexts)
     precise = torch.float32 if device.type == "mps" else torch.float64  # Apple's GPUs know no float64
     uniform, greedy = torch.from_numpy(uniform).to(device, precise), torch.tensor(greedy, device=device)
-    network = Decoder(policy.model, padding, longest + max_new_tokens)
+    network = Decoder(policy.model, padding, tokens.shape[1] + max_new_tokens)
     alive, completions = list(range(B)), [[] for _ in range(B)]
     for step in range(max_new_tokens):
         logits = network.next_logits(tokens)[:, :V]  # (B, V): reward tokens can be read, never written
@@ -345,6 +342,16 @@ def _sample_batch(policy, contexts, uniform, greedy, max_new_tokens, min_new_tok
     return completions
 
 
+def distinct(policy, contexts):
+    """Lists of ids, each as often as it has samples -> (different ones, T) tokens, padded on the left so that all end in the same
+    column; (different ones,) columns of padding; and for every context its row among them."""
+    number = {context: i for i, context in enumerate(dict.fromkeys(map(tuple, contexts)))}
+    longest = max(map(len, number))
+    tokens = [[policy.eos_id] * (longest - len(c)) + list(c) for c in number]
+    padding, row_of = [longest - len(c) for c in number], [number[tuple(c)] for c in contexts]
+    return (torch.tensor(t, device=policy.device) for t in (tokens, padding, row_of))
+
+
 class Decoder:
     """The network of `model` one column of tokens after the other, keys and values of the columns before in a cache.
 
@@ -363,11 +370,18 @@ class Decoder:
 
     def next_logits(self, tokens):
         """(B, t) further tokens -> (B, V + K) logits of the token after the last one."""
+        x = self.hidden(tokens)
+        with torch.autocast(x.device.type, enabled=False):  # with bf16's three digits many logits would be equal
+            return self.model.lm_head(self.model.transformer.ln_f(x[:, -1]))
+
+    def hidden(self, tokens):
+        """(B, t) further tokens -> (B, t, d), what leaves the last block."""
         transformer, config, (B, t) = self.model.transformer, self.model.config, tokens.shape
         old, new = self.columns, self.columns + t
         wide = min(self.T, -(-new // 32) * 32)  # attention reads 32 columns more at a time: shapes that recur reuse their memory
         column = torch.arange(wide, device=tokens.device)
-        position = (column[old:new] - self.padding[:, None]).clamp(min=0)  # the first real token is at 0, whatever the padding
+        # the first real token is at 0, whatever the padding; columns before it, or beyond the context, hold padding
+        position = (column[old:new] - self.padding[:, None]).clamp(0, config.n_positions - 1)
         seen = (column <= column[old:new, None]) & (column >= self.padding[:, None, None])  # (B, t, wide): not the future, no padding
         barred = torch.zeros_like(seen, dtype=torch.float32).masked_fill(~seen, -1e9)[:, None]
         x = transformer.wte(tokens) + transformer.wpe(position)  # (B, t, d)
@@ -381,8 +395,7 @@ class Decoder:
             x = x + block.attn.c_proj(attention.transpose(1, 2).reshape(B, t, -1))
             x = x + block.mlp.c_proj(block.mlp.act(block.mlp.c_fc(block.ln_2(x))))
         self.columns = new
-        with torch.autocast(x.device.type, enabled=False):  # with bf16's three digits many logits would be equal
-            return self.model.lm_head(transformer.ln_f(x[:, -1]))
+        return x
 
 
 def draw(logits, uniform, top_p=1.0):
