@@ -33,7 +33,7 @@ if [ "$MODEL" = tiny/lm ]; then               # minutes on a laptop: the small m
     K=${K:-5}                                 # quantiles
     BETA=${BETA:-0.05}                        # weight of the KL term
     ITERATIONS=${ITERATIONS:-7}               # rounds of explore, quantize, learn
-    STEPS=${STEPS:-70}                        # updates a round
+    STEPS=${STEPS:-60}                        # updates a round
     BATCH=${BATCH:-32}                        # examples an update
     LR=${LR:-1e-3}                            # peak learning rate of Adam
     WARMUP=${WARMUP:-30}                      # updates
@@ -41,6 +41,7 @@ if [ "$MODEL" = tiny/lm ]; then               # minutes on a laptop: the small m
     NUM_PROMPTS=${NUM_PROMPTS:-640}           # prompts a round, of 851
     NUM_SAMPLES=${NUM_SAMPLES:-4}             # completions a prompt and round
     QUANTIZE=${QUANTIZE---per-prompt --last 2}    # these two are not in the paper; with them it learns in minutes (README); QUANTIZE= for none
+    SAMPLE_BATCH=${SAMPLE_BATCH:-256}
     REWARD_TOKEN_INIT=${REWARD_TOKEN_INIT:-ordered} REWARD_TOKEN_LR=${REWARD_TOKEN_LR:-10}    # heeded sooner (README)
     if [ -z "${BF16+set}" ] && grep -qsE 'avx512_bf16|amx_bf16' /proc/cpuinfo; then BF16=--bf16; fi
     export HF_HUB_OFFLINE=1                   # everything is in the folder: nothing may be asked of the network
@@ -75,7 +76,7 @@ GRAD_ACCUM=${GRAD_ACCUM:-1}                   # pieces a batch is cut into, if m
 BF16=${BF16:-}                                # --bf16: learn and sample in bfloat16 (on by itself where the processor multiplies it natively)
 QUANTIZE=${QUANTIZE:-}                        # further options of quantize.py, e.g. "--per-prompt" or "--last 3"
 SAMPLE_BATCH=${SAMPLE_BATCH:-128}             # rows sampled together
-if [ "$TASK" = repetition ]; then DIAL_SAMPLES=1; else DIAL_SAMPLES=${DIAL_SAMPLES:-8}; fi
+if [ "$TASK" = repetition ]; then DIAL_SAMPLES=1; else DIAL_SAMPLES=${DIAL_SAMPLES:-6}; fi
 PPL_MODEL=${PPL_MODEL:-$MODEL}                # whose perplexity measures fluency
 RUN=${RUN:-runs/${REWARD##*[:/]}-$NAME}       # everything that is written; a reward of your own gets a folder of its own
 
