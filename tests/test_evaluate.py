@@ -109,6 +109,16 @@ def test_perplexity_does_not_depend_on_batches(p0):
     assert completion_nll(p0, ROWS[::-1])[::-1] == pytest.approx(whole, rel=1e-4)
 
 
+def test_perplexity_of_long_and_short_together(p0):
+    """In one batch: a prompt that fills the context, a completion that does, samples of one prompt; none changes another's."""
+    letters = "".join(map(chr, range(35, 95)))
+    pairs = [(letters * 2, " good"), ("I", letters[:55]), ("I", " see"), ("I see", "it"), (letters[:9], " bad bad"), ("I", " good")]
+    rows = [{"prompt": x, "completion": y} for x, y in pairs]
+    assert len(p0.encode(letters[:55])) > 50
+    alone = np.concatenate([completion_nll(p0, [row]) for row in rows])
+    assert completion_nll(p0, rows) == pytest.approx(alone, rel=1e-4)
+
+
 def test_perplexity_knows_no_reward_tokens(p0, quark):
     """A model with reward tokens is measured without one in front, and its softmax has no place for them."""
     quark.model.get_input_embeddings().weight.data[V:] = 3 * quark.model.transformer.ln_f.bias.data
