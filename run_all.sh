@@ -29,11 +29,11 @@ if [ "$MODEL" = tiny/lm ]; then               # minutes on a laptop: the small m
         NUM_PROMPTS=${NUM_PROMPTS:-192} NUM_SAMPLES=${NUM_SAMPLES:-5}
         EXPLORE_P0=${EXPLORE_P0:---decode sample --top-p 0.5} EXPLORE=${EXPLORE:---decode sample --top-p 1}
     fi
-    if [ "$TASK" = sentiment ]; then BETA=${BETA:-0.07}; fi
+    if [ "$TASK" = sentiment ]; then BETA=${BETA:-0.08}; fi
     K=${K:-5}                                 # quantiles
     BETA=${BETA:-0.05}                        # weight of the KL term
     ITERATIONS=${ITERATIONS:-7}               # rounds of explore, quantize, learn
-    STEPS=${STEPS:-60}                        # updates a round
+    STEPS=${STEPS:-75}                        # updates a round
     BATCH=${BATCH:-32}                        # examples an update
     LR=${LR:-1e-3}                            # peak learning rate of Adam
     WARMUP=${WARMUP:-30}                      # updates
