@@ -71,7 +71,7 @@ def text_sums(completions, token_ids):
 
 
 @torch.no_grad()
-def completion_nll(policy, rows, batch_size=128):
+def completion_nll(policy, rows, batch_size=64):
     """(N, 2) array: -log p(completion | prompt) in nats, and its number of tokens. Texts are encoded anew, so that
     completions of any origin are measured alike; an empty completion has (0, 0). No reward token is put in front."""
     result = np.zeros((len(rows), 2))

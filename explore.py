@@ -179,10 +179,11 @@ def quicker(model):
 
 
 def matrices(model):
-    """Every matrix product of the network: [(module, name of the layer in it, (outputs, inputs) weight, bias or None)]."""
-    layers = [(part, name) for b in model.transformer.h for part, name in ((b.attn, "c_attn"), (b.attn, "c_proj"), (b.mlp, "c_fc"), (b.mlp, "c_proj"))]
-    products = [(part, name, getattr(part, name).weight.detach().T, getattr(part, name).bias.detach()) for part, name in layers]
-    return products + [(model, "lm_head", model.lm_head.weight.detach(), None)]
+    """Every matrix product of the network: (module, name of the layer in it, (outputs, inputs) weight, bias or None)."""
+    for block in model.transformer.h:
+        for part, name in ((block.attn, "c_attn"), (block.attn, "c_proj"), (block.mlp, "c_fc"), (block.mlp, "c_proj")):
+            yield part, name, getattr(part, name).weight.detach().T, getattr(part, name).bias.detach()
+    yield model, "lm_head", model.lm_head.weight.detach(), None
 
 
 def laid_out(model, bf16=False):
