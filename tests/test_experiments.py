@@ -1,6 +1,9 @@
 """experiments/: means and ranges over runs, and the rule of the verdicts, by hand."""
 
 import json
+import os
+import shutil
+import subprocess
 import sys
 
 import pytest
@@ -44,3 +47,37 @@ def test_verdicts_by_hand():
     assert study.verdict([("reward", "a", "<", "b")], {"x": clear})[1] == "not reproduced"
     lines, word = study.verdict([*claim, ("kl", "a", ">", "b")], {"x": clear})
     assert word == "not reproduced" and "x: mean reward, a - b: +0.203 ± 0.014, claimed > 0" in lines
+
+
+FAKE = """#!/usr/bin/env bash
+# run_all.sh as a study sees it: asked for a task, a seed and settings, it writes what study.py reads; BETA=1 fails once.
+echo $1 $SEED ${BETA:-p0} $ITERATIONS $(ls "$RUN") >> calls
+if [ "${BETA:-}" = 1 ] && [ ! -e failed ]; then touch failed; exit 1; fi
+mkdir -p "$RUN/pool" "$RUN/eval" "$RUN/model/01"
+echo "{}" > "$RUN/pool/00.jsonl"; touch "$RUN/eval/base.jsonl" "$RUN/report.html"
+for name in base quark; do
+    echo '{"rewards": {"r": {"mean": {"value": 0.'$((5 - ${BETA:-0} + SEED))'}}}, "perplexity": {"value": 10}, "dist_1": {"value": 0.5},
+           "dist_3": {"value": 0.5}}' > "$RUN/eval/$name.json"
+done
+echo '{"kl": 0.'$((3 - ${BETA:-0}))'}' > "$RUN/model/01/metrics.jsonl"
+"""
+
+
+def test_a_study_goes_on_where_it_stopped(tmp_path):
+    """Two variants, two seeds: p0 once a seed and its files in every run; a failed run is named and made again, finished ones are not."""
+    shutil.copytree(ROOT / "experiments", tmp_path / "experiments", ignore=shutil.ignore_patterns("figures", "results", "__pycache__"))
+    (tmp_path / "run_all.sh").write_text(FAKE)
+    (tmp_path / "experiments" / "beta.sh").write_text(
+        'source "$(dirname "$0")/study.sh"\nvariant 0 BETA=0\nvariant 1 BETA=1\nfinish\n')  # fmt: skip
+    env = {**os.environ, "PYTHON": sys.executable, "TASKS": "sentiment", "SEEDS": "0 1", "JOBS": "1"}
+    runs = [subprocess.run(["bash", "experiments/beta.sh"], cwd=tmp_path, env=env, capture_output=True, text=True) for _ in range(2)]
+    assert runs[0].returncode != 0 and "runs/studies/beta/sentiment-1-seed" in runs[0].stderr and runs[1].returncode == 0, runs[1].stderr
+    calls = (tmp_path / "calls").read_text().splitlines()
+    p0 = [call for call in calls if call.split()[2:] == ["p0", "0"]]
+    assert [call.split()[:2] for call in p0] == [["sentiment", "0"], ["sentiment", "1"]]
+    made = sorted(call.split(" 5 ")[0] for call in calls if call not in p0)
+    assert made == sorted([f"sentiment {seed} {beta}" for seed in "01" for beta in "01"] + ["sentiment 0 1"])
+    assert all("eval pool" in call for call in calls if call not in p0)
+    result = json.loads((tmp_path / "experiments" / "results" / "beta.json").read_text())
+    assert result["results"]["sentiment"]["0"]["reward"] == [0.5, 0.6] and result["results"]["sentiment"]["1"]["kl"] == [0.2, 0.2]
+    assert result["verdict"] == "unclear" and (tmp_path / "experiments" / "figures" / "beta.png").exists()  # perplexities are equal
