@@ -7,8 +7,8 @@ Writes   --out, one row a sample: {"prompt", "completion", "reward", "iteration"
     python explore.py --model runs/try/model/01 --prompts my.jsonl --reward my_reward.py:shouting --iteration 1 --out runs/try/pool/01.jsonl
 
 Algorithm 1 of the paper: "initialisation" when the model has no reward tokens (then it is p0, and no token is put in
-front), "exploration" when it has. The authors' code samples from the 50 likeliest tokens without meaning to, and can
-generate reward tokens; here nothing is cut unless --top-p says so, and a reward token is never generated.
+front), "exploration" when it has. The authors' code samples from the 50 likeliest tokens without meaning to (--top-k 50),
+and can generate reward tokens; here nothing is cut unless a flag says so, and a reward token is never generated.
 
 This file also owns the policy: model, tokenizer and reward tokens, as a plain Hugging Face GPT-2 folder.
 """
@@ -270,7 +270,7 @@ def build_encoding(vocab_json, merges_txt, K=0):
 
 
 @torch.no_grad()
-def sample(policy, prompt_ids, *, quantile=None, max_new_tokens, min_new_tokens=0, temperature=1.0, top_p=1.0, greedy=False,
+def sample(policy, prompt_ids, *, quantile=None, max_new_tokens, min_new_tokens=0, temperature=1.0, top_k=0, top_p=1.0, greedy=False,
            seed=0, iteration=0, keys=None, batch_size=64, bf16=False):  # fmt: skip
     """y ~ p(. | x, r_k) for every x in `prompt_ids`, a list of lists of ids; returns lists of ids in the same order.
 
@@ -292,7 +292,7 @@ def sample(policy, prompt_ids, *, quantile=None, max_new_tokens, min_new_tokens=
         for rows in batches_by_length(contexts, batch_size):
             uniform = np.stack([uniforms(seed, iteration, *keys[i], max_new_tokens) for i in rows])  # (B, T)
             done = _sample_batch(policy, [contexts[i] for i in rows], uniform, [greedy[i] for i in rows],
-                                 max_new_tokens, min_new_tokens, temperature, top_p)  # fmt: skip
+                                 max_new_tokens, min_new_tokens, temperature, top_k, top_p)  # fmt: skip
             for i, ids in zip(rows, done):
                 completions[i] = ids
     return completions
@@ -310,7 +310,7 @@ def uniforms(seed, iteration, prompt, sample_number, T):
     return np.random.Generator(generator).random(T)
 
 
-def _sample_batch(policy, contexts, uniform, greedy, max_new_tokens, min_new_tokens, temperature, top_p):
+def _sample_batch(policy, contexts, uniform, greedy, max_new_tokens, min_new_tokens, temperature, top_k, top_p):
     """The sampling loop for B prompts, padded on the left so that all end in the same column."""
     device, V, B = policy.device, policy.vocab_size, len(contexts)
     tokens, padding, row_of = distinct(policy, contexts)
@@ -327,7 +327,7 @@ def _sample_batch(policy, contexts, uniform, greedy, max_new_tokens, min_new_tok
             logits[:, policy.eos_id] = -torch.inf
         chosen = logits.argmax(-1) if greedy.any() else None
         if not greedy.all():
-            drawn = draw(logits if temperature == 1 else logits / temperature, uniform[:, step], top_p)
+            drawn = draw(logits if temperature == 1 else logits / temperature, uniform[:, step], top_p, top_k)
             chosen = drawn if chosen is None else torch.where(greedy, chosen, drawn)
         for row, token in zip(alive, chosen.tolist()):
             completions[row].append(token)
@@ -399,13 +399,16 @@ class Decoder:
         return x
 
 
-def draw(logits, uniform, top_p=1.0):
+def draw(logits, uniform, top_p=1.0, top_k=0):
     """Inverse CDF: the first token at which the cumulative probability exceeds u. (B, V) logits, (B,) u -> (B,) ids.
 
     top_p < 1 draws from the nucleus, the smallest set of likeliest tokens that holds at least that much probability. Most rows
     need no sorting for it: a token is inside where the tokens likelier than it hold less than top_p. Where it is outside, u's
     place within that token's stretch of the CDF is again uniform from 0 to 1, and draws from the nucleus alone.
+    top_k > 0 leaves only the k likeliest tokens in p, and what is as likely as the last of them.
     """
+    if 0 < top_k < logits.shape[1]:
+        logits = logits.masked_fill(logits < logits.topk(top_k).values[:, -1:], -torch.inf)
     p = logits.softmax(-1)
     if top_p < 1 and uniform.dtype != torch.float64:  # of a float32 too little would be left for a second draw
         return _draw_from_nucleus(p, uniform, top_p)
@@ -457,7 +460,7 @@ def explore(policy, prompts, reward, args):
         torch.distributed.barrier()  # nobody writes before all have read
     if rows and rank == 0:
         print(f"going on: {len(rows)} of {len(prompts) * args.num_samples} samples were kept in {part.own}", flush=True)
-    k = policy.n_quantiles or None  # r_K, or p0
+    k = policy.n_quantiles if args.reward_token == "K" and policy.n_quantiles else None  # r_K; p0 has none
     for batch in sample_prompts(policy, prompts, args, args.seed, args.iteration, k, rows, rank, world):
         for row, value in zip(batch.values(), score(list(batch.values()), reward)):
             row["reward"] = value  # None: no score
@@ -508,7 +511,7 @@ def sample_prompts(policy, prompts, args, seed, iteration=0, quantile=None, know
         for batch in todo:
             completions = sample(
                 policy, [encoded[keys[n][0]] for n in batch], quantile=quantile, max_new_tokens=args.max_new_tokens,
-                min_new_tokens=args.min_new_tokens, temperature=args.temperature, top_p=args.top_p,
+                min_new_tokens=args.min_new_tokens, temperature=args.temperature, top_k=args.top_k, top_p=args.top_p,
                 greedy=[greedy[n] for n in batch], seed=seed, iteration=iteration, keys=[keys[n] for n in batch],
                 batch_size=len(batch), bf16=args.bf16)  # fmt: skip
             yield {n: {"prompt": prompts[keys[n][0]]["prompt"], "completion": policy.decode(without_eos(policy, ids)),
@@ -574,6 +577,7 @@ def add_sampling_arguments(parser, num_samples, top_p):
                        help="mixed: half greedy, half sampled, as the paper explores repetition (default sample)")  # fmt: skip
     group.add_argument("--bf16", action="store_true", help="multiply in bfloat16 while sampling: faster on GPUs and on CPUs with\nAVX512-BF16 or AMX")
     group.add_argument("--temperature", type=float, default=1.0, help="T; logits are divided by it (default 1)")
+    group.add_argument("--top-k", type=int, default=0, help="only the k likeliest tokens; 50 in the authors' code (default 0: all)")
     group.add_argument("--top-p", type=float, default=top_p, help=f"nucleus mass (default {top_p})")
     group.add_argument("--batch-size", type=int, default=128, help="rows sampled together (default 128)")
     group.add_argument("--seed", type=int, default=0)
@@ -587,6 +591,7 @@ def check_sampling_arguments(parser, args):
         ("max_new_tokens", args.max_new_tokens >= 1, "at least 1"),
         ("min_new_tokens", 0 <= args.min_new_tokens <= args.max_new_tokens, "from 0 to --max-new-tokens"),
         ("temperature", 0 < args.temperature < 1e6, "above 0 (for the likeliest token: --decode greedy)"),
+        ("top_k", args.top_k >= 0, "at least 0"),
         ("top_p", 0 < args.top_p <= 1, "above 0 and at most 1"),
         ("batch_size", args.batch_size >= 1, "at least 1"),
         ("seed", 0 <= args.seed < 2**31, "from 0 to 2^31 - 1"),
@@ -616,6 +621,7 @@ def main(argv=None):
     parser.add_argument("--out", required=True, help="pool file to write, e.g. pool/00.jsonl")
     parser.add_argument("--iteration", type=int, default=0, help="round number, written into the rows (default 0)")
     parser.add_argument("--num-prompts", type=int, help="take this many of the prompts, the same in every round of a --seed (default: all)")
+    parser.add_argument("--reward-token", choices=["K", "none"], default="K", help="what stands in front of x: r_K, or nothing (default K)")
     parser.add_argument("--int8", action="store_true", help="sample with weights of 8 bits, on a CPU only: quicker still than --bf16, from a p that is\n"
                         "a little off: with tiny/lm 3 %% of the tokens are others (bench/explore.py)")  # fmt: skip
     add_sampling_arguments(parser, num_samples=1, top_p=1.0)

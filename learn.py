@@ -121,20 +121,21 @@ def _objective(z, z0, y, beta, kl, entropy_coef):
 
 
 def batch_loss(policy, reference, batch, beta, kl="forward", entropy_coef=0.0, bf16=False):
-    """Sums over the completion tokens of `batch`, a list of (k, prompt_ids, completion_ids).
+    """Sums over the completion tokens of `batch`, a list of (k, prompt_ids, completion_ids); k None in all: no token in front.
 
     Returns ((4,) tensor: loss, lm, kl, entropy; number of completion tokens).
     """
     policy_in, reference_in, rows, columns, targets = [], [], [], [], []
     for row, (k, prompt_ids, completion_ids) in enumerate(batch):
         x, y = policy.start_of(prompt_ids), list(completion_ids)
-        policy_in.append([policy.reward_token_id(k), *x, *y[:-1]])  # r_k is prepended to the prompt ...
+        front = [policy.reward_token_id(k)] if k else []
+        policy_in.append([*front, *x, *y[:-1]])  # r_k is prepended to the prompt ...
         reference_in.append([*x, *y[:-1]])  # ... and p0 never sees it
         rows += [row] * len(y)
         columns += range(len(x) - 1, len(x) - 1 + len(y))  # in p0's input: the position before y_t predicts y_t
         targets += y
     rows, columns, targets = (torch.tensor(t, device=policy.device) for t in (rows, columns, targets))
-    hidden = _hidden(policy, policy_in, bf16)[rows, columns + 1]  # (M, d), one column further right for r_k
+    hidden = _hidden(policy, policy_in, bf16)[rows, columns + len(front)]  # (M, d), one column further right for r_k
     with torch.no_grad():
         ref_hidden = _hidden(reference, reference_in, bf16)[rows, columns]
     weight, ref_weight = (m.model.get_output_embeddings().weight[: reference.vocab_size] for m in (policy, reference))
@@ -153,25 +154,28 @@ def _hidden(policy, sequences, bf16=False):
 # ----------------------------------------------------------------------------------------------------- data and schedule
 
 
-def load_quantized(path, policy):
+def load_quantized(path, policy, reward_tokens=True):
     """The quantized pool as D^1 ... D^K: a list of K lists of (k, prompt_ids, completion_ids), ids as int32 arrays.
 
     The sampled ids are used where the row has them, <|endoftext|> included where it was produced. Otherwise the texts are
-    encoded, and nothing is known of the completion's end: no <|endoftext|> is added.
+    encoded, and nothing is known of the completion's end: no <|endoftext|> is added. reward_tokens False: all rows are one
+    part, with None in place of k.
     """
     parts = {}
     for place, row in read_pool([path]):
-        if "quantile" not in row:
+        if reward_tokens and "quantile" not in row:
             raise BadInput(f'{place}: "quantile" is missing; run quantize.py on the pool first')
         x, y = _ids(row, "prompt", policy, place), _ids(row, "completion", policy, place)
         room = policy.context - 1 - len(y)
         if room < 1:
             raise BadInput(f"{place}: the completion has {len(y)} tokens, more than the model's context of {policy.context} holds")
         if y:  # an empty completion has no token to learn from
-            parts.setdefault(row["quantile"], []).append(
-                (row["quantile"], np.array(x[-room:], np.int32), np.array(y, np.int32)))  # fmt: skip
+            k = row["quantile"] if reward_tokens else None
+            parts.setdefault(k, []).append((k, np.array(x[-room:], np.int32), np.array(y, np.int32)))
     if not parts:
         raise BadInput(f"{path}: no rows to learn from; run explore.py and quantize.py first")
+    if not reward_tokens:
+        return [parts[None]]
     K = max(parts)
     if missing := [k for k in range(1, K + 1) if k not in parts]:
         raise BadInput(f"{path}: no row has quantile {missing[0]} of {K}; choose fewer --quantiles in quantize.py")
@@ -274,6 +278,7 @@ def main(argv=None):
                            help="forward: KL(p0||p_theta), the paper; reverse: the authors' code (default forward)")  # fmt: skip
     objective.add_argument("--entropy-coef", type=float, default=0.0,
                            help="weight of the entropy bonus: 0 in the paper, 0.06 in the authors' code (default 0)")  # fmt: skip
+    objective.add_argument("--no-reward-token", action="store_true", help="put nothing in front of the prompts: plain fine-tuning on the pool (not Quark)")
     training = parser.add_argument_group("training")
     training.add_argument("--steps", type=int, default=500, help="updates in this round (default 500)")
     training.add_argument("--total-steps", type=int, help="updates in all rounds, where lr reaches 0 (default: those of this run)")
@@ -318,8 +323,10 @@ def main(argv=None):
     if policy.files != reference.files:
         raise BadInput(f"--model {args.model} and --reference {args.reference} have different vocabularies; "
                        "give the p0 that the model started from")  # fmt: skip
-    parts = load_quantized(args.pool, policy)
-    if policy.n_quantiles == 0:
+    parts = load_quantized(args.pool, policy, not args.no_reward_token)
+    if args.no_reward_token:
+        pass  # the vocabulary stays as it is
+    elif policy.n_quantiles == 0:
         policy.add_reward_tokens(len(parts), args.seed, ordered=args.reward_token_init == "ordered")
     elif policy.n_quantiles != len(parts):
         raise BadInput(f"{args.pool} has {len(parts)} quantiles, but {args.model} has {policy.n_quantiles} reward tokens; "

@@ -7,8 +7,8 @@ Writes   the same rows, each with "quantile": k in 1 ... K, as one JSONL file
     python quantize.py my_pool.jsonl --quantiles 3 --out q.jsonl && head -3 q.jsonl
 
 Section 3.1 of the paper. The authors' code sorts stably, so that among equal rewards the *older* sample gets the better
-token, and leaves N mod K samples over for the worst part; here ties are broken at random and the parts differ by at
-most one. --per-prompt, --last, --keep-p0 and --keep-top are not in the paper: see the README on the growing pool.
+token (--ties age), and leaves N mod K samples over for the worst part; here ties are broken at random and the parts
+differ by at most one. --per-prompt and what bounds the pool are not in the paper: see the README on the small runs.
 
 This file also owns the pool itself: what a row is, how it is read, checked and written. It imports NumPy only.
 """
@@ -42,10 +42,11 @@ import numpy as np  # noqa: E402
 # ---------------------------------------------------------------------------------------------------- the quantiles
 
 
-def assign_quantiles(rewards, K, seed=0):
+def assign_quantiles(rewards, K, seed=0, ties="random"):
     """The quantile of every reward: (N,) rewards -> (N,) int array in 1 ... K, K for the highest rewards.
 
-    The parts' sizes differ by at most one. Equal rewards are ordered at random by `seed`, not by age.
+    The parts' sizes differ by at most one. ties: equal rewards are ordered at random by `seed`; by "age", the earlier row
+    above the later one; or kept "together" in the part of their mean rank, whatever that does to the sizes.
     Raises BadInput when K < 1, K > N (a part would be empty) or a reward is not finite.
     """
     rewards = np.asarray(rewards, dtype=np.float64)
@@ -53,10 +54,10 @@ def assign_quantiles(rewards, K, seed=0):
         raise BadInput(f"cannot cut {len(rewards)} samples into K = {K} quantiles; choose K from 1 to {len(rewards)}")
     if not np.isfinite(rewards).all():
         raise BadInput(f"reward number {int(np.argmin(np.isfinite(rewards)))} is not a finite number")
-    return _cut(rewards, K, np.random.default_rng(seed), offset=0.5)
+    return _cut(rewards, K, np.random.default_rng(seed), 0.5, ties)
 
 
-def assign_quantiles_per_prompt(rewards, prompts, K, seed=0):
+def assign_quantiles_per_prompt(rewards, prompts, K, seed=0, ties="random"):
     """As assign_quantiles, but ranked within each prompt: (N,) rewards and (N,) integers that name the prompts.
 
     Global quantiles partly encode how hard a prompt is; these compare a sample only with its siblings. With fewer than
@@ -67,17 +68,20 @@ def assign_quantiles_per_prompt(rewards, prompts, K, seed=0):
     by_prompt = np.argsort(prompts, kind="stable")
     borders = np.flatnonzero(np.diff(prompts[by_prompt])) + 1
     for rows in np.split(by_prompt, borders):
-        quantiles[rows] = _cut(rewards[rows], K, rng, offset=rng.random())
+        quantiles[rows] = _cut(rewards[rows], K, rng, rng.random(), ties)
     return quantiles
 
 
-def _cut(rewards, K, rng, offset):
-    """Rank i of N (0 = worst) falls into part floor((i + offset) K / N), for any offset in [0, 1)."""
+def _cut(rewards, K, rng, offset, ties):
+    """Rank i of N (0 = worst) falls into part floor((i + offset) K / N) + 1, for any offset in [0, 1)."""
     N = len(rewards)
-    order = np.lexsort((rng.random(N), rewards))  # by reward; equal rewards by a random number
-    quantiles = np.empty(N, dtype=np.int64)
-    quantiles[order] = np.floor((np.arange(N) + offset) * K / N).astype(np.int64) + 1
-    return quantiles
+    second = -np.arange(N) if ties == "age" else rng.random(N)
+    ranks = np.empty(N)
+    ranks[np.lexsort((second, rewards))] = np.arange(N)  # by reward; equal rewards by the second key
+    if ties == "together":
+        _, value = np.unique(rewards, return_inverse=True)
+        ranks = (np.bincount(value, ranks) / np.bincount(value))[value]
+    return np.floor((ranks + offset) * K / N).astype(np.int64) + 1
 
 
 def bounded(rewards, iterations, last=None, keep_top=None, seed=0, keep_p0=False):
@@ -384,7 +388,7 @@ def run_stage(main):
 # ---------------------------------------------------------------------------------------------------------- stage 2
 
 
-def quantize(paths, K, out, seed=0, per_prompt=False, last=None, keep_top=None, keep_p0=False, args=None):
+def quantize(paths, K, out, seed=0, per_prompt=False, last=None, keep_top=None, keep_p0=False, ties="random", random=False, args=None):
     """Two passes over the files: the first keeps a number a row (10^6 rows: tens of MB), the second writes."""
     out, files = Path(out), pool_files(paths)
     if any(out.resolve() == f.resolve() for f in files) or any(out.parent.resolve() == Path(p).resolve() for p in paths):
@@ -403,14 +407,15 @@ def quantize(paths, K, out, seed=0, per_prompt=False, last=None, keep_top=None, 
     rewards = np.frombuffer(rewards)
     keep = bounded(rewards, np.frombuffer(iterations, dtype=np.int32), last, keep_top, seed, keep_p0)
     quantiles = np.zeros(len(rewards), dtype=np.int64)  # 0: left out
+    ranked_by = np.random.default_rng([seed, 2]).random(len(rewards)) if random else rewards
     if per_prompt:
         if len(number_of) == len(rewards) and K > 1:
             raise BadInput("--per-prompt needs several samples of a prompt, and every prompt has one; raise --num-samples")
         if K > keep.sum():
             raise BadInput(f"cannot cut {keep.sum()} samples into K = {K} quantiles; choose a smaller --quantiles")
-        quantiles[keep] = assign_quantiles_per_prompt(rewards[keep], np.frombuffer(prompts, np.int64)[keep], K, seed)
+        quantiles[keep] = assign_quantiles_per_prompt(ranked_by[keep], np.frombuffer(prompts, np.int64)[keep], K, seed, ties)
     else:
-        quantiles[keep] = assign_quantiles(rewards[keep], K, seed)
+        quantiles[keep] = assign_quantiles(ranked_by[keep], K, seed, ties)
 
     with whole_file(out, args) as file:
         for (_, row), k in zip(read_pool(files), quantiles):
@@ -427,6 +432,10 @@ def main(argv=None):
     parser.add_argument("--quantiles", type=int, default=5, metavar="K", help="K, number of parts (default 5)")
     parser.add_argument("--out", required=True, help="JSONL file to write, e.g. quantized/00.jsonl")
     parser.add_argument("--seed", type=int, default=0, help="breaks ties between equal rewards (default 0)")
+    parser.add_argument("--ties", choices=["random", "age", "together"], default="random",
+                        help="equal rewards: in random order; by age, the older one better (the authors' code); or all in one part, "
+                        "which makes the parts unequal (default random)")  # fmt: skip
+    parser.add_argument("--random", action="store_true", help="ignore the rewards, every sample gets a random quantile: the paper's ablation")
     other = parser.add_argument_group("not in the paper")
     other.add_argument("--per-prompt", action="store_true", help="rank each sample among its own prompt's samples only")
     other.add_argument("--last", type=int, metavar="N", help="keep the newest N iterations (default: all)")
@@ -442,7 +451,8 @@ def main(argv=None):
     if not 0 <= args.seed < 2**31:
         parser.error(f"--seed {args.seed}: a whole number from 0 to 2^31 - 1")
 
-    rewards, quantiles = quantize(args.pool, args.quantiles, args.out, args.seed, args.per_prompt, args.last, args.keep_top, args.keep_p0, args)
+    rewards, quantiles = quantize(args.pool, args.quantiles, args.out, args.seed, args.per_prompt, args.last, args.keep_top, args.keep_p0,
+                                  args.ties, args.random, args)  # fmt: skip
     if (quantiles == 0).any():
         print(f"left out {int((quantiles == 0).sum())} of {len(rewards)} rows")
     for k in range(args.quantiles, 0, -1):

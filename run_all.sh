@@ -76,6 +76,8 @@ REWARD_TOKEN_INIT=${REWARD_TOKEN_INIT:-normal}
 GRAD_ACCUM=${GRAD_ACCUM:-1}                   # pieces a batch is cut into, if memory is short
 BF16=${BF16:-}                                # --bf16: learn and sample in bfloat16 (on by itself where the processor multiplies it natively)
 QUANTIZE=${QUANTIZE:-}                        # further options of quantize.py, e.g. "--per-prompt" or "--last 3"
+FORGET=${FORGET:-}                            # 1: what a round's quantize.py leaves out is left out of all later rounds
+LEARN=${LEARN:-}                              # further options of learn.py, e.g. "--no-reward-token"
 SAMPLE_BATCH=${SAMPLE_BATCH:-128}             # rows sampled together
 if [ "$TASK" = repetition ]; then DIAL_SAMPLES=1; else DIAL_SAMPLES=${DIAL_SAMPLES:-6}; fi
 PPL_MODEL=${PPL_MODEL:-$MODEL}                # whose perplexity measures fluency
@@ -133,13 +135,14 @@ explore 00 "$MODEL" $EXPLORE_P0                                        # initial
 previous=$MODEL pool=()
 for ((i = 1; i <= ITERATIONS; i++)); do
     last=$(printf %02d $((i - 1))) round=$(printf %02d "$i")
+    if [ -n "$FORGET" ] && ((i > 1)); then pool=("$RUN/quantized/$(printf %02d $((i - 2))).jsonl"); fi
     pool+=("$RUN/pool/$last.jsonl")
     stage "$RUN/quantized/$last.jsonl" quantize.py "${pool[@]}" \
         --quantiles "$K" --seed "$SEED" $QUANTIZE --out "$RUN/quantized/$last.jsonl"
     stage "$RUN/model/$round" learn.py --pool "$RUN/quantized/$last.jsonl" --model "$previous" --reference "$MODEL" \
         --beta "$BETA" --kl "$KL" --entropy-coef "$ENTROPY" --steps "$STEPS" --total-steps $((STEPS * ITERATIONS)) \
         --batch-size "$BATCH" --grad-accum "$GRAD_ACCUM" --lr "$LR" --warmup "$WARMUP" --clip "$CLIP" \
-        --reward-token-lr "$REWARD_TOKEN_LR" --reward-token-init "$REWARD_TOKEN_INIT" $BF16 --seed "$SEED" --out "$RUN/model/$round"
+        --reward-token-lr "$REWARD_TOKEN_LR" --reward-token-init "$REWARD_TOKEN_INIT" $BF16 $LEARN --seed "$SEED" --out "$RUN/model/$round"
     previous=$RUN/model/$round
     if ((i < ITERATIONS)); then explore "$round" "$previous" $EXPLORE; fi  # new samples, conditioned on r_K
 done

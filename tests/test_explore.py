@@ -243,10 +243,10 @@ def logits_of(*p):
     return torch.tensor([[math.log(x) if x else -math.inf for x in p]])
 
 
-def drawn(logits, u, top_p=1.0):
+def drawn(logits, u, top_p=1.0, top_k=0):
     """draw for many u at once, the same logits in each row."""
     u = torch.tensor(u, dtype=torch.float64)
-    return draw(logits.expand(len(u), -1).clone(), u, top_p).tolist()
+    return draw(logits.expand(len(u), -1).clone(), u, top_p, top_k).tolist()
 
 
 def test_draw_by_hand():
@@ -275,6 +275,15 @@ def test_top_p_by_hand():
     assert drawn(p, [0.01, 0.3, 0.6, 0.99], 0.3) == [1, 1, 1, 1]
     assert drawn(p, [0.2, 0.6, 0.8, 0.043, 0.046, 0.077, 0.079], 0.8) == [1, 2, 3, 1, 3, 3, 2]
     assert set(drawn(p, np.linspace(0, 0.999, 50).tolist(), 1.0)) == {0, 1, 2, 3}
+
+
+def test_top_k_by_hand():
+    """p = .1 .4 .2 .3: the two likeliest are 1 (.4) and 3 (.3), border at .4 / .7 = .571; of those a nucleus of .5 leaves 1. 0 and 4: all."""
+    p = logits_of(0.1, 0.4, 0.2, 0.3)
+    assert drawn(p, [0.0, 0.57, 0.572, 0.99], top_k=2) == [1, 1, 3, 3]
+    assert drawn(p, [0.0, 0.57, 0.58, 0.99], 0.5, 2) == [1, 1, 1, 1]
+    for k in (0, 4, 9):
+        assert drawn(p, [0.05, 0.15, 0.6, 0.8], top_k=k) == [0, 1, 2, 3]
 
 
 def slow_draw(p, u, top_p):
@@ -640,6 +649,17 @@ def test_main_uses_no_token_in_the_first_round(p0_folder, p0, tmp_path):
     rows = run(p0_folder, prompts_file(tmp_path, ["The film", ""]), tmp_path / "00.jsonl")
     assert [r["completion_ids"] for r in rows] == sample(p0, [p0.encode("The film"), [V - 1]], max_new_tokens=6, min_new_tokens=3)
     assert rows[1]["prompt"] == "" and rows[1]["prompt_ids"] == []
+
+
+def test_main_without_the_reward_token(quark_folder, quark, tmp_path):
+    """--reward-token none: a model that has reward tokens reads none; other samples than r_K's. --top-k 1: the likeliest token."""
+    path = prompts_file(tmp_path)
+    ids = [quark.encode(x) for x in ("The film", "I was", "She said that")]
+    rows = run(quark_folder, path, tmp_path / "none.jsonl", "--reward-token", "none")
+    assert [r["completion_ids"] for r in rows] == sample(quark, ids, max_new_tokens=6, min_new_tokens=3)
+    assert rows != run(quark_folder, path, tmp_path / "K.jsonl")
+    rows = run(quark_folder, path, tmp_path / "top.jsonl", "--top-k", 1)
+    assert [r["completion_ids"] for r in rows] == sample(quark, ids, quantile=K, max_new_tokens=6, min_new_tokens=3, greedy=True)
 
 
 def test_main_some_of_the_prompts(quark_folder, tmp_path):

@@ -437,6 +437,30 @@ def test_the_first_step_is_that_of_eq_2(pool, p0_folder, p0, tmp_path):
     assert metrics[0]["grad_norm"] == pytest.approx(norm, rel=1e-4)
 
 
+def test_no_reward_token(pool, p0_folder, p0, tmp_path):
+    """--no-reward-token: p0 reads what it wrote, so step 0 has KL 0 and the LM term is p0's own; the vocabulary stays V. Rows need no
+    quantile and weigh alike. A model that has reward tokens keeps them, unused."""
+    rows = [{k: x for k, x in row.items() if k != "quantile"} for row in quantized_rows(p0)]
+    bare = write_jsonl(tmp_path / "bare.jsonl", rows)
+    metrics = run(bare, p0_folder, p0_folder, tmp_path / "m", "--steps", 2, "--no-reward-token")
+    assert metrics[0]["kl"] == pytest.approx(0, abs=1e-6) and metrics[1]["kl"] > 1e-6
+    (part,) = load_quantized(bare, p0, reward_tokens=False)
+    batch = draw_batch([part], 5, np.random.default_rng([0, 0]))
+    assert len(part) == len(rows) and {k for k, _, _ in batch} == {None}
+    nats = tokens = 0
+    for _, x, y in batch:
+        ids = torch.tensor([[*x, *y]])
+        log_p = p0.model(ids).logits[0].log_softmax(-1)
+        nats -= sum(log_p[len(x) + t - 1, y[t]].item() for t in range(len(y)))
+        tokens += len(y)
+    assert metrics[0]["lm"] == pytest.approx(nats / tokens, rel=1e-4)
+    assert load_policy(tmp_path / "m").n_quantiles == 0 and load_policy(tmp_path / "m").vocab_size == V
+    run(pool, p0_folder, p0_folder, tmp_path / "quark", "--steps", 1)
+    run(pool, tmp_path / "quark", p0_folder, tmp_path / "more", "--steps", 1, "--no-reward-token")
+    before, after = (load_policy(tmp_path / name) for name in ("quark", "more"))
+    assert after.n_quantiles == 3 and before.n_quantiles == 3
+
+
 def test_pieces_of_a_batch_give_its_gradient(pool, p0_folder, tmp_path):
     """--grad-accum 3 of a batch of 5 (pieces of 1, 2, 2 rows of different lengths): the same metrics and gradient to rounding."""
     runs = [run(pool, p0_folder, p0_folder, tmp_path / str(n), "--steps", 1, "--grad-accum", n) for n in (1, 3)]

@@ -74,6 +74,20 @@ def test_ties_are_broken_at_random_not_by_age():
     assert abs((quantiles[::2] == 2).sum() - 250) < 60
 
 
+def test_ties_by_age_and_together_by_hand():
+    """Rewards 1 0 1 1 0 1, K = 3. By age, worst first: the zeros (rows 4, 1), then the ones (5, 3, 2, 0), two rows a part.
+    Together: the zeros' mean rank is .5, (.5 + .5) 3 / 6 = .5: part 1; the ones' is 3.5, (3.5 + .5) 3 / 6 = 2: part 3."""
+    rewards = [1, 0, 1, 1, 0, 1]
+    assert assign_quantiles(rewards, 3, ties="age").tolist() == [3, 1, 3, 2, 1, 2]
+    assert assign_quantiles(rewards, 3, ties="together").tolist() == [3, 1, 3, 3, 1, 3]
+    assert assign_quantiles([3, 1, 2, 4], 2, ties="together").tolist() == [2, 1, 1, 2]
+    twice, prompts = [1, 0, 1, 0, 1, 1], [0, 0, 0, 1, 1, 1]
+    assert assign_quantiles_per_prompt(twice, prompts, 3, 0, "age").tolist() == [3, 1, 2, 1, 3, 2]
+    for seed in range(9):
+        one, two = np.split(assign_quantiles_per_prompt(twice, prompts, 2, seed, "together"), 2)
+        assert one[0] == one[2] > one[1] and two[1] == two[2] > two[0]
+
+
 def test_seed_decides_ties_and_nothing_else():
     """Same seed: same parts. Another seed: another of the equal rewards crosses the border; distinct rewards stay."""
     tied = [0.0] * 3 + [1.0] * 5  # the best half is four of the five ones
@@ -205,6 +219,17 @@ def test_main_per_prompt_and_bounded(tmp_path, capsys):
     assert len(read_rows(tmp_path / "p.jsonl")) == 5
     quantize.main([str(pool), "--quantiles", "2", "--keep-top", "0.4", "--out", str(tmp_path / "t.jsonl")])
     assert [(r["reward"], r["quantile"]) for r in read_rows(tmp_path / "t.jsonl")] == [(20, 2), (10, 1)]
+
+
+def test_main_ties_and_random(tmp_path):
+    """--ties age: of ten equal rewards the five older ones are better. --random: good rewards are in both parts, which are still halves."""
+    pool = write_jsonl(tmp_path / "a.jsonl", [row(1, prompt=str(i)) for i in range(10)])
+    quantize.main([str(pool), "--quantiles", "2", "--ties", "age", "--out", str(tmp_path / "q.jsonl")])
+    assert [r["quantile"] for r in read_rows(tmp_path / "q.jsonl")] == [2] * 5 + [1] * 5
+    pool = write_jsonl(tmp_path / "b.jsonl", [row(i, prompt=str(i)) for i in range(100)])
+    quantize.main([str(pool), "--quantiles", "2", "--random", "--out", str(tmp_path / "r.jsonl")])
+    best = [r["reward"] for r in read_rows(tmp_path / "r.jsonl") if r["quantile"] == 2]
+    assert len(best) == 50 and 35 < np.mean(best) < 65
 
 
 def test_same_seed_same_bytes(tmp_path):
