@@ -30,16 +30,17 @@ if [ "$MODEL" = tiny/lm ]; then               # minutes on a laptop: the small m
         EXPLORE_P0=${EXPLORE_P0:---decode sample --top-p 0.5} EXPLORE=${EXPLORE:---decode sample --top-p 1}
     fi
     if [ "$TASK" = sentiment ]; then          # a small model's rare tokens are noise: without them it learns in fewer updates
-        STEPS=${STEPS:-60} NUM_PROMPTS=${NUM_PROMPTS:-640} EXPLORE=${EXPLORE:---decode sample --top-p 0.95}
+        EXPLORE=${EXPLORE:---decode sample --top-p 0.95}
     fi
     K=${K:-5}                                 # quantiles
     BETA=${BETA:-0.05}                        # weight of the KL term
     ITERATIONS=${ITERATIONS:-6}               # rounds of explore, quantize, learn
-    STEPS=${STEPS:-100}                       # updates a round
+    STEPS=${STEPS:-60}                        # updates a round
     BATCH=${BATCH:-32}                        # examples an update
     LR=${LR:-1e-3}                            # peak learning rate of Adam
     WARMUP=${WARMUP:-30}                      # updates
     CLIP=${CLIP:-1}                           # largest gradient norm
+    NUM_PROMPTS=${NUM_PROMPTS:-640}           # of the 851, drawn by the seed
     NUM_SAMPLES=${NUM_SAMPLES:-4}             # completions a prompt and round
     QUANTIZE=${QUANTIZE---per-prompt --last 2}    # these two are not in the paper; with them it learns in minutes (README); QUANTIZE= for none
     SAMPLE_BATCH=${SAMPLE_BATCH:-256}
@@ -70,7 +71,7 @@ else
 fi
 KL=${KL:-forward} ENTROPY=${ENTROPY:-0}       # forward and 0: the paper; reverse and 0.06: the authors' code
 EXPLORE_P0=${EXPLORE_P0:-$EXPLORE}            # the same for the first pool, which p0 writes
-NUM_PROMPTS=${NUM_PROMPTS:-}                  # explore only this many of the prompts
+NUM_PROMPTS=${NUM_PROMPTS:-}                  # explore this many of the prompts (none: all)
 REWARD_TOKEN_LR=${REWARD_TOKEN_LR:-1}         # times LR, for the rows of r_1 ... r_K
 REWARD_TOKEN_INIT=${REWARD_TOKEN_INIT:-normal}
 GRAD_ACCUM=${GRAD_ACCUM:-1}                   # pieces a batch is cut into, if memory is short
@@ -79,7 +80,8 @@ QUANTIZE=${QUANTIZE:-}                        # further options of quantize.py, 
 FORGET=${FORGET:-}                            # 1: what a round's quantize.py leaves out is left out of all later rounds
 LEARN=${LEARN:-}                              # further options of learn.py, e.g. "--no-reward-token"
 SAMPLE_BATCH=${SAMPLE_BATCH:-128}             # rows sampled together
-if [ "$TASK" = repetition ]; then DIAL_SAMPLES=1; else DIAL_SAMPLES=${DIAL_SAMPLES:-6}; fi
+if [ "$TASK" = repetition ] && [ "${DIAL_SAMPLES:-}" != 0 ]; then DIAL_SAMPLES=1; fi
+DIAL_SAMPLES=${DIAL_SAMPLES:-6}               # completions a prompt for each point of the dial; 0: no dial
 PPL_MODEL=${PPL_MODEL:-$MODEL}                # whose perplexity measures fluency
 RUN=${RUN:-runs/${REWARD##*[:/]}-$NAME}       # everything that is written; a reward of your own gets a folder of its own
 
@@ -155,9 +157,11 @@ if [ "$TASK" = repetition ]; then                                      # fluency
     evaluate quark-nucleus "$previous" --decode sample --top-p 0.9 --num-samples 2
     nucleus="$RUN/eval/base-nucleus.json $RUN/eval/quark-nucleus.json"
 fi
-stage "$RUN/eval/dial-none.json" evaluate.py --model "$previous" --reference "$MODEL" --ppl-model none \
-    --prompts "$TEST_PROMPTS" --reward "$REWARD" $judge $length --seed "$SEED" $EVALUATE --num-samples "$DIAL_SAMPLES" \
-    --reward-token all --out "$RUN/eval/dial"                          # the dial: r_1 ... r_K, and no token
+if ((DIAL_SAMPLES > 0)); then                                          # the dial: r_1 ... r_K, and no token
+    stage "$RUN/eval/dial-none.json" evaluate.py --model "$previous" --reference "$MODEL" --ppl-model none \
+        --prompts "$TEST_PROMPTS" --reward "$REWARD" $judge $length --seed "$SEED" $EVALUATE --num-samples "$DIAL_SAMPLES" \
+        --reward-token all --out "$RUN/eval/dial"
+fi
 "$PYTHON" evaluate.py --compare "$RUN/eval/base.json" "$RUN/eval/quark.json" ${nucleus:-} --report "$RUN"
 echo; echo "$(basename "$RUN") done in $((SECONDS - start)) s. Every stage's files are in $RUN; open $RUN/report.html in a browser."
 exit

@@ -1,6 +1,6 @@
 """A study's runs -> its table with intervals, its verdict, experiments/results/NAME.json and experiments/figures/NAME.png.
 
-    python experiments/study.py beta            # what `bash experiments/beta.sh` ends with
+    python experiments/study.py runs/studies/beta.tsv            # what `bash experiments/beta.sh` ends with
 
 Verdicts follow from one rule, fixed before any run was made. A claim says of a metric that variant A is above or below variant B.
 Seed by seed the difference A - B is taken, and its 95 % interval over the seeds (Student's t). The claim is *reproduced* if in
@@ -10,17 +10,26 @@ otherwise. A study's verdict is that of the claim that fares worst.
 
 import argparse
 import json
+import re
 from pathlib import Path
 
 import numpy as np
 
 ROOT = Path(__file__).resolve().parent.parent
 T95 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365, 9: 2.306, 10: 2.262}  # two-sided, by number of seeds
-METRICS = {"reward": "mean reward", "ppl": "perplexity / p0's", "kl": "KL(p0 || p), nats a token", "dist_1": "dist-1", "dist_3": "dist-3"}
+METRICS = {  # name: (what it is, digits)
+    "reward": ("mean reward", 3), "ppl": ("perplexity / p0's", 3), "kl": ("KL, nats a token", 3), "dist_1": ("dist-1", 3),
+    "dist_3": ("dist-3", 3), "seconds": ("seconds", 0), "mb": ("last quantized pool, MB", 2)}  # fmt: skip
 
 # study: [(metric, A, "<" or ">", B)]: what is claimed
 CLAIMS = {
-    "beta": [("reward", "1", "<", "0"), ("kl", "1", "<", "0"), ("ppl", "1", "<", "0")],
+    "beta": [("reward", "1", "<", "0"), ("kl", "1", "<", "0")],
+    "quantiles": [("reward", "16", ">", "2"), ("kl", "16", ">", "2")],
+    "learned_from": [("dist_3", "best", "<", "all"), ("reward", "random_tokens", "<", "all")],
+    "exploration": [("reward", "never", "<", "every_round"), ("reward", "on_no_token", "<", "every_round")],
+    "code": [("ppl", "reverse", "<", "paper"), ("ppl", "entropy", ">", "paper"), ("ppl", "top_50", "<", "paper")],
+    "ties": [("reward", "age", "<", "random")],
+    "pool": [("reward", "newest_2", ">", "all"), ("reward", "per_prompt_4", ">", "all")],
 }
 
 
@@ -29,13 +38,15 @@ def load(path):
 
 
 def measured(run):
-    """One run -> {metric: value}; KL is the mean of the last quarter of its last round's steps."""
+    """One run -> {metric: value}; KL, in the direction that was trained, is the mean of the last quarter of its last round's steps."""
     base, quark = (load(run / "eval" / f"{name}.json") for name in ("base", "quark"))
     steps = [json.loads(line) for line in sorted(run.glob("model/*/metrics.jsonl"))[-1].read_text(encoding="utf-8").splitlines()]
     (reward,) = quark["rewards"]
     return {"reward": quark["rewards"][reward]["mean"]["value"], "ppl": quark["perplexity"]["value"] / base["perplexity"]["value"],
             "kl": float(np.mean([s["kl"] for s in steps[-max(1, len(steps) // 4) :]])),
-            "dist_1": quark["dist_1"]["value"], "dist_3": quark["dist_3"]["value"]}  # fmt: skip
+            "dist_1": quark["dist_1"]["value"], "dist_3": quark["dist_3"]["value"],
+            "seconds": int(re.findall(r" done in (\d+) s", Path(f"{run}.log").read_text(encoding="utf-8"))[-1]),
+            "mb": max(run.glob("quantized/*.jsonl")).stat().st_size / 1e6}  # fmt: skip
 
 
 def interval(numbers):
@@ -53,51 +64,52 @@ def verdict(claims, results):
             mean, half = interval(np.subtract(variants[a][metric], variants[b][metric]))
             towards = mean if sign == ">" else -mean
             sides.append(1 if towards - half > 0 else -1 if towards + half < 0 else 0)
-            lines.append(f"{task}: {METRICS[metric]}, {a} - {b}: {mean:+.3f} ± {half:.3f}, claimed {sign} 0")
+            lines.append(f"{task}: {METRICS[metric][0]}, {a} - {b}: {mean:+.3f} ± {half:.3f}, claimed {sign} 0")
         words.append({1: "reproduced", 0: "unclear", -1: "not reproduced"}[min(sides)])
+        lines.append(f"{METRICS[metric][0]}, {a} {sign} {b}: {words[-1]}")
     return lines, next(word for word in ("not reproduced", "unclear", "reproduced") if word in words)
 
 
 def draw(results, path):
-    """Reward against perplexity, a panel a task: every seed a dot, every variant a cross of its intervals."""
+    """Reward against perplexity and against KL, a column of panels a task: a dot a seed, a cross of 95 % intervals a variant."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(5.5 * len(results), 4.2), layout="constrained")
-    for ax, (task, variants) in zip(figure.subplots(1, len(results), squeeze=False)[0], results.items()):
-        for number, (name, values) in enumerate(variants.items()):
-            color, (x, dx), (y, dy) = f"C{number}", interval(values["ppl"]), interval(values["reward"])
-            ax.plot(values["ppl"], values["reward"], "o", color=color, markersize=3, alpha=0.6)
-            ax.plot(x, y, "sD^vP*Xh"[number % 8], color=color, label=name)
-        ax.set(title=task, xlabel="perplexity / p0's (right: further away)", ylabel="mean reward")
-        ax.grid(color="#e5e5e5")
-        ax.legend(fontsize=8)
+    figure = Figure(figsize=(5.5 * len(results), 8), layout="constrained")
+    for panels, (task, variants) in zip(figure.subplots(2, len(results), squeeze=False).T, results.items()):
+        for ax, metric in zip(panels, ("ppl", "kl")):
+            for number, (name, values) in enumerate(variants.items()):
+                (x, dx), (y, dy) = interval(values[metric]), interval(values["reward"])
+                ax.plot(values[metric], values["reward"], "o", color=f"C{number}", markersize=3, alpha=0.6)
+                ax.errorbar(x, y, xerr=dx, yerr=dy, fmt="sD^vP*XhH"[number % 9], color=f"C{number}", elinewidth=0.7, label=name)
+            close = [values[m] for values in variants.values() for m in (metric, "reward")]
+            for limits, numbers in ((ax.set_xlim, sum(close[::2], [])), (ax.set_ylim, sum(close[1::2], []))):
+                limits(*(np.array([min(numbers), max(numbers)]) + np.array([-0.15, 0.15]) * (np.ptp(numbers) or 1)))  # wide intervals are cut
+            ax.set(title=task, xlabel=METRICS[metric][0], ylabel=METRICS["reward"][0])
+            ax.grid(color="#e5e5e5")
+        panels[0].legend(fontsize=8)
     path.parent.mkdir(exist_ok=True)
-    figure.savefig(path, dpi=120)
+    figure.savefig(path, dpi=100)
 
 
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    parser.add_argument("study", choices=CLAIMS)
-    parser.add_argument("--runs", type=Path, default=ROOT / "runs" / "studies")
+    parser.add_argument("runs", type=Path, help="the file in which study.sh lists a study's runs")
     args = parser.parse_args(argv)
-    found = {}  # task: {variant: {seed: metrics}}
-    for table in sorted((args.runs / args.study).glob("*/eval/quark.json"), key=lambda f: f.stat().st_mtime):
-        task, variant, seed = table.parent.parent.name.split("-", 1)[0], *table.parent.parent.name.split("-", 1)[1].rsplit("-seed", 1)
-        found.setdefault(task, {}).setdefault(variant, {})[int(seed)] = measured(table.parent.parent)
-    results, record = {}, {}
-    for task, variants in found.items():
-        seeds = sorted(set.intersection(*(set(v) for v in variants.values())))
-        results[task] = {name: {m: [by_seed[s][m] for s in seeds] for m in METRICS} for name, by_seed in variants.items()}
-        print(f"\n| {task}, seeds {', '.join(map(str, seeds))} | " + " | ".join(METRICS.values()) + " |\n|---|" + "---|" * len(METRICS))
-        for name, values in results[task].items():
-            print(f"| {name} | " + " | ".join("{:.3f} ± {:.3f}".format(*interval(values[m])) for m in METRICS) + " |")
-    lines, word = verdict(CLAIMS[args.study], results)
+    study, results = args.runs.stem, {}  # task: {variant: {metric: [a value a seed]}}
+    for line in args.runs.read_text(encoding="utf-8").splitlines():
+        name, task, _, run = line.split("\t")[:4]
+        for metric, value in measured(ROOT / run).items():
+            results.setdefault(task, {}).setdefault(name, {}).setdefault(metric, []).append(value)
+    for task, variants in results.items():
+        print(f"\n| {task}, {len(next(iter(variants.values()))['reward'])} seeds | " + " | ".join(what for what, _ in METRICS.values()) + " |\n|---|" + "---|" * len(METRICS))
+        for name, values in variants.items():
+            print(f"| {name} | " + " | ".join("{:.{d}f} ± {:.{d}f}".format(*interval(values[m]), d=digits) for m, (_, digits) in METRICS.items()) + " |")
+    lines, word = verdict(CLAIMS[study], results)
     print("\n" + "\n".join(lines) + f"\n\nVerdict: {word}.")
-    out = ROOT / "experiments" / "results" / f"{args.study}.json"
+    out = ROOT / "experiments" / "results" / f"{study}.json"
     out.parent.mkdir(exist_ok=True)
-    record = {"results": results, "claims": lines, "verdict": word}
-    out.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    draw(results, ROOT / "experiments" / "figures" / f"{args.study}.png")
+    out.write_text(json.dumps({"results": results, "claims": lines, "verdict": word}, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    draw(results, ROOT / "experiments" / "figures" / f"{study}.png")
 
 
 if __name__ == "__main__":

@@ -46,38 +46,47 @@ def test_verdicts_by_hand():
     assert study.verdict(claim, {"x": clear, "y": task(-0.2, -0.2, -0.21)})[1] == "not reproduced"
     assert study.verdict([("reward", "a", "<", "b")], {"x": clear})[1] == "not reproduced"
     lines, word = study.verdict([*claim, ("kl", "a", ">", "b")], {"x": clear})
-    assert word == "not reproduced" and "x: mean reward, a - b: +0.203 ± 0.014, claimed > 0" in lines
+    assert word == "not reproduced" and "x: mean reward, a - b: +0.203 ± 0.014, claimed > 0" in lines and lines[1] == "mean reward, a > b: reproduced"
 
 
 FAKE = """#!/usr/bin/env bash
 # run_all.sh as a study sees it: asked for a task, a seed and settings, it writes what study.py reads; BETA=1 fails once.
-echo $1 $SEED ${BETA:-p0} $ITERATIONS $(ls "$RUN") >> calls
+echo "$1 $SEED ${BETA:-.} ${REWARD:-.} $ITERATIONS,$STEPS,$NUM_PROMPTS $(ls "$RUN" | tr '\\n' ' ')$(ls "$RUN/pool") $EVALUATE" >> calls
 if [ "${BETA:-}" = 1 ] && [ ! -e failed ]; then touch failed; exit 1; fi
-mkdir -p "$RUN/pool" "$RUN/eval" "$RUN/model/01"
-echo "{}" > "$RUN/pool/00.jsonl"; touch "$RUN/eval/base.jsonl" "$RUN/report.html"
+mkdir -p "$RUN/pool" "$RUN/eval" "$RUN/model/01" "$RUN/quantized"
+echo "{}" | tee "$RUN/pool/00.jsonl" > "$RUN/quantized/00.jsonl"; touch "$RUN/eval/base.jsonl" "$RUN/report.html"
 for name in base quark; do
     echo '{"rewards": {"r": {"mean": {"value": 0.'$((5 - ${BETA:-0} + SEED))'}}}, "perplexity": {"value": 10}, "dist_1": {"value": 0.5},
            "dist_3": {"value": 0.5}}' > "$RUN/eval/$name.json"
 done
 echo '{"kl": 0.'$((3 - ${BETA:-0}))'}' > "$RUN/model/01/metrics.jsonl"
+echo "run done in 7 s."
 """
 
 
 def test_a_study_goes_on_where_it_stopped(tmp_path):
-    """Two variants, two seeds: p0 once a seed and its files in every run; a failed run is named and made again, finished ones are not."""
+    """Two variants, two seeds: p0 once a seed and its files in every run; a failed run is named and made again, finished ones are not.
+    Another study then finds the run without settings; where p0 samples by a reward of its own, only p0's evaluation is taken over."""
     shutil.copytree(ROOT / "experiments", tmp_path / "experiments", ignore=shutil.ignore_patterns("figures", "results", "__pycache__"))
     (tmp_path / "run_all.sh").write_text(FAKE)
-    (tmp_path / "experiments" / "beta.sh").write_text(
-        'source "$(dirname "$0")/study.sh"\nvariant 0 BETA=0\nvariant 1 BETA=1\nfinish\n')  # fmt: skip
-    env = {**os.environ, "PYTHON": sys.executable, "TASKS": "sentiment", "SEEDS": "0 1", "JOBS": "1"}
-    runs = [subprocess.run(["bash", "experiments/beta.sh"], cwd=tmp_path, env=env, capture_output=True, text=True) for _ in range(2)]
-    assert runs[0].returncode != 0 and "runs/studies/beta/sentiment-1-seed" in runs[0].stderr and runs[1].returncode == 0, runs[1].stderr
-    calls = (tmp_path / "calls").read_text().splitlines()
-    p0 = [call for call in calls if call.split()[2:] == ["p0", "0"]]
-    assert [call.split()[:2] for call in p0] == [["sentiment", "0"], ["sentiment", "1"]]
-    made = sorted(call.split(" 5 ")[0] for call in calls if call not in p0)
-    assert made == sorted([f"sentiment {seed} {beta}" for seed in "01" for beta in "01"] + ["sentiment 0 1"])
-    assert all("eval pool" in call for call in calls if call not in p0)
+
+    def study(name, variants, expected=0):
+        (tmp_path / "experiments" / f"{name}.sh").write_text(f'source "$(dirname "$0")/study.sh"\n{variants}\nfinish\n')
+        env = {**os.environ, "PYTHON": sys.executable, "TASKS": "sentiment", "SEEDS": "0 1", "JOBS": "1"}
+        done = subprocess.run(["bash", f"experiments/{name}.sh"], cwd=tmp_path, env=env, capture_output=True, text=True)
+        assert (done.returncode == 0) == (expected == 0), done.stderr
+        calls = (tmp_path / "calls").read_text().splitlines()
+        (tmp_path / "calls").unlink()
+        return [call.removesuffix(" --decode sample --top-p 0.9 --num-samples 5 --reward sentiment") for call in calls], done.stderr
+
+    first, message = study("beta", "variant 0\nvariant 1 BETA=1 STEPS=9", expected=1)
+    settings, whole = "4,50,320", "eval pool 00.jsonl"
+    assert first == [f"sentiment {s} . . 0,,320 eval pool " if i == 0 else f"sentiment {s} . . {settings} {whole}" for i in (0, 1) for s in (0, 1)] + [
+        f"sentiment {s} 1 . 4,9,320 {whole}" for s in (0, 1)]  # fmt: skip
+    assert "runs/studies/beta/1-sentiment-seed0 failed" in message
+    assert study("beta", "variant 0\nvariant 1 BETA=1 STEPS=9")[0] == [f"sentiment 0 1 . 4,9,320 {whole}"]
     result = json.loads((tmp_path / "experiments" / "results" / "beta.json").read_text())
     assert result["results"]["sentiment"]["0"]["reward"] == [0.5, 0.6] and result["results"]["sentiment"]["1"]["kl"] == [0.2, 0.2]
-    assert result["verdict"] == "unclear" and (tmp_path / "experiments" / "figures" / "beta.png").exists()  # perplexities are equal
+    assert result["verdict"] == "reproduced" and (tmp_path / "experiments" / "figures" / "beta.png").exists()
+    ties = "variant random REWARD=r.py:TASK\nvariant age\n"
+    assert study("ties", ties)[0] == [f"sentiment {s} . r.py:sentiment {settings} eval pool " for s in (0, 1)]

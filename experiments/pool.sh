@@ -1,0 +1,12 @@
+#!/usr/bin/env bash
+# Study 7, open question one: must the pool grow? Bounded pools at equal numbers of samples and of updates.
+ITERATIONS=6 STEPS=25 NUM_PROMPTS=200
+source "$(dirname "$0")/study.sh"
+variant all QUANTIZE=
+for n in 1 2 4; do variant newest_$n QUANTIZE="--last $n"; done       # the newest 8 of 6 rounds are all
+variant best_half QUANTIZE="--keep-top 0.5"
+variant drop_fifth QUANTIZE="--keep-top 0.8" FORGET=1
+variant per_prompt_2 QUANTIZE=--per-prompt NUM_PROMPTS=400 NUM_SAMPLES=2      # one sample a prompt has no sibling in round 1
+variant per_prompt_4 QUANTIZE=--per-prompt
+variant per_prompt_16 QUANTIZE=--per-prompt NUM_PROMPTS=50 NUM_SAMPLES=16
+finish
