@@ -19,7 +19,8 @@ ROOT = Path(__file__).resolve().parent.parent
 T95 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365, 9: 2.306, 10: 2.262}  # two-sided, by number of seeds
 METRICS = {  # name: (what it is, digits)
     "reward": ("mean reward", 3), "ppl": ("perplexity / p0's", 3), "kl": ("KL, nats a token", 3), "dist_1": ("dist-1", 3),
-    "dist_3": ("dist-3", 3), "seconds": ("seconds", 0), "mb": ("last quantized pool, MB", 2)}  # fmt: skip
+    "dist_3": ("dist-3", 3), "seconds": ("seconds", 0), "mb": ("last quantized pool, MB", 2),
+    "worst": ("log p(y) - log p0(y) of p0's worst samples, nats a token", 3)}  # fmt: skip
 
 # study: [(metric, A, "<" or ">", B)]: what is claimed
 CLAIMS = {
@@ -29,6 +30,7 @@ CLAIMS = {
     "exploration": [("reward", "never", "<", "every_round"), ("reward", "on_no_token", "<", "every_round")],
     "code": [("ppl", "reverse", "<", "paper"), ("ppl", "entropy", ">", "paper"), ("ppl", "top_50", "<", "paper")],
     "ties": [("reward", "age", "<", "random")],
+    "hidden": [("reward", "quark, r_1", ">", "p0"), ("reward", "quark, no token", ">", "p0"), ("reward", "quark+32", ">", "p0+32")],
     "pool": [("reward", "newest_2", ">", "all"), ("reward", "per_prompt_4", ">", "all")],
 }
 
@@ -70,13 +72,20 @@ def verdict(claims, results):
     return lines, next(word for word in ("not reproduced", "unclear", "reproduced") if word in words)
 
 
+def _metrics(results):
+    """The metrics that `results` has, in the order of METRICS."""
+    (measured, *_) = (values for variants in results.values() for values in variants.values())
+    return {m: METRICS[m] for m in METRICS if m in measured}
+
+
 def draw(results, path):
-    """Reward against perplexity and against KL, a column of panels a task: a dot a seed, a cross of 95 % intervals a variant."""
+    """Reward against how far p is from p0, a column of panels a task: a dot a seed, a cross of 95 % intervals a variant."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(5.5 * len(results), 8), layout="constrained")
-    for panels, (task, variants) in zip(figure.subplots(2, len(results), squeeze=False).T, results.items()):
-        for ax, metric in zip(panels, ("ppl", "kl")):
+    distances = [m for m in ("ppl", "kl", "worst") if m in _metrics(results)]
+    figure = Figure(figsize=(5.5 * len(results), 4 * len(distances)), layout="constrained")
+    for panels, (task, variants) in zip(figure.subplots(len(distances), len(results), squeeze=False).T, results.items()):
+        for ax, metric in zip(panels, distances):
             for number, (name, values) in enumerate(variants.items()):
                 (x, dx), (y, dy) = interval(values[metric]), interval(values["reward"])
                 ax.plot(values[metric], values["reward"], "o", color=f"C{number}", markersize=3, alpha=0.6)
@@ -91,6 +100,21 @@ def draw(results, path):
     figure.savefig(path, dpi=100)
 
 
+def publish(study, results):
+    """Prints the table and the verdict, writes experiments/results/STUDY.json, draws experiments/figures/STUDY.png."""
+    metrics = _metrics(results)
+    for task, variants in results.items():
+        print(f"\n| {task}, {len(next(iter(variants.values()))['reward'])} seeds | " + " | ".join(what for what, _ in metrics.values()) + " |\n|---|" + "---|" * len(METRICS))
+        for name, values in variants.items():
+            print(f"| {name} | " + " | ".join("{:.{d}f} ± {:.{d}f}".format(*interval(values[m]), d=digits) for m, (_, digits) in metrics.items()) + " |")
+    lines, word = verdict(CLAIMS[study], results)
+    print("\n" + "\n".join(lines) + f"\n\nVerdict: {word}.")
+    out = ROOT / "experiments" / "results" / f"{study}.json"
+    out.parent.mkdir(exist_ok=True)
+    out.write_text(json.dumps({"results": results, "claims": lines, "verdict": word}, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    draw(results, ROOT / "experiments" / "figures" / f"{study}.png")
+
+
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("runs", type=Path, help="the file in which study.sh lists a study's runs")
@@ -100,16 +124,7 @@ def main(argv=None):
         name, task, _, run = line.split("\t")[:4]
         for metric, value in measured(ROOT / run).items():
             results.setdefault(task, {}).setdefault(name, {}).setdefault(metric, []).append(value)
-    for task, variants in results.items():
-        print(f"\n| {task}, {len(next(iter(variants.values()))['reward'])} seeds | " + " | ".join(what for what, _ in METRICS.values()) + " |\n|---|" + "---|" * len(METRICS))
-        for name, values in variants.items():
-            print(f"| {name} | " + " | ".join("{:.{d}f} ± {:.{d}f}".format(*interval(values[m]), d=digits) for m, (_, digits) in METRICS.items()) + " |")
-    lines, word = verdict(CLAIMS[study], results)
-    print("\n" + "\n".join(lines) + f"\n\nVerdict: {word}.")
-    out = ROOT / "experiments" / "results" / f"{study}.json"
-    out.parent.mkdir(exist_ok=True)
-    out.write_text(json.dumps({"results": results, "claims": lines, "verdict": word}, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    draw(results, ROOT / "experiments" / "figures" / f"{study}.png")
+    publish(study, results)
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ ITERATIONS=${ITERATIONS:-4} STEPS=${STEPS:-50} NUM_PROMPTS=${NUM_PROMPTS:-320} N
 export DIAL_SAMPLES=0
 runs=runs/studies
 lines=()
+REPORT=study
 
 variant() {                                   # one line a run: task, seed, its folder, whether p0's samples are shared, settings
     local name=$1 task seed folder own= setting
@@ -43,6 +44,8 @@ one() {                                       # one LINE
         bash run_all.sh "$task" > "$run.log" 2>&1 || { echo "$run failed: $run.log" >&2; return 1; }
 }
 
+afterwards() { :; }                           # what a study does with the finished runs
+
 finish() {
     export p0=$runs/p0-$NUM_PROMPTS-$NUM_SAMPLES
     mkdir -p "$runs/$STUDY"
@@ -50,7 +53,9 @@ finish() {
     export -f one
     for task in $TASKS; do for seed in $SEEDS; do
         printf 'p0\t%s\t%s\t%s\town\tITERATIONS=0\tNUM_PROMPTS=%s\tNUM_SAMPLES=%s\n' "$task" "$seed" "$p0-$task-seed$seed" "$NUM_PROMPTS" "$NUM_SAMPLES"
-    done; done | xargs -P "$JOBS" -d '\n' -n 1 bash -c 'one "$0"'
+    done; done > "$runs/$STUDY-p0.tsv"
+    xargs -P "$JOBS" -d '\n' -n 1 bash -c 'one "$0"' < "$runs/$STUDY-p0.tsv"
     xargs -P "$JOBS" -d '\n' -n 1 bash -c 'one "$0"' < "$runs/$STUDY.tsv"
-    "$PYTHON" experiments/study.py "$runs/$STUDY.tsv"
+    afterwards
+    "$PYTHON" "experiments/$REPORT.py" "$runs/$STUDY.tsv"
 }
