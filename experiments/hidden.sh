@@ -11,7 +11,7 @@ evaluated() {                                 # evaluated OUTPUT MODEL TASK SEED
     local out=$1 model=$2 task=$3 seed=$4
     shift 4
     [ -e "$out" ] || "$PYTHON" evaluate.py --model "$model" --reference tiny/lm --ppl-model none --prompts tiny/prompts/test.jsonl \
-        --reward "$task" --num-samples 5 --seed "$seed" --bf16 "$@"
+        --reward "$task" --num-samples 5 --seed "$seed" "$@"
 }
 
 relearn() {                                   # relearn LINE: what becomes of a run's model, in its folder hidden/
