@@ -29,9 +29,10 @@ if [ "$MODEL" = tiny/lm ]; then               # minutes on a laptop: the small m
         NUM_PROMPTS=${NUM_PROMPTS:-192} NUM_SAMPLES=${NUM_SAMPLES:-5}
         EXPLORE_P0=${EXPLORE_P0:---decode sample --top-p 0.5} EXPLORE=${EXPLORE:---decode sample --top-p 1}
     fi
-    if [ "$TASK" = sentiment ]; then          # a small model's rare tokens are noise: without them it learns in fewer updates
-        EXPLORE=${EXPLORE:---decode sample --top-p 0.95}
-    fi
+    case $TASK in                             # a small model's rare tokens are noise: without them it learns in fewer updates
+        sentiment) EXPLORE=${EXPLORE:---decode sample --top-p 0.95} ;;
+        toxicity)  EXPLORE=${EXPLORE:---decode sample --top-p 0.97} ;;
+    esac
     K=${K:-5}                                 # quantiles
     BETA=${BETA:-0.05}                        # weight of the KL term
     ITERATIONS=${ITERATIONS:-6}               # rounds of explore, quantize, learn
