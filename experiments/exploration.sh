@@ -4,5 +4,5 @@ source "$(dirname "$0")/study.sh"
 variant every_round
 variant never ITERATIONS=1 STEPS=200 NUM_SAMPLES=16
 variant twice_as_often ITERATIONS=8 STEPS=25 NUM_SAMPLES=2
-variant on_no_token EXPLORE_P0="--decode sample --top-p 0.95" EXPLORE="--decode sample --top-p 0.95 --reward-token none"
+variant on_no_token EXPLORE="--decode sample --top-p 0.95 --reward-token none"
 finish

@@ -13,7 +13,7 @@ TASKS=${TASKS:-sentiment toxicity} SEEDS=${SEEDS:-0 1 2}
 JOBS=${JOBS:-2}                               # runs at a time, each with one thread
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
 ITERATIONS=${ITERATIONS:-4} STEPS=${STEPS:-50} NUM_PROMPTS=${NUM_PROMPTS:-320} NUM_SAMPLES=${NUM_SAMPLES:-4}
-export DIAL_SAMPLES=0
+export DIAL_SAMPLES=0 EXPLORE=${EXPLORE:---decode sample --top-p 0.95}
 runs=runs/studies
 lines=()
 REPORT=study
