@@ -101,18 +101,31 @@ def draw(results, path):
 
 
 def publish(study, results):
-    """Prints the table and the verdict, writes experiments/results/STUDY.json, draws experiments/figures/STUDY.png."""
-    metrics = _metrics(results)
-    for task, variants in results.items():
-        print(f"\n| {task}, {len(next(iter(variants.values()))['reward'])} seeds | " + " | ".join(what for what, _ in metrics.values()) + " |\n|---|" + "---|" * len(METRICS))
-        for name, values in variants.items():
-            print(f"| {name} | " + " | ".join("{:.{d}f} ± {:.{d}f}".format(*interval(values[m]), d=digits) for m, (_, digits) in metrics.items()) + " |")
+    """Writes experiments/results/STUDY.json, the study's place in experiments/README.md, and draws experiments/figures/STUDY.png."""
     lines, word = verdict(CLAIMS[study], results)
-    print("\n" + "\n".join(lines) + f"\n\nVerdict: {word}.")
     out = ROOT / "experiments" / "results" / f"{study}.json"
     out.parent.mkdir(exist_ok=True)
     out.write_text(json.dumps({"results": results, "claims": lines, "verdict": word}, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     draw(results, ROOT / "experiments" / "figures" / f"{study}.png")
+    text = as_text(study, results)
+    print(text)
+    page = ROOT / "experiments" / "README.md"
+    before, rest = page.read_text(encoding="utf-8").split(f"<!-- {study} -->\n")
+    page.write_text(f"{before}<!-- {study} -->\n{text}<!-- end{rest.split('<!-- end', 1)[1]}", encoding="utf-8")
+
+
+def as_text(study, results):
+    """The study's table, how its claims fare, its verdict and its picture, in Markdown."""
+    metrics, parts = _metrics(results), []
+    for task, variants in results.items():
+        n = len(next(iter(variants.values()))["reward"])
+        parts.append(f"| {task}, {n} seeds | " + " | ".join(what for what, _ in metrics.values()) + " |\n|---|" + "---|" * len(metrics) + "\n")
+        for name, values in variants.items():
+            cells = ["{:.{d}f} ± {:.{d}f}".format(*interval(values[m]), d=digits) for m, (_, digits) in metrics.items()]
+            parts[-1] += f"| {name} | " + " | ".join(cells) + " |\n"
+    lines, word = verdict(CLAIMS[study], results)
+    parts += ["\n".join(f"- {line}" for line in lines) + "\n", f"**Verdict: {word}.**\n", f"![{study}](figures/{study}.png)\n"]
+    return "\n".join(parts)
 
 
 def main(argv=None):

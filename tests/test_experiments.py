@@ -69,6 +69,8 @@ def test_a_study_goes_on_where_it_stopped(tmp_path):
     Another study then finds the run without settings; where p0 samples by a reward of its own, only p0's evaluation is taken over."""
     shutil.copytree(ROOT / "experiments", tmp_path / "experiments", ignore=shutil.ignore_patterns("figures", "results", "__pycache__"))
     (tmp_path / "run_all.sh").write_text(FAKE)
+    page = tmp_path / "experiments" / "README.md"
+    page.write_text("above\n<!-- beta -->\nold\n<!-- end -->\nbetween\n<!-- ties -->\n<!-- end -->\nbelow\n")
 
     def study(name, variants, expected=0):
         (tmp_path / "experiments" / f"{name}.sh").write_text(f'source "$(dirname "$0")/study.sh"\n{variants}\nfinish\n')
@@ -88,5 +90,18 @@ def test_a_study_goes_on_where_it_stopped(tmp_path):
     result = json.loads((tmp_path / "experiments" / "results" / "beta.json").read_text())
     assert result["results"]["sentiment"]["0"]["reward"] == [0.5, 0.6] and result["results"]["sentiment"]["1"]["kl"] == [0.2, 0.2]
     assert result["verdict"] == "reproduced" and (tmp_path / "experiments" / "figures" / "beta.png").exists()
+    above, between = page.read_text().split("| 1 | 0.450 ± 0.635 |")
+    assert above.startswith("above\n<!-- beta -->\n| sentiment, 2 seeds | mean reward |") and "**Verdict: reproduced.**" in between
+    assert between.endswith("<!-- end -->\nbetween\n<!-- ties -->\n<!-- end -->\nbelow\n") and "old" not in above + between
     ties = "variant random REWARD=r.py:TASK\nvariant age\n"
     assert study("ties", ties)[0] == [f"sentiment {s} . r.py:sentiment {settings} eval pool " for s in (0, 1)]
+
+
+def test_the_page_says_what_was_measured():
+    """Every study has its place on the page; where it was made, table and verdict there are those of its JSON file."""
+    page = (ROOT / "experiments" / "README.md").read_text(encoding="utf-8")
+    for name in study.CLAIMS:
+        place = page.split(f"<!-- {name} -->\n")[1].split("<!-- end -->")[0]
+        result = ROOT / "experiments" / "results" / f"{name}.json"
+        assert place == (study.as_text(name, study.load(result)["results"]) if result.exists() else "Not made yet.\n")
+        assert f"bash experiments/{name}.sh" in page and (ROOT / "experiments" / f"{name}.sh").exists()
