@@ -23,11 +23,11 @@ if [ "$MODEL" = tiny/lm ]; then               # minutes on a laptop: the small m
     NAME=tiny
     PROMPTS=${PROMPTS:-tiny/prompts/train.jsonl}             # X
     TEST_PROMPTS=${TEST_PROMPTS:-tiny/prompts/test.jsonl}
-    if [ "$TASK" = repetition ]; then         # longer completions, so fewer of them; samples of p0 that loop now and then
-        K=${K:-3} ITERATIONS=${ITERATIONS:-7} STEPS=${STEPS:-120} BATCH=${BATCH:-20} LR=${LR:-3e-3}
+    if [ "$TASK" = repetition ]; then         # longer completions, so fewer of them
+        K=${K:-3} ITERATIONS=${ITERATIONS:-4} STEPS=${STEPS:-150} BATCH=${BATCH:-20} LR=${LR:-3e-3}
         QUANTIZE=${QUANTIZE---per-prompt --last 2 --keep-p0}
         NUM_PROMPTS=${NUM_PROMPTS:-192} NUM_SAMPLES=${NUM_SAMPLES:-5}
-        EXPLORE_P0=${EXPLORE_P0:---decode sample --top-p 0.5} EXPLORE=${EXPLORE:---decode sample --top-p 1}
+        EXPLORE_P0=${EXPLORE_P0:---decode sample --top-p 0.7} EXPLORE=${EXPLORE:---decode sample --top-p 1}
     fi
     case $TASK in                             # a small model's rare tokens are noise: without them it learns in fewer updates
         sentiment) EXPLORE=${EXPLORE:---decode sample --top-p 0.95} ;;

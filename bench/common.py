@@ -14,7 +14,7 @@ sys.path.insert(0, str(ROOT))
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from explore import Policy, multiply_with_onednn, quicker
+from explore import LaidOut, Policy, matrices, multiply_with_onednn, quicker
 
 SHAPES = {"tiny": dict(n_embd=256, n_layer=6, n_head=4), "gpt2": dict(n_embd=768, n_layer=12, n_head=12)}
 V = 50257  # GPT-2's vocabulary at both shapes
@@ -62,17 +62,24 @@ def as_here(function):
 @as_here
 def seconds_of_products(model, rows, output_rows):
     """Seconds of nothing but the matrix products of `rows` tokens on their way through all blocks, and of `output_rows` through
-    the output layer: the quickest sweep of two seconds. Each block's own matrices, so that they come from
-    memory as they do in the work, as quick as processor and memory allow."""
-    blocks = [m.weight.detach() for b in model.transformer.h for m in (b.attn.c_attn, b.attn.c_proj, b.mlp.c_fc, b.mlp.c_proj)]
-    products = [(torch.randn(rows, w.shape[0], device=w.device), w) for w in blocks]
-    products += [(torch.randn(output_rows, model.config.n_embd, device=blocks[0].device), model.lm_head.weight.detach().T)]
+    the output layer: the quickest sweep of two seconds, on a CPU of the weights as they are and as explore.py lays them out.
+    Each block's own matrices, so that they come from memory as they do in the work, as quick as processor and memory allow."""
+    products = []
+    for _, name, weight, _ in matrices(model):
+        x = torch.randn(output_rows if name == "lm_head" else rows, weight.shape[1], device=weight.device)
+        laid_out = LaidOut(weight, None, torch.float32) if x.is_cpu and hasattr(torch.ops.mkldnn, "_linear_pointwise") else None
+        products.append((x, weight.T, laid_out))
 
-    def sweep():
-        for x, weight in products:
+    def plain():
+        for x, weight, _ in products:
             x @ weight
 
-    return min(alternately({"products": sweep}, seconds=2.0)["products"])
+    def as_laid_out():
+        for x, _, product in products:
+            product(x)
+
+    sweeps = {"plain": plain} | ({"laid out": as_laid_out} if products[0][2] else {})
+    return min(min(times) for times in alternately(sweeps, seconds=2.0 * len(sweeps)).values())
 
 
 def report(name, tables):
