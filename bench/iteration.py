@@ -56,7 +56,7 @@ def ours(model, prompts, reward, folder, bf16):
 
     def go():
         explore.main(["--model", f"{model}", "--prompts", f"{prompts}", "--reward", f"{reward}:commas", "--num-samples", f"{SAMPLES}",
-                      "--max-new-tokens", f"{NEW}", "--min-new-tokens", f"{NEW}", "--out", f"{pool}", *bf16])  # fmt: skip
+                      "--max-new-tokens", f"{NEW}", "--min-new-tokens", f"{NEW}", "--batch-size", "256", "--out", f"{pool}", *bf16])  # fmt: skip
         quantize.main([f"{pool}", "--quantiles", "5", "--out", f"{quantized}"])
         learn.main(["--pool", f"{quantized}", "--model", f"{model}", "--reference", f"{model}", "--steps", f"{STEPS}",
                     "--batch-size", f"{BATCH}", "--beta", f"{BETA}", "--lr", "1e-5", "--out", f"{folder / 'model'}", *bf16])  # fmt: skip
