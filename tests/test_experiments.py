@@ -7,7 +7,7 @@ import subprocess
 import sys
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, write_jsonl
 
 sys.path.insert(0, str(ROOT / "experiments"))
 import seeds
@@ -105,3 +105,23 @@ def test_the_page_says_what_was_measured():
         result = ROOT / "experiments" / "results" / f"{name}.json"
         assert place == (study.as_text(name, study.load(result)["results"]) if result.exists() else "Not made yet.\n")
         assert f"bash experiments/{name}.sh" in page and (ROOT / "experiments" / f"{name}.sh").exists()
+
+
+def test_what_is_left_of_the_worst(p0, p0_folder, quark, quark_folder, tmp_path):
+    """0 for p0 itself; for another model the mean difference of log-probabilities a token, with and without a token in front, slowly."""
+    import hidden
+    import torch
+
+    rows = [{"prompt": x, "completion": y, "reward": 0} for x, y in (("The film", " was"), ("I was there and", " it is good"))]
+    worst = write_jsonl(tmp_path / "worst.jsonl", rows)
+    assert hidden.worst_nats(p0_folder, worst, p0) == pytest.approx(0, abs=1e-6)
+    for k, front in ((None, []), (2, [quark.reward_token_id(2)])):
+        difference = tokens = 0
+        for row in rows:
+            x, y = p0.encode(row["prompt"]), p0.encode(row["completion"])
+            for policy, start, sign in ((quark, front, 1), (p0, [], -1)):
+                with torch.no_grad():
+                    log_p = policy.model(torch.tensor([[*start, *x, *y]])).logits[0, :, : p0.vocab_size].log_softmax(-1)
+                difference += sign * sum(log_p[len(start) + len(x) + t - 1, y[t]].item() for t in range(len(y)))
+            tokens += len(y)
+        assert hidden.worst_nats(quark_folder, worst, p0, k) == pytest.approx(difference / tokens, abs=1e-5)
