@@ -1,6 +1,6 @@
 # What the studies share. A study is a shell file that sources this one, names its variants and calls `finish`:
 #
-#   variant NAME SETTING=VALUE ...      settings of run_all.sh, TASK standing for the task; without any: a run that the studies share
+#   variant NAME SETTING=VALUE ...      settings of run_all.sh, TASK standing for the task; studies share the runs of equal settings
 #
 # Every variant is a run of run_all.sh for each task and seed, cut down to what fits into the budget. Runs lie in runs/studies/,
 # an interrupted study goes on where it stopped, and experiments/study.py turns what they wrote into a table, a verdict, a JSON
@@ -21,10 +21,10 @@ REPORT=study
 variant() {                                   # one line a run: task, seed, its folder, whether p0's samples are shared, settings
     local name=$1 task seed folder own= setting
     shift
-    if [ $# = 0 ]; then folder=$runs/shared-$ITERATIONS-$STEPS-$NUM_PROMPTS-$NUM_SAMPLES; else folder=$runs/$STUDY/$name; fi
+    folder=$runs/$(printf '%s-' "$ITERATIONS" "$STEPS" "$NUM_PROMPTS" "$NUM_SAMPLES" "$@" | tr -c 'A-Za-z0-9.=_-' _)
     for setting in "$@"; do case $setting in NUM_*|EXPLORE*|REWARD*) own=own ;; esac; done    # then p0 samples otherwise
     for task in $TASKS; do for seed in $SEEDS; do
-        lines+=("$(printf '%s\t' "$name" "$task" "$seed" "$folder-$task-seed$seed" "${own:-shared}" "ITERATIONS=$ITERATIONS" \
+        lines+=("$(printf '%s\t' "$name" "$task" "$seed" "$folder$task-seed$seed" "${own:-shared}" "ITERATIONS=$ITERATIONS" \
             "STEPS=$STEPS" "NUM_PROMPTS=$NUM_PROMPTS" "NUM_SAMPLES=$NUM_SAMPLES" "$@")")
     done; done
 }
@@ -48,7 +48,7 @@ afterwards() { :; }                           # what a study does with the finis
 
 finish() {
     export p0=$runs/p0-$NUM_PROMPTS-$NUM_SAMPLES
-    mkdir -p "$runs/$STUDY"
+    mkdir -p "$runs"
     printf '%s\n' "${lines[@]}" > "$runs/$STUDY.tsv"
     export -f one
     for task in $TASKS; do for seed in $SEEDS; do

@@ -85,7 +85,7 @@ def test_a_study_goes_on_where_it_stopped(tmp_path):
     settings, whole = "4,50,320", "eval pool 00.jsonl"
     assert first == [f"sentiment {s} . . 0,,320 eval pool " if i == 0 else f"sentiment {s} . . {settings} {whole}" for i in (0, 1) for s in (0, 1)] + [
         f"sentiment {s} 1 . 4,9,320 {whole}" for s in (0, 1)]  # fmt: skip
-    assert "runs/studies/beta/1-sentiment-seed0 failed" in message
+    assert "runs/studies/4-50-320-4-BETA=1-STEPS=9-sentiment-seed0 failed" in message
     assert study("beta", "variant 0\nvariant 1 BETA=1 STEPS=9")[0] == [f"sentiment 0 1 . 4,9,320 {whole}"]
     result = json.loads((tmp_path / "experiments" / "results" / "beta.json").read_text())
     assert result["results"]["sentiment"]["0"]["reward"] == [0.5, 0.6] and result["results"]["sentiment"]["1"]["kl"] == [0.2, 0.2]
