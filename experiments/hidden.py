@@ -6,9 +6,7 @@ Rows are p0 and Quark's model under r_K, r_1 and no token; NAME+n is a model aft
 reward on the test prompts, and how many nats a token the model gives p0's 64 worst completions less (-) or more than p0 does.
 """
 
-import argparse
 import sys
-from pathlib import Path
 
 import study
 import torch
@@ -29,14 +27,10 @@ def worst_nats(folder, worst, p0, k=None):
 
 
 def main(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    parser.add_argument("runs", type=Path, help="the file in which study.sh lists the study's runs")
-    args = parser.parse_args(argv)
+    listed = study.arguments(__doc__, argv).runs
     p0, results = load_policy(study.ROOT / "tiny" / "lm"), {}
-    lines = [f.read_text(encoding="utf-8").splitlines() for f in (args.runs.with_name("hidden-p0.tsv"), args.runs)]
-    for line in sum(lines, []):
-        name, task, _, run = line.split("\t")[:4]
-        hidden = study.ROOT / run / "hidden"
+    for name, task, run in [*study.read_runs(listed.with_name("hidden-p0.tsv")), *study.read_runs(listed)]:
+        hidden = run / "hidden"
         K = load_policy(hidden / "start").n_quantiles if name == "quark" else 0
         states = [(name, "dial-none", "start", None)] if not K else [
             ("quark, r_K", f"dial-r{K}", "start", K), ("quark, r_1", "dial-r1", "start", 1), ("quark, no token", "dial-none", "start", None)]

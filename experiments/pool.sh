@@ -2,6 +2,7 @@
 # Study 7, open question one: must the pool grow? Bounded pools at equal numbers of samples and of updates.
 ITERATIONS=6 STEPS=25 NUM_PROMPTS=200
 source "$(dirname "$0")/study.sh"
+REPORT=pool
 variant all QUANTIZE=
 for n in 1 2 4; do variant newest_$n QUANTIZE="--last $n"; done       # the newest 8 of 6 rounds are all
 variant best_half QUANTIZE="--keep-top 0.5"

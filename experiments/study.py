@@ -128,16 +128,26 @@ def as_text(study, results):
     return "\n".join(parts)
 
 
-def main(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+def arguments(text, argv=None):
+    """The command line of a study's script, whose docstring is `text`."""
+    parser = argparse.ArgumentParser(description=text.split("\n\n")[0])
     parser.add_argument("runs", type=Path, help="the file in which study.sh lists a study's runs")
-    args = parser.parse_args(argv)
-    study, results = args.runs.stem, {}  # task: {variant: {metric: [a value a seed]}}
-    for line in args.runs.read_text(encoding="utf-8").splitlines():
+    return parser.parse_args(argv)
+
+
+def read_runs(path):
+    """Yields (variant, task, folder) of every run that study.sh lists in the file."""
+    for line in path.read_text(encoding="utf-8").splitlines():
         name, task, _, run = line.split("\t")[:4]
-        for metric, value in measured(ROOT / run).items():
+        yield name, task, ROOT / run
+
+
+def main(argv=None):
+    args, results = arguments(__doc__, argv), {}  # task: {variant: {metric: [a value a seed]}}
+    for name, task, run in read_runs(args.runs):
+        for metric, value in measured(run).items():
             results.setdefault(task, {}).setdefault(name, {}).setdefault(metric, []).append(value)
-    publish(study, results)
+    publish(args.runs.stem, results)
 
 
 if __name__ == "__main__":

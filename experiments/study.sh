@@ -21,18 +21,17 @@ REPORT=study
 variant() {                                   # one line a run: task, seed, its folder, whether p0's samples are shared, settings
     local name=$1 task seed folder own= setting
     shift
-    folder=$runs/$(printf '%s-' "$ITERATIONS" "$STEPS" "$NUM_PROMPTS" "$NUM_SAMPLES" "$@" | tr -c 'A-Za-z0-9.=_-' _)
     for setting in "$@"; do case $setting in NUM_*|EXPLORE*|REWARD*) own=own ;; esac; done    # then p0 samples otherwise
     for task in $TASKS; do for seed in $SEEDS; do
-        lines+=("$(printf '%s\t' "$name" "$task" "$seed" "$folder$task-seed$seed" "${own:-shared}" "ITERATIONS=$ITERATIONS" \
-            "STEPS=$STEPS" "NUM_PROMPTS=$NUM_PROMPTS" "NUM_SAMPLES=$NUM_SAMPLES" "$@")")
+        folder=$runs/$task-seed$seed$(printf -- '-%s' "$ITERATIONS" "$STEPS" "$NUM_PROMPTS" "$NUM_SAMPLES" "$@" | tr -c 'A-Za-z0-9.=_-' _)
+        lines+=("$(printf '%s\t' "$name" "$task" "$seed" "$folder" "${own:-shared}" "ITERATIONS=$ITERATIONS" \
+            "STEPS=$STEPS" "NUM_PROMPTS=$NUM_PROMPTS" "NUM_SAMPLES=$NUM_SAMPLES" "${@//TASK/$task}")")
     done; done
 }
 
 one() {                                       # one LINE
     local task seed run own from settings file
     IFS=$'\t' read -r -a settings <<< "$1"
-    settings=("${settings[@]//TASK/${settings[1]}}")
     task=${settings[1]} seed=${settings[2]} run=${settings[3]} own=${settings[4]} from=$p0-$task-seed$seed
     [ ! -e "$run/report.html" ] || return 0
     mkdir -p "$run/pool" "$run/eval"

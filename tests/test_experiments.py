@@ -85,7 +85,7 @@ def test_a_study_goes_on_where_it_stopped(tmp_path):
     settings, whole = "4,50,320", "eval pool 00.jsonl"
     assert first == [f"sentiment {s} . . 0,,320 eval pool " if i == 0 else f"sentiment {s} . . {settings} {whole}" for i in (0, 1) for s in (0, 1)] + [
         f"sentiment {s} 1 . 4,9,320 {whole}" for s in (0, 1)]  # fmt: skip
-    assert "runs/studies/4-50-320-4-BETA=1-STEPS=9-sentiment-seed0 failed" in message
+    assert "runs/studies/sentiment-seed0-4-50-320-4-BETA=1-STEPS=9 failed" in message
     assert study("beta", "variant 0\nvariant 1 BETA=1 STEPS=9")[0] == [f"sentiment 0 1 . 4,9,320 {whole}"]
     result = json.loads((tmp_path / "experiments" / "results" / "beta.json").read_text())
     assert result["results"]["sentiment"]["0"]["reward"] == [0.5, 0.6] and result["results"]["sentiment"]["1"]["kl"] == [0.2, 0.2]
@@ -125,3 +125,26 @@ def test_what_is_left_of_the_worst(p0, p0_folder, quark, quark_folder, tmp_path)
                 difference += sign * sum(log_p[len(start) + len(x) + t - 1, y[t]].item() for t in range(len(y)))
             tokens += len(y)
         assert hidden.worst_nats(quark_folder, worst, p0, k) == pytest.approx(difference / tokens, abs=1e-5)
+
+
+def test_over_the_rounds(p0, tmp_path):
+    """Two rounds of two prompts: mean reward, dist-3 of a prompt's first two completions (the third is not looked at), the perplexity
+    of the samples, and, from the files that lie there, seconds and MB."""
+    import pool
+    from evaluate import perplexity
+
+    rows = [{"prompt": x, "completion": y, "reward": r, "iteration": 0} for x, y, r in (
+        ("A", " b c d", 0), ("A", " b c d e", 0.5), ("A", " f g h", 1), ("B", " b c d", 0.1))]  # fmt: skip
+    for folder in ("pool", "quantized", "model/01", "model/02"):
+        (tmp_path / folder).mkdir(parents=True)
+    for number in (0, 1):
+        (tmp_path / "quantized" / f"0{number}.jsonl").write_bytes(b"x" * 1000 * (number + 1))
+        os.utime(write_jsonl(tmp_path / "pool" / f"0{number}.jsonl", rows[number:]), (1000, 1000))
+        metrics = tmp_path / "model" / f"0{number + 1}" / "metrics.jsonl"
+        metrics.touch()
+        os.utime(metrics, (1000, 1007 + number))
+    rounds = pool.over_rounds(tmp_path, p0)
+    assert rounds["reward"] == pytest.approx([0.4, 1.6 / 3]) and rounds["seconds"] == [7, 8] and rounds["mb"] == [0.001, 0.002]
+    # A: of 3 + 4 words the 3-grams bcd, cde; B: bcd of 3. Then A: of 4 + 3 words bcd, cde, fgh.
+    assert rounds["dist_3"] == pytest.approx([(2 / 7 + 1 / 3) / 2, (3 / 7 + 1 / 3) / 2])
+    assert rounds["ppl"] == pytest.approx([perplexity(p0, rows), perplexity(p0, rows[1:])])
