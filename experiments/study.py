@@ -46,9 +46,12 @@ def measured(run):
     (reward,) = quark["rewards"]
     return {"reward": quark["rewards"][reward]["mean"]["value"], "ppl": quark["perplexity"]["value"] / base["perplexity"]["value"],
             "kl": float(np.mean([s["kl"] for s in steps[-max(1, len(steps) // 4) :]])),
-            "dist_1": quark["dist_1"]["value"], "dist_3": quark["dist_3"]["value"],
-            "seconds": int(re.findall(r" done in (\d+) s", Path(f"{run}.log").read_text(encoding="utf-8"))[-1]),
-            "mb": max(run.glob("quantized/*.jsonl")).stat().st_size / 1e6}  # fmt: skip
+            "dist_1": quark["dist_1"]["value"], "dist_3": quark["dist_3"]["value"]}  # fmt: skip
+
+
+def seconds(run):
+    """What run_all.sh says that the run took, without the first pool."""
+    return int(re.findall(r" done in (\d+) s", Path(f"{run}.log").read_text(encoding="utf-8"))[-1])
 
 
 def interval(numbers):
@@ -83,7 +86,7 @@ def draw(results, path):
     from matplotlib.figure import Figure
 
     distances = [m for m in ("ppl", "kl", "worst") if m in _metrics(results)]
-    figure = Figure(figsize=(5.5 * len(results), 4 * len(distances)), layout="constrained")
+    figure = Figure(figsize=(1.5 + 5 * len(results), 4 * len(distances)), layout="constrained")
     for panels, (task, variants) in zip(figure.subplots(len(distances), len(results), squeeze=False).T, results.items()):
         for ax, metric in zip(panels, distances):
             for number, (name, values) in enumerate(variants.items()):
@@ -95,7 +98,7 @@ def draw(results, path):
                 limits(*(np.array([min(numbers), max(numbers)]) + np.array([-0.15, 0.15]) * (np.ptp(numbers) or 1)))  # wide intervals are cut
             ax.set(title=task, xlabel=METRICS[metric][0], ylabel=METRICS["reward"][0])
             ax.grid(color="#e5e5e5")
-        panels[0].legend(fontsize=8)
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside right upper", fontsize=9)
     path.parent.mkdir(exist_ok=True)
     figure.savefig(path, dpi=100)
 
@@ -145,7 +148,8 @@ def read_runs(path):
 def main(argv=None):
     args, results = arguments(__doc__, argv), {}  # task: {variant: {metric: [a value a seed]}}
     for name, task, run in read_runs(args.runs):
-        for metric, value in measured(run).items():
+        costs = {"seconds": seconds(run), "mb": max(run.glob("quantized/*.jsonl")).stat().st_size / 1e6} if args.runs.stem == "pool" else {}
+        for metric, value in {**measured(run), **costs}.items():
             results.setdefault(task, {}).setdefault(name, {}).setdefault(metric, []).append(value)
     publish(args.runs.stem, results)
 

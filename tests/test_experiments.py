@@ -70,7 +70,7 @@ def test_a_study_goes_on_where_it_stopped(tmp_path):
     shutil.copytree(ROOT / "experiments", tmp_path / "experiments", ignore=shutil.ignore_patterns("figures", "results", "__pycache__"))
     (tmp_path / "run_all.sh").write_text(FAKE)
     page = tmp_path / "experiments" / "README.md"
-    page.write_text("above\n<!-- beta -->\nold\n<!-- end -->\nbetween\n<!-- ties -->\n<!-- end -->\nbelow\n")
+    page.write_text("above\n<!-- beta -->\nold\n<!-- end -->\nbetween\n<!-- ties -->\n<!-- end -->\n<!-- pool -->\n<!-- end -->\nbelow\n")
 
     def study(name, variants, expected=0):
         (tmp_path / "experiments" / f"{name}.sh").write_text(f'source "$(dirname "$0")/study.sh"\n{variants}\nfinish\n')
@@ -92,9 +92,12 @@ def test_a_study_goes_on_where_it_stopped(tmp_path):
     assert result["verdict"] == "reproduced" and (tmp_path / "experiments" / "figures" / "beta.png").exists()
     above, between = page.read_text().split("| 1 | 0.450 ± 0.635 |")
     assert above.startswith("above\n<!-- beta -->\n| sentiment, 2 seeds | mean reward |") and "**Verdict: reproduced.**" in between
-    assert between.endswith("<!-- end -->\nbetween\n<!-- ties -->\n<!-- end -->\nbelow\n") and "old" not in above + between
+    assert between.endswith("<!-- end -->\nbetween\n<!-- ties -->\n<!-- end -->\n<!-- pool -->\n<!-- end -->\nbelow\n") and "old" not in above + between
     ties = "variant random REWARD=r.py:TASK\nvariant age\n"
     assert study("ties", ties)[0] == [f"sentiment {s} . r.py:sentiment {settings} eval pool " for s in (0, 1)]
+    study("pool", "variant all\nvariant newest_2 QUANTIZE=\nvariant per_prompt_4 QUANTIZE=--per-prompt")  # here time and disk are the question
+    assert json.loads((tmp_path / "experiments" / "results" / "pool.json").read_text())["results"]["sentiment"]["all"]["seconds"] == [7, 7]
+    assert not {"seconds", "mb"} & set(result["results"]["sentiment"]["0"])
 
 
 def test_the_page_says_what_was_measured():
