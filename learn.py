@@ -102,19 +102,22 @@ class ClosedForm(torch.autograd.Function):
 
 
 def _objective(z, z0, y, beta, kl, entropy_coef):
-    """(m, V) logits of pθ and of p0, (m, 1) tokens -> (4,) sums of loss, lm, kl, entropy, and (m, V) d loss / d z."""
-    log_p, log_p0 = z.log_softmax(-1), z0.log_softmax(-1)
-    p, p0 = log_p.exp(), log_p0.exp()
-    lm = -log_p.gather(1, y).squeeze(1)
-    entropy = -(p * log_p).sum(-1)
+    """(m, V) logits of pθ and of p0, both used up, (m, 1) tokens -> (4,) sums of loss, lm, kl, entropy, and (m, V) d loss / d z."""
+    z -= z.amax(-1, keepdim=True)  # in place; the likeliest token's is 0 from here on
+    z0 -= z0.amax(-1, keepdim=True)
+    p, p0 = z.softmax(-1), z0.softmax(-1)
+    log_Z, log_Z0 = -p.amax(-1).log(), -p0.amax(-1).log()  # log p = z - log Z: no second exponential
+    lm = log_Z - z.gather(1, y).squeeze(1)
+    entropy = log_Z - (p * z).sum(-1)
     if kl == "forward":
-        divergence = (p0 * (log_p0 - log_p)).sum(-1)
-        grad = p * (1 + beta) - p0 * beta
+        divergence = (p0 * (z0 - z)).sum(-1) - log_Z0 + log_Z
+        grad = torch.lerp(p0, p, 1 + beta)  # (1 + beta) p - beta p0
     else:
-        divergence = (p * (log_p - log_p0)).sum(-1)
-        grad = p + beta * p * (log_p - log_p0 - divergence[:, None])
+        log_ratio = z - z0 - (log_Z - log_Z0)[:, None]  # log p - log p0
+        divergence = (p * log_ratio).sum(-1)
+        grad = p + beta * p * (log_ratio - divergence[:, None])
     if entropy_coef:
-        grad += entropy_coef * p * (log_p + entropy[:, None])
+        grad += entropy_coef * p * (z - log_Z[:, None] + entropy[:, None])
     grad.scatter_add_(1, y, -torch.ones_like(grad[:, :1]))
     loss = lm + beta * divergence - entropy_coef * entropy  # Eq. 2
     return torch.stack([loss.sum(), lm.sum(), divergence.sum(), entropy.sum()]), grad
