@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from explore import finish, load_policy, pick_device, processes, without_eos
+from explore import finish, laid_out, load_policy, pick_device, processes, without_eos
 
 # ---------------------------------------------------------------------------------------- the objective, as one reads it
 
@@ -77,13 +77,14 @@ class ClosedForm(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, hidden, weight, ref_hidden, ref_weight, targets, beta, kl, entropy_coef, bf16=False, chunk=1024):
+    def forward(ctx, hidden, weight, ref_hidden, ref_output, targets, beta, kl, entropy_coef, bf16=False, chunk=1024):
         sums = hidden.new_zeros(4)  # loss, lm, kl, entropy
         grad_hidden, grad_weight = torch.empty_like(hidden), None
         product = torch.bfloat16 if bf16 else hidden.dtype
         for start in range(0, len(hidden), chunk):
             rows = slice(start, start + chunk)
-            z, z0, y = hidden[rows] @ weight.T, ref_hidden[rows] @ ref_weight.T, targets[rows, None]  # (m, V), (m, V), (m, 1)
+            z, z0 = hidden[rows] @ weight.T, ref_output(ref_hidden[rows])[:, : len(weight)]  # (m, V)
+            y = targets[rows, None]
             few = max(1, IN_CACHE // len(weight)) if z.is_cpu else chunk  # positions at a time
             for i in range(0, len(z), few):
                 some, z[i : i + few] = _objective(z[i : i + few], z0[i : i + few], y[i : i + few], beta, kl, entropy_coef)
@@ -141,8 +142,8 @@ def batch_loss(policy, reference, batch, beta, kl="forward", entropy_coef=0.0, b
     hidden = _hidden(policy, policy_in, bf16)[rows, columns + len(front)]  # (M, d), one column further right for r_k
     with torch.no_grad():
         ref_hidden = _hidden(reference, reference_in, bf16)[rows, columns]
-    weight, ref_weight = (m.model.get_output_embeddings().weight[: reference.vocab_size] for m in (policy, reference))
-    sums = ClosedForm.apply(hidden, weight, ref_hidden, ref_weight.detach(), targets, beta, kl, entropy_coef, bf16)
+    weight = policy.model.lm_head.weight[: policy.vocab_size]
+    sums = ClosedForm.apply(hidden, weight, ref_hidden, reference.model.lm_head, targets, beta, kl, entropy_coef, bf16)
     return sums, len(targets)
 
 
@@ -340,6 +341,8 @@ def main(argv=None):
                 module.p = args.dropout
         policy.model.train()
 
+    if device == "cpu":
+        laid_out(reference.model, args.bf16)  # p0 is only read
     optimiser, first_step = torch.optim.Adam(policy.model.parameters(), lr=args.lr, eps=1e-5, fused=True), 0
     state_file = Path(args.model) / "optimizer.pt"
     if state_file.exists():

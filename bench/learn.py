@@ -14,6 +14,7 @@ from common import V, alternately, as_here, random_policy, report, seconds_of_pr
 import numpy as np
 import torch
 
+from explore import laid_out
 from learn import learn, quark_loss
 
 EXAMPLES, PROMPT, NEW, K, BETA = 32, 12, 20, 5, 0.05
@@ -31,10 +32,12 @@ def main():
         parts = [[(k, rng.integers(V - 1, size=PROMPT), rng.integers(V - 1, size=NEW)) for _ in range(EXAMPLES)] for k in range(1, K + 1)]
 
         def ours(bf16):
-            policy = random_policy(shape, K)
+            policy, p0 = random_policy(shape, K), random_policy(shape)
+            if p0.device.type == "cpu":
+                laid_out(p0.model, bf16)  # as main does
             args = SimpleNamespace(steps=10**9, total_steps=10**9, batch_size=EXAMPLES, grad_accum=1, beta=BETA, kl="forward", entropy_coef=0.0,
                                    clip=1.0, lr=1e-5, warmup=0, reward_token_lr=1.0, seed=0, bf16=bf16)  # fmt: skip
-            steps = learn(policy, reference, parts, args, torch.optim.Adam(policy.model.parameters(), eps=1e-5, fused=True), 0)
+            steps = learn(policy, p0, parts, args, torch.optim.Adam(policy.model.parameters(), eps=1e-5, fused=True), 0)
             return lambda: next(steps)
 
         def straightforward():

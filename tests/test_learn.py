@@ -181,7 +181,7 @@ def test_closed_form_is_the_open_form(monkeypatch, kl, entropy_coef, chunk, few)
     monkeypatch.setattr(learn, "IN_CACHE", few * len(hidden_example()[1]))
     hidden, weight, ref_hidden, ref_weight, targets = hidden_example()
     h1, w1, h2, w2 = (x.clone().requires_grad_() for x in (hidden, weight, hidden, weight))
-    sums = ClosedForm.apply(h1, w1, ref_hidden, ref_weight, targets, 0.3, kl, entropy_coef, False, chunk)
+    sums = ClosedForm.apply(h1, w1, ref_hidden, lambda h: h @ ref_weight.T, targets, 0.3, kl, entropy_coef, False, chunk)
     (2.5 * sums[0]).backward()  # 2.5: whatever the loss is multiplied with arrives at the gradients
     mask = torch.ones(1, M)
     loss, parts = quark_loss((h2 @ w2.T)[None], (ref_hidden @ ref_weight.T)[None], targets[None], mask, 0.3, kl, entropy_coef)
@@ -195,7 +195,7 @@ def test_closed_form_is_the_open_form(monkeypatch, kl, entropy_coef, chunk, few)
 def test_closed_form_by_finite_differences(kl):
     """PyTorch's own check of a hand-written backward."""
     hidden, weight, ref_hidden, ref_weight, targets = hidden_example()
-    loss = lambda h, w: ClosedForm.apply(h, w, ref_hidden, ref_weight, targets, 0.3, kl, 0.06, False, 4)[0]  # noqa: E731
+    loss = lambda h, w: ClosedForm.apply(h, w, ref_hidden, lambda x: x @ ref_weight.T, targets, 0.3, kl, 0.06, False, 4)[0]  # noqa: E731
     assert torch.autograd.gradcheck(loss, (hidden.requires_grad_(), weight.requires_grad_()))
 
 
