@@ -8,4 +8,5 @@ variant entropy "${paper[@]}" ENTROPY=0.06
 variant reverse "${paper[@]}" KL=reverse
 variant reverse_entropy "${paper[@]}" KL=reverse ENTROPY=0.06
 variant top_50 EXPLORE="--decode sample --top-k 50"
+variant authors EXPLORE="--decode sample --top-k 50" KL=reverse ENTROPY=0.06
 finish

@@ -1,23 +1,25 @@
 """The study of what unlearned means: from the folders hidden/ that experiments/hidden.sh fills to its table, verdict and picture.
 
     python experiments/hidden.py runs/studies/hidden.tsv
+    python experiments/hidden.py --unseen RUN/pool/00.jsonl       # prints the training prompts that the pool does not have
 
-Rows are p0 and Quark's model under r_K, r_1 and no token; NAME+n is a model after n updates on p0's 64 worst samples. Columns: the mean
-reward on the test prompts, and how many nats a token the model gives p0's 64 worst completions less (-) or more than p0 does.
+Rows are p0, Quark's model under r_K, r_1 and no token, and the clean model; NAME+n is a model after n updates on 64 bad samples of p0,
+read without a token (", r_K": with it). Columns: the mean reward on the test prompts, and how many nats a token the model gives those
+64 completions less (-) or more than p0 does.
 """
 
 import sys
 
-import study
+import study  # first: it makes the stages importable
 import torch
 
-sys.path.insert(0, str(study.ROOT))
-from explore import load_policy
+from explore import load_policy, read_prompts
 from learn import batch_loss, load_quantized
+from quantize import dump_row, read_pool
 
 
 def worst_nats(folder, worst, p0, k=None):
-    """Mean log p(y | x, r_k) - log p0(y | x) a token over p0's worst completions; k None: no token."""
+    """Mean log p(y | x, r_k) - log p0(y | x) a token over the bad completions; k None: no token."""
     policy = load_policy(folder)
     (rows,) = load_quantized(worst, policy, reward_tokens=False)
     with torch.no_grad():
@@ -26,16 +28,33 @@ def worst_nats(folder, worst, p0, k=None):
     return ((base[1] - mine[1]) / tokens).item()
 
 
+def unseen(pool):
+    """The training prompts that no row of the pool has."""
+    seen = {row["prompt"] for _, row in read_pool([pool])}
+    return [row for row in read_prompts(study.ROOT / "tiny/prompts/train.jsonl") if row["prompt"] not in seen]
+
+
+def states(name, hidden):
+    """[(row of the table, evaluation, model's folder, k of the token read with)] of a run."""
+    K = load_policy(hidden / "start").n_quantiles if name == "quark" else None
+    rows = [("quark, r_K", f"0-r{K}", "start", K), ("quark, r_1", "0-r1", "start", 1)] if K else []
+    rows.append((f"{name}, no token" if K else name, "0-none", "start", None))
+    for steps in sorted(int(folder.name) for folder in hidden.glob("[0-9]*") if folder.is_dir()):
+        rows.append((f"{name}+{steps}", f"{steps}-none", str(steps), None))
+        if K:
+            rows.append((f"{name}+{steps}, r_K", f"{steps}-r", str(steps), K))
+    return rows
+
+
 def main(argv=None):
+    argv = sys.argv[1:] if argv is None else argv
+    if argv[:1] == ["--unseen"]:
+        return print("\n".join(dump_row({"prompt": row["prompt"]}) for row in unseen(argv[1])))
     listed = study.arguments(__doc__, argv).runs
     p0, results = load_policy(study.ROOT / "tiny" / "lm"), {}
     for name, task, run in [*study.read_runs(listed.with_name("hidden-p0.tsv")), *study.read_runs(listed)]:
         hidden = run / "hidden"
-        K = load_policy(hidden / "start").n_quantiles if name == "quark" else 0
-        states = [(name, "dial-none", "start", None)] if not K else [
-            ("quark, r_K", f"dial-r{K}", "start", K), ("quark, r_1", "dial-r1", "start", 1), ("quark, no token", "dial-none", "start", None)]
-        states += [(f"{name}+{steps}", f"after-{steps}", str(steps), None) for steps in sorted(int(f.name) for f in hidden.glob("[0-9]*"))]
-        for label, table, model, k in states:
+        for label, table, model, k in states(name, hidden):
             (reward,) = study.load(hidden / f"{table}.json")["rewards"].values()
             row = results.setdefault(task, {}).setdefault(label, {"reward": [], "worst": []})
             row["reward"].append(reward["mean"]["value"])

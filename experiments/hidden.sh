@@ -1,47 +1,58 @@
 #!/usr/bin/env bash
 # Study 8, open question two: is the fault gone, or hidden behind a token? Three models per task and seed: p0, Quark's, and one that
-# saw no bad sample while it was tuned (the best fifth, no token). Each is then tuned on p0's 64 worst samples, without a token.
+# saw no bad sample while it was tuned (the best fifth, no token). Each is then tuned, without a token, on 64 bad samples of p0 that
+# none of them has seen.
 source "$(dirname "$0")/study.sh"
 REPORT=hidden
-RELEARN="2 8 32"                              # updates of 16 examples
+RELEARN="2 4 8 16 32"                         # updates of 16 examples
 variant quark
 variant clean K=1 QUANTIZE="--last 2 --keep-top 0.2" LEARN=--no-reward-token
 
-evaluated() {                                 # evaluated OUTPUT MODEL TASK SEED OPTIONS...
-    local out=$1 model=$2 task=$3 seed=$4
-    shift 4
-    [ -e "$out" ] || "$PYTHON" evaluate.py --model "$model" --reference tiny/lm --ppl-model none --prompts tiny/prompts/test.jsonl \
-        --reward "$task" --num-samples 5 --seed "$seed" "$@"
+evaluated() {                                 # evaluated OUTPUT MODEL TASK SEED TOKEN; "all" writes OUTPUT-none last
+    local last=$1
+    if [ "$5" = all ]; then last=$1-none; fi
+    [ -e "$last.json" ] || "$PYTHON" evaluate.py --model "$2" --reference tiny/lm --ppl-model none --prompts tiny/prompts/test.jsonl \
+        --reward "$3" --num-samples 5 --seed "$4" --reward-token "$5" --out "$1"
+}
+
+bad_samples() {                               # bad_samples RUN TASK SEED: the worst 64 of 1,024, on prompts that no run of this seed trains on
+    [ ! -e "$1/worst.jsonl" ] || return 0
+    "$PYTHON" experiments/hidden.py --unseen "$1/../pool/00.jsonl" > "$1/prompts.jsonl"
+    "$PYTHON" explore.py --model tiny/lm --prompts "$1/prompts.jsonl" --num-prompts 512 --num-samples 2 $EXPLORE --reward "$2" --seed "$3" \
+        --max-new-tokens 20 --min-new-tokens 3 --out "$1/pool.jsonl"
+    "$PYTHON" quantize.py "$1/pool.jsonl" --quantiles 16 --out "$1/sixteenths.jsonl"
+    grep '"quantile": 1}' "$1/sixteenths.jsonl" > "$1/worst.jsonl"
 }
 
 relearn() {                                   # relearn LINE: what becomes of a run's model, in its folder hidden/
-    local name task seed run rest model steps start
+    local name task seed run rest model steps hidden
     IFS=$'\t' read -r name task seed run rest <<< "$1"
-    mkdir -p "$run/hidden"
+    hidden=$run/hidden
+    mkdir -p "$hidden/start"
     if [ "$name" = p0 ]; then
+        bad_samples "$hidden" "$task" "$seed"
         model=tiny/lm
-        "$PYTHON" quantize.py "$run/pool/00.jsonl" --quantiles 20 --out "$run/hidden/twentieths.jsonl" > /dev/null   # of 1,280
     else
+        cp "$p0-$task-seed$seed/hidden/worst.jsonl" "$hidden"
         model=$(ls -d "$run"/model/[0-9]* | tail -1)
     fi
-    grep -h '"quantile": 1}' "$p0-$task-seed$seed/hidden/twentieths.jsonl" > "$run/hidden/worst.jsonl"
-    if [ "$name" = quark ]; then
-        evaluated "$run/hidden/dial-none.json" "$model" "$task" "$seed" --reward-token all --out "$run/hidden/dial"
-    else
-        evaluated "$run/hidden/dial-none.json" "$model" "$task" "$seed" --reward-token none --out "$run/hidden/dial-none"
-    fi
-    start=$run/hidden/start
-    mkdir -p "$start" && cp "$model"/*.json "$model"/*.txt "$model"/model.safetensors "$start"      # all but the optimiser's state
+    cp "$model"/*.json "$model"/*.txt "$model"/model.safetensors "$hidden/start"      # all but the optimiser's state
+    if [ "$name" = quark ]; then evaluated "$hidden/0" "$model" "$task" "$seed" all; fi
+    evaluated "$hidden/0-none" "$model" "$task" "$seed" none
     for steps in $RELEARN; do
-        [ -e "$run/hidden/$steps/config.json" ] || "$PYTHON" learn.py --pool "$run/hidden/worst.jsonl" --model "$start" --reference tiny/lm \
-            --no-reward-token --beta 0 --lr 3e-4 --warmup 0 --clip 1 --steps "$steps" --batch-size 16 --seed "$seed" --out "$run/hidden/$steps"
-        evaluated "$run/hidden/after-$steps.json" "$run/hidden/$steps" "$task" "$seed" --reward-token none --out "$run/hidden/after-$steps"
+        [ -e "$hidden/$steps/config.json" ] || "$PYTHON" learn.py --pool "$hidden/worst.jsonl" --model "$hidden/start" --reference tiny/lm \
+            --no-reward-token --beta 0 --lr 3e-4 --warmup 0 --clip 1 --steps "$steps" --batch-size 16 --seed "$seed" --out "$hidden/$steps"
+        evaluated "$hidden/$steps-none" "$hidden/$steps" "$task" "$seed" none
+        if [ "$name" = quark ]; then evaluated "$hidden/$steps-r" "$hidden/$steps" "$task" "$seed" K; fi
     done
 }
 
 afterwards() {
-    export -f evaluated relearn; export RELEARN
-    xargs -P "$JOBS" -d '\n' -n 1 bash -c 'relearn "$0" > "$(cut -f 4 <<< "$0").hidden.log" 2>&1' < "$runs/$STUDY-p0.tsv"
-    xargs -P "$JOBS" -d '\n' -n 1 bash -c 'relearn "$0" > "$(cut -f 4 <<< "$0").hidden.log" 2>&1' < "$runs/$STUDY.tsv"
+    local file
+    export -f evaluated bad_samples relearn; export RELEARN
+    for file in "$runs/$STUDY-p0.tsv" "$runs/$STUDY.tsv"; do
+        xargs -P "$JOBS" -d '\n' -n 1 bash -ec 'relearn "$0" > "$(cut -f 4 <<< "$0").hidden.log" 2>&1 || {
+            echo "failed: $(cut -f 4 <<< "$0").hidden.log" >&2; exit 1; }' < "$file"
+    done
 }
 finish

@@ -3,13 +3,9 @@
     python experiments/pool.py runs/studies/pool.tsv
 """
 
-import sys
-from pathlib import Path
-
 import numpy as np
-import study
+import study  # first: it makes the stages importable
 
-sys.path.insert(0, str(study.ROOT))
 from evaluate import dist_n, perplexity
 from explore import load_policy
 from quantize import read_pool
@@ -25,13 +21,11 @@ def over_rounds(run, p0):
         rows, prompts = [row for _, row in read_pool([pool])], {}
         for row in rows:
             prompts.setdefault(row["prompt"], []).append(row["completion"])
-        quantized = run / "quantized" / pool.name
-        learned = run / "model" / f"{int(pool.stem) + 1:02d}" / "metrics.jsonl"
         rounds["reward"].append(float(np.mean([row["reward"] for row in rows])))
         rounds["ppl"].append(perplexity(p0, rows[:: max(1, len(rows) // 256)]))
         rounds["dist_3"].append(float(np.mean([dist_n(completions[:2], 3) for completions in prompts.values()])))
-        rounds["seconds"].append(learned.stat().st_mtime - pool.stat().st_mtime)
-        rounds["mb"].append(quantized.stat().st_size / 1e6)
+        rounds["seconds"].append(seconds(run, pool))
+        rounds["mb"].append(megabytes(run, pool))
     return rounds
 
 
@@ -52,8 +46,23 @@ def draw(rounds, path):
     figure.savefig(path, dpi=70)
 
 
+def costs(run):
+    """Means over the rounds and the last round's pool: {metric: value}."""
+    pools = sorted(run.glob("pool/[0-9]*.jsonl"))
+    return {"seconds": float(np.mean([seconds(run, pool) for pool in pools])), "mb": megabytes(run, pools[-1])}
+
+
+def seconds(run, pool):
+    """To quantize and learn, with that pool as the newest: from one file's time to the other's."""
+    return (run / "model" / f"{int(pool.stem) + 1:02d}" / "metrics.jsonl").stat().st_mtime - pool.stat().st_mtime
+
+
+def megabytes(run, pool):
+    return (run / "quantized" / pool.name).stat().st_size / 1e6
+
+
 def main(argv=None):
-    study.main(argv)
+    study.main(argv, costs)
     p0, rounds = load_policy(study.ROOT / "tiny" / "lm"), {}
     for name, task, run in study.read_runs(study.arguments(__doc__, argv).runs):
         rounds.setdefault(task, {}).setdefault(name, []).append(over_rounds(run, p0))

@@ -5,21 +5,27 @@
 Verdicts follow from one rule, fixed before any run was made. A claim says of a metric that variant A is above or below variant B.
 Seed by seed the difference A - B is taken, and its 95 % interval over the seeds (Student's t). The claim is *reproduced* if in
 every task the interval lies on the claimed side of 0, *not reproduced* if in some task it lies on the other side, and *unclear*
-otherwise. A study's verdict is that of the claim that fares worst.
+otherwise. A study's verdict is that of the claim that fares worst. With fewer than two tasks or three seeds there is no verdict: the
+table is printed, the picture drawn in runs/studies/, and experiments/ stays as it is.
 """
 
 import argparse
 import json
-import re
+import sys
 from pathlib import Path
 
 import numpy as np
+import torch
 
 ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+from explore import load_policy
+from learn import batch_loss
+
 T95 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365, 9: 2.306, 10: 2.262}  # two-sided, by number of seeds
 METRICS = {  # name: (what it is, digits)
-    "reward": ("mean reward", 3), "ppl": ("perplexity / p0's", 3), "kl": ("KL, nats a token", 3), "dist_1": ("dist-1", 3),
-    "dist_3": ("dist-3", 3), "seconds": ("seconds", 0), "mb": ("last quantized pool, MB", 2),
+    "reward": ("mean reward", 3), "ppl": ("perplexity / p0's", 3), "kl": ("KL(p0 ‖ p), nats a token", 3), "dist_1": ("dist-1", 3),
+    "dist_3": ("dist-3", 3), "seconds": ("seconds a round to quantize and learn", 0), "mb": ("MB that the last round learns from", 2),
     "worst": ("log p(y) - log p0(y) of p0's worst samples, nats a token", 3)}  # fmt: skip
 
 # study: [(metric, A, "<" or ">", B)]: what is claimed
@@ -29,29 +35,40 @@ CLAIMS = {
     "learned_from": [("dist_3", "best", "<", "all"), ("reward", "random_tokens", "<", "all")],
     "exploration": [("reward", "never", "<", "every_round"), ("reward", "on_no_token", "<", "every_round")],
     "code": [("ppl", "reverse", "<", "paper"), ("ppl", "entropy", ">", "paper"), ("ppl", "top_50", "<", "paper")],
-    "ties": [("reward", "age", "<", "random")],
-    "hidden": [("reward", "quark, r_1", ">", "p0"), ("reward", "quark, no token", ">", "p0"), ("reward", "quark+32", ">", "p0+32")],
+    "ties": [("reward", "age", "<", "random"), ("reward", "together_of_2", ">", "random_of_2")],
     "pool": [("reward", "newest_2", ">", "all"), ("reward", "per_prompt_4", ">", "all")],
-}
+    "hidden": [("reward", "quark, r_1", ">", "p0"), ("reward", "quark, no token", ">", "p0"), ("reward", "quark+8", ">", "p0+8"),
+               ("reward", "quark+8", "<", "clean+8")],
+}  # fmt: skip
 
 
 def load(path):
     return json.loads(path.read_text(encoding="utf-8"))
 
 
-def measured(run):
-    """One run -> {metric: value}; KL, in the direction that was trained, is the mean of the last quarter of its last round's steps."""
+def measured(run, p0):
+    """One run -> {variant: {metric: value}} of p0 and of what became of it."""
     base, quark = (load(run / "eval" / f"{name}.json") for name in ("base", "quark"))
-    steps = [json.loads(line) for line in sorted(run.glob("model/*/metrics.jsonl"))[-1].read_text(encoding="utf-8").splitlines()]
-    (reward,) = quark["rewards"]
-    return {"reward": quark["rewards"][reward]["mean"]["value"], "ppl": quark["perplexity"]["value"] / base["perplexity"]["value"],
-            "kl": float(np.mean([s["kl"] for s in steps[-max(1, len(steps) // 4) :]])),
-            "dist_1": quark["dist_1"]["value"], "dist_3": quark["dist_3"]["value"]}  # fmt: skip
+    values = {}
+    for name, table, kl in (("p0", base, 0.0), ("", quark, kl_from_p0(run, p0))):
+        (reward,) = table["rewards"].values()
+        values[name] = {"reward": reward["mean"]["value"], "ppl": table["perplexity"]["value"] / base["perplexity"]["value"], "kl": kl,
+                        "dist_1": table["dist_1"]["value"], "dist_3": table["dist_3"]["value"]}  # fmt: skip
+    return values
 
 
-def seconds(run):
-    """What run_all.sh says that the run took, without the first pool."""
-    return int(re.findall(r" done in (\d+) s", Path(f"{run}.log").read_text(encoding="utf-8"))[-1])
+@torch.no_grad()
+def kl_from_p0(run, p0, rows=288):
+    """KL(p0 || p(. | r_K)) in nats a token, exact at each of them, on p0's own completions of the test prompts: the same for all variants."""
+    policy = load_policy(sorted(run.glob("model/[0-9]*"))[-1])
+    lines = (run / "eval" / "base.jsonl").read_text(encoding="utf-8").splitlines()
+    samples = [json.loads(line) for line in lines[:: max(1, len(lines) // rows)]]
+    k, kl, tokens = policy.n_quantiles or None, 0.0, 0  # None: it never learned a token
+    for start in range(0, len(samples), 64):
+        batch = [(k, p0.encode(row["prompt"]), p0.encode(row["completion"])) for row in samples[start : start + 64] if row["completion"]]
+        sums, n = batch_loss(policy, p0, batch, beta=1)
+        kl, tokens = kl + sums[2].item(), tokens + n
+    return kl / tokens
 
 
 def interval(numbers):
@@ -104,13 +121,19 @@ def draw(results, path):
 
 
 def publish(study, results):
-    """Writes experiments/results/STUDY.json, the study's place in experiments/README.md, and draws experiments/figures/STUDY.png."""
+    """Prints the table. If the study is whole, writes experiments/results/STUDY.json, the study's place in experiments/README.md and
+    experiments/figures/STUDY.png."""
+    text = as_text(study, results)
+    if len(results) < 2 or len(next(iter(next(iter(results.values())).values()))["reward"]) < 3:
+        picture = ROOT / "runs" / "studies" / f"{study}.png"
+        draw(results, picture)
+        print(text.split("- ")[0] + f"a part of the study: no verdict, nothing is written into experiments/; picture: {picture.relative_to(ROOT)}")
+        return
     lines, word = verdict(CLAIMS[study], results)
     out = ROOT / "experiments" / "results" / f"{study}.json"
     out.parent.mkdir(exist_ok=True)
     out.write_text(json.dumps({"results": results, "claims": lines, "verdict": word}, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     draw(results, ROOT / "experiments" / "figures" / f"{study}.png")
-    text = as_text(study, results)
     print(text)
     page = ROOT / "experiments" / "README.md"
     before, rest = page.read_text(encoding="utf-8").split(f"<!-- {study} -->\n")
@@ -145,13 +168,21 @@ def read_runs(path):
         yield name, task, ROOT / run
 
 
-def main(argv=None):
-    args, results = arguments(__doc__, argv), {}  # task: {variant: {metric: [a value a seed]}}
-    for name, task, run in read_runs(args.runs):
-        costs = {"seconds": seconds(run), "mb": max(run.glob("quantized/*.jsonl")).stat().st_size / 1e6} if args.runs.stem == "pool" else {}
-        for metric, value in {**measured(run), **costs}.items():
-            results.setdefault(task, {}).setdefault(name, {}).setdefault(metric, []).append(value)
+def main(argv=None, costs=lambda run: {}):
+    """costs: what a study measures of a run besides, {metric: value}."""
+    args, p0, results = arguments(__doc__, argv), load_policy(ROOT / "tiny" / "lm"), {}  # task: {variant: {metric: [a value a seed]}}
+    variants = list(read_runs(args.runs))
+    for name, task, run in variants:
+        values = measured(run, p0)
+        if name == variants[0][0]:
+            _append(results, task, "p0", {**values["p0"], **dict.fromkeys(costs(run), 0.0)})
+        _append(results, task, name, {**values[""], **costs(run)})
     publish(args.runs.stem, results)
+
+
+def _append(results, task, variant, values):
+    for metric, value in values.items():
+        results.setdefault(task, {}).setdefault(variant, {}).setdefault(metric, []).append(value)
 
 
 if __name__ == "__main__":

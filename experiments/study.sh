@@ -6,6 +6,8 @@
 # an interrupted study goes on where it stopped, and experiments/study.py turns what they wrote into a table, a verdict, a JSON
 # file and a picture.   SEEDS="0" TASKS=sentiment bash experiments/NAME.sh   is a subset for minutes.
 set -euo pipefail
+unset MODEL PROMPTS TEST_PROMPTS PPL_MODEL REWARD REWARD_MODEL K BETA KL ENTROPY BATCH LR WARMUP CLIP GRAD_ACCUM QUANTIZE FORGET LEARN \
+    EXPLORE EXPLORE_P0 SAMPLE_BATCH NEW_TOKENS MIN_TOKENS REWARD_TOKEN_INIT REWARD_TOKEN_LR LAUNCH     # a study sets its own
 STUDY=$(basename "$0" .sh)
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 export PYTHON=${PYTHON:-.venv/bin/python}
@@ -13,7 +15,7 @@ TASKS=${TASKS:-sentiment toxicity} SEEDS=${SEEDS:-0 1 2}
 JOBS=${JOBS:-2}                               # runs at a time, each with one thread
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
 ITERATIONS=${ITERATIONS:-4} STEPS=${STEPS:-50} NUM_PROMPTS=${NUM_PROMPTS:-320} NUM_SAMPLES=${NUM_SAMPLES:-4}
-export DIAL_SAMPLES=0 EXPLORE=${EXPLORE:---decode sample --top-p 0.95}
+export DIAL_SAMPLES=0 EXPLORE="--decode sample --top-p 0.95"
 runs=runs/studies
 lines=()
 REPORT=study
@@ -34,6 +36,7 @@ one() {                                       # one LINE
     IFS=$'\t' read -r -a settings <<< "$1"
     task=${settings[1]} seed=${settings[2]} run=${settings[3]} own=${settings[4]} from=$p0-$task-seed$seed
     [ ! -e "$run/report.html" ] || return 0
+    rm -rf "$run"                             # a run that was cut off begins again, so that its times are those of one run
     mkdir -p "$run/pool" "$run/eval"
     for file in eval/base.json eval/base.jsonl pool/00.jsonl; do     # p0 does not depend on what is studied
         if [ -e "$from/$file" ] && [ ! -e "$run/$file" ] && [ "$file $own" != "pool/00.jsonl own" ]; then cp "$from/$file" "$run/$file"; fi

@@ -53,51 +53,94 @@ FAKE = """#!/usr/bin/env bash
 # run_all.sh as a study sees it: asked for a task, a seed and settings, it writes what study.py reads; BETA=1 fails once.
 echo "$1 $SEED ${BETA:-.} ${REWARD:-.} $ITERATIONS,$STEPS,$NUM_PROMPTS $(ls "$RUN" | tr '\\n' ' ')$(ls "$RUN/pool") $EVALUATE" >> calls
 if [ "${BETA:-}" = 1 ] && [ ! -e failed ]; then touch failed; exit 1; fi
-mkdir -p "$RUN/pool" "$RUN/eval" "$RUN/model/01" "$RUN/quantized"
-echo "{}" | tee "$RUN/pool/00.jsonl" > "$RUN/quantized/00.jsonl"; touch "$RUN/eval/base.jsonl" "$RUN/report.html"
+mkdir -p "$RUN/pool" "$RUN/eval" "$RUN/model"
+cp -r tiny/lm "$RUN/model/01"
+touch "$RUN/pool/00.jsonl" "$RUN/report.html"
+echo '{"prompt": "The film", "completion": " was good."}' > "$RUN/eval/base.jsonl"
 for name in base quark; do
     echo '{"rewards": {"r": {"mean": {"value": 0.'$((5 - ${BETA:-0} + SEED))'}}}, "perplexity": {"value": 10}, "dist_1": {"value": 0.5},
            "dist_3": {"value": 0.5}}' > "$RUN/eval/$name.json"
 done
-echo '{"kl": 0.'$((3 - ${BETA:-0}))'}' > "$RUN/model/01/metrics.jsonl"
-echo "run done in 7 s."
 """
 
 
-def test_a_study_goes_on_where_it_stopped(tmp_path):
-    """Two variants, two seeds: p0 once a seed and its files in every run; a failed run is named and made again, finished ones are not.
-    Another study then finds the run without settings; where p0 samples by a reward of its own, only p0's evaluation is taken over."""
+@pytest.fixture
+def as_study(tmp_path):
+    """A copy of experiments/ beside a stand-in of run_all.sh; as_study(NAME, VARIANTS, ...) -> (what was run, what went to stderr)."""
     shutil.copytree(ROOT / "experiments", tmp_path / "experiments", ignore=shutil.ignore_patterns("figures", "results", "__pycache__"))
+    (tmp_path / "tiny").symlink_to(ROOT / "tiny")
     (tmp_path / "run_all.sh").write_text(FAKE)
-    page = tmp_path / "experiments" / "README.md"
-    page.write_text("above\n<!-- beta -->\nold\n<!-- end -->\nbetween\n<!-- ties -->\n<!-- end -->\n<!-- pool -->\n<!-- end -->\nbelow\n")
 
-    def study(name, variants, expected=0):
+    def run(name, variants, seeds="0 1 2", expected=0):
         (tmp_path / "experiments" / f"{name}.sh").write_text(f'source "$(dirname "$0")/study.sh"\n{variants}\nfinish\n')
-        env = {**os.environ, "PYTHON": sys.executable, "TASKS": "sentiment", "SEEDS": "0 1", "JOBS": "1"}
+        env = {**os.environ, "PYTHON": sys.executable, "PYTHONPATH": str(ROOT), "SEEDS": seeds, "JOBS": "1", "BETA": "7"}
         done = subprocess.run(["bash", f"experiments/{name}.sh"], cwd=tmp_path, env=env, capture_output=True, text=True)
         assert (done.returncode == 0) == (expected == 0), done.stderr
-        calls = (tmp_path / "calls").read_text().splitlines()
-        (tmp_path / "calls").unlink()
-        return [call.removesuffix(" --decode sample --top-p 0.9 --num-samples 5 --reward sentiment") for call in calls], done.stderr
+        calls = (tmp_path / "calls").read_text().splitlines() if (tmp_path / "calls").exists() else []
+        (tmp_path / "calls").unlink(missing_ok=True)
+        return [call.split(" --decode sample --top-p 0.9 --num-samples 5 --reward ")[0] for call in calls], done.stderr
 
-    first, message = study("beta", "variant 0\nvariant 1 BETA=1 STEPS=9", expected=1)
-    settings, whole = "4,50,320", "eval pool 00.jsonl"
-    assert first == [f"sentiment {s} . . 0,,320 eval pool " if i == 0 else f"sentiment {s} . . {settings} {whole}" for i in (0, 1) for s in (0, 1)] + [
-        f"sentiment {s} 1 . 4,9,320 {whole}" for s in (0, 1)]  # fmt: skip
-    assert "runs/studies/sentiment-seed0-4-50-320-4-BETA=1-STEPS=9 failed" in message
-    assert study("beta", "variant 0\nvariant 1 BETA=1 STEPS=9")[0] == [f"sentiment 0 1 . 4,9,320 {whole}"]
+    return run
+
+
+def test_a_study_goes_on_where_it_stopped(as_study, tmp_path):
+    """Two variants: p0 once a task and seed and its files in every run; a failed run is named and made again, finished ones are not.
+    Another study then finds the run of the same settings; where p0 samples by a reward of its own, only p0's evaluation is taken over.
+    A BETA in the environment is nobody's."""
+    page = tmp_path / "experiments" / "README.md"
+    page.write_text("above\n<!-- beta -->\nold\n<!-- end -->\nbetween\n<!-- ties -->\n<!-- end -->\nbelow\n")
+    variants, settings, whole = "variant 0\nvariant 1 BETA=1 STEPS=9", "4,50,320", "eval pool 00.jsonl"
+    each = [(task, seed) for task in ("sentiment", "toxicity") for seed in (0, 1, 2)]
+
+    first, message = as_study("beta", variants, expected=1)
+    assert first[:6] == [f"{task} {seed} . . 0,,320 eval pool " for task, seed in each]
+    assert first[6:] == [f"{t} {s} {beta} . 4,{steps},320 {whole}" for beta, steps in ((".", 50), (1, 9)) for t, s in each]
+    failed = "runs/studies/sentiment-seed0-4-50-320-4-BETA=1-STEPS=9"
+    assert f"{failed} failed" in message
+    (tmp_path / failed / "half").touch()
+    assert as_study("beta", variants)[0] == [f"sentiment 0 1 . 4,9,320 {whole}"] and not (tmp_path / failed / "half").exists()
     result = json.loads((tmp_path / "experiments" / "results" / "beta.json").read_text())
-    assert result["results"]["sentiment"]["0"]["reward"] == [0.5, 0.6] and result["results"]["sentiment"]["1"]["kl"] == [0.2, 0.2]
-    assert result["verdict"] == "reproduced" and (tmp_path / "experiments" / "figures" / "beta.png").exists()
-    above, between = page.read_text().split("| 1 | 0.450 ± 0.635 |")
-    assert above.startswith("above\n<!-- beta -->\n| sentiment, 2 seeds | mean reward |") and "**Verdict: reproduced.**" in between
-    assert between.endswith("<!-- end -->\nbetween\n<!-- ties -->\n<!-- end -->\n<!-- pool -->\n<!-- end -->\nbelow\n") and "old" not in above + between
-    ties = "variant random REWARD=r.py:TASK\nvariant age\n"
-    assert study("ties", ties)[0] == [f"sentiment {s} . r.py:sentiment {settings} eval pool " for s in (0, 1)]
-    study("pool", "variant all\nvariant newest_2 QUANTIZE=\nvariant per_prompt_4 QUANTIZE=--per-prompt")  # here time and disk are the question
-    assert json.loads((tmp_path / "experiments" / "results" / "pool.json").read_text())["results"]["sentiment"]["all"]["seconds"] == [7, 7]
-    assert not {"seconds", "mb"} & set(result["results"]["sentiment"]["0"])
+    assert result["results"]["toxicity"]["0"]["reward"] == [0.5, 0.6, 0.7] and result["results"]["sentiment"]["1"]["reward"] == [0.4, 0.5, 0.6]
+    assert result["results"]["sentiment"]["p0"]["ppl"] == [1, 1, 1] and result["results"]["sentiment"]["1"]["kl"] == pytest.approx([0] * 3, abs=1e-5)
+    assert "mean reward, 1 < 0: reproduced" in result["claims"] and (tmp_path / "experiments" / "figures" / "beta.png").exists()
+    above, between = page.read_text().split("| 1 | 0.500 ± 0.248 |", 1)
+    assert above.startswith("above\n<!-- beta -->\n| sentiment, 3 seeds | mean reward |") and f"**Verdict: {result['verdict']}.**" in between
+    assert between.endswith("<!-- end -->\nbetween\n<!-- ties -->\n<!-- end -->\nbelow\n") and "old" not in above + between
+    ties = "\n".join(f"variant {name} REWARD=r.py:TASK" for name in ("random", "age", "random_of_2")) + "\nvariant together_of_2"
+    assert as_study("ties", ties)[0] == [f"{t} {s} . r.py:{t} {settings} eval pool " for t, s in each]
+
+
+def test_a_part_of_a_study_overwrites_nothing(as_study, tmp_path):
+    page = (tmp_path / "experiments" / "README.md").read_text()
+    as_study("beta", "variant 0\nvariant 1 BETA=2", seeds="0")
+    assert (tmp_path / "runs" / "studies" / "beta.png").exists() and not (tmp_path / "experiments" / "results").exists()
+    assert (tmp_path / "experiments" / "README.md").read_text() == page
+
+
+def test_the_rewards_of_0_or_1():
+    """The study of ties names, for every task, a reward of experiments/labels.py."""
+    from rewards import load_reward
+
+    assert "labels.py:TASK" in (ROOT / "experiments" / "ties.sh").read_text()
+    for task in ("sentiment", "toxicity"):
+        label = load_reward(f"{ROOT / 'experiments' / 'labels.py'}:{task}")
+        assert set(label(prompts=["The film"] * 2, completions=[" is great, I love it.", " is shit, you idiot."])) == {0.0, 1.0}
+
+
+def test_kl_on_the_samples_of_p0(p0, quark, quark_folder, tmp_path):
+    """Of the second of two rows, slowly: under r_K, from p0, the mean over its tokens."""
+    import torch
+
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "01").symlink_to(quark_folder)
+    rows = [{"prompt": "The film", "completion": ""}, {"prompt": "I was there and", "completion": " it is good"}]
+    write_jsonl(tmp_path / "eval" / "base.jsonl", rows)
+    x, y, front = p0.encode("I was there and"), p0.encode(" it is good"), [quark.reward_token_id(quark.n_quantiles)]
+    with torch.no_grad():
+        log_p, log_p0 = (policy.model(torch.tensor([start + x + y])).logits[0, len(start + x) - 1 : -1, : p0.vocab_size].log_softmax(-1)
+                         for policy, start in ((quark, front), (p0, [])))  # fmt: skip
+    expected = (log_p0.exp() * (log_p0 - log_p)).sum(-1).mean().item()
+    assert expected > 0.001 and study.kl_from_p0(tmp_path, p0) == pytest.approx(expected, rel=1e-4)
 
 
 def test_the_page_says_what_was_measured():
@@ -151,3 +194,21 @@ def test_over_the_rounds(p0, tmp_path):
     # A: of 3 + 4 words the 3-grams bcd, cde; B: bcd of 3. Then A: of 4 + 3 words bcd, cde, fgh.
     assert rounds["dist_3"] == pytest.approx([(2 / 7 + 1 / 3) / 2, (3 / 7 + 1 / 3) / 2])
     assert rounds["ppl"] == pytest.approx([perplexity(p0, rows), perplexity(p0, rows[1:])])
+
+
+def test_the_states_of_a_model(quark, quark_folder, p0_folder, tmp_path):
+    """Quark's is read under r_K, r_1 and no token, and after relearning under r_K too; the others have no token. Then the prompts that
+    are left for the bad samples."""
+    import hidden
+
+    K = quark.n_quantiles
+    for folder in ("2", "16", "start"):
+        (tmp_path / "quark").mkdir(exist_ok=True), (tmp_path / "p0").mkdir(exist_ok=True)
+        (tmp_path / "quark" / folder).symlink_to(quark_folder), (tmp_path / "p0" / folder).symlink_to(p0_folder)
+    assert hidden.states("quark", tmp_path / "quark") == [
+        ("quark, r_K", f"0-r{K}", "start", K), ("quark, r_1", "0-r1", "start", 1), ("quark, no token", "0-none", "start", None),
+        ("quark+2", "2-none", "2", None), ("quark+2, r_K", "2-r", "2", K), ("quark+16", "16-none", "16", None), ("quark+16, r_K", "16-r", "16", K)]  # fmt: skip
+    assert hidden.states("p0", tmp_path / "p0") == [("p0", "0-none", "start", None), ("p0+2", "2-none", "2", None), ("p0+16", "16-none", "16", None)]
+    prompts = [json.loads(line)["prompt"] for line in (ROOT / "tiny/prompts/train.jsonl").read_text(encoding="utf-8").splitlines()]
+    pool = write_jsonl(tmp_path / "pool.jsonl", [{"prompt": x, "completion": "", "reward": 0} for x in prompts[2:] * 2])
+    assert [row["prompt"] for row in hidden.unseen(pool)] == prompts[:2]
