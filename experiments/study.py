@@ -123,17 +123,17 @@ def draw(results, path):
 def publish(study, results):
     """Prints the table. If the study is whole, writes experiments/results/STUDY.json, the study's place in experiments/README.md and
     experiments/figures/STUDY.png."""
-    text = as_text(study, results)
     if len(results) < 2 or len(next(iter(next(iter(results.values())).values()))["reward"]) < 3:
         picture = ROOT / "runs" / "studies" / f"{study}.png"
         draw(results, picture)
-        print(text.split("- ")[0] + f"a part of the study: no verdict, nothing is written into experiments/; picture: {picture.relative_to(ROOT)}")
+        print(f"{tables(results)}\nA part of the study: no verdict, and experiments/ stays as it is. Picture: {picture.relative_to(ROOT)}")
         return
     lines, word = verdict(CLAIMS[study], results)
     out = ROOT / "experiments" / "results" / f"{study}.json"
     out.parent.mkdir(exist_ok=True)
     out.write_text(json.dumps({"results": results, "claims": lines, "verdict": word}, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     draw(results, ROOT / "experiments" / "figures" / f"{study}.png")
+    text = as_text(study, results)
     print(text)
     page = ROOT / "experiments" / "README.md"
     before, rest = page.read_text(encoding="utf-8").split(f"<!-- {study} -->\n")
@@ -141,7 +141,14 @@ def publish(study, results):
 
 
 def as_text(study, results):
-    """The study's table, how its claims fare, its verdict and its picture, in Markdown."""
+    """The study's tables, how its claims fare, its verdict and its picture, in Markdown."""
+    lines, word = verdict(CLAIMS[study], results)
+    claims = "\n".join(f"- {line}" for line in lines)
+    return f"{tables(results)}\n{claims}\n\n**Verdict: {word}.**\n\n![{study}](figures/{study}.png)\n"
+
+
+def tables(results):
+    """A table a task, in Markdown: a row a variant, mean and 95 % interval of each metric."""
     metrics, parts = _metrics(results), []
     for task, variants in results.items():
         n = len(next(iter(variants.values()))["reward"])
@@ -149,8 +156,6 @@ def as_text(study, results):
         for name, values in variants.items():
             cells = ["{:.{d}f} ± {:.{d}f}".format(*interval(values[m]), d=digits) for m, (_, digits) in metrics.items()]
             parts[-1] += f"| {name} | " + " | ".join(cells) + " |\n"
-    lines, word = verdict(CLAIMS[study], results)
-    parts += ["\n".join(f"- {line}" for line in lines) + "\n", f"**Verdict: {word}.**\n", f"![{study}](figures/{study}.png)\n"]
     return "\n".join(parts)
 
 

@@ -66,7 +66,7 @@ done
 
 @pytest.fixture
 def as_study(tmp_path):
-    """A copy of experiments/ beside a stand-in of run_all.sh; as_study(NAME, VARIANTS, ...) -> (what was run, what went to stderr)."""
+    """A copy of experiments/ beside a stand-in of run_all.sh; as_study(NAME, VARIANTS, ...) -> (what was run, what was printed)."""
     shutil.copytree(ROOT / "experiments", tmp_path / "experiments", ignore=shutil.ignore_patterns("figures", "results", "__pycache__"))
     (tmp_path / "tiny").symlink_to(ROOT / "tiny")
     (tmp_path / "run_all.sh").write_text(FAKE)
@@ -78,7 +78,7 @@ def as_study(tmp_path):
         assert (done.returncode == 0) == (expected == 0), done.stderr
         calls = (tmp_path / "calls").read_text().splitlines() if (tmp_path / "calls").exists() else []
         (tmp_path / "calls").unlink(missing_ok=True)
-        return [call.split(" --decode sample --top-p 0.9 --num-samples 5 --reward ")[0] for call in calls], done.stderr
+        return [call.split(" --decode sample --top-p 0.9 --num-samples 5 --reward ")[0] for call in calls], done.stderr + done.stdout
 
     return run
 
@@ -112,7 +112,8 @@ def test_a_study_goes_on_where_it_stopped(as_study, tmp_path):
 
 def test_a_part_of_a_study_overwrites_nothing(as_study, tmp_path):
     page = (tmp_path / "experiments" / "README.md").read_text()
-    as_study("beta", "variant 0\nvariant 1 BETA=2", seeds="0")
+    _, printed = as_study("beta", "variant 0\nvariant 1 BETA=2", seeds="0")
+    assert "| 1 | 0.300 ± inf |" in printed and "no verdict" in printed and "reproduced" not in printed
     assert (tmp_path / "runs" / "studies" / "beta.png").exists() and not (tmp_path / "experiments" / "results").exists()
     assert (tmp_path / "experiments" / "README.md").read_text() == page
 
