@@ -2,7 +2,7 @@
 
     python bench/growth.py          # writes bench/results/growth.json and growth.png
 
-Each point is a process of its own; what the same stage takes for next to nothing, its start, is measured too and taken off the
+Each point is a process of its own, the quickest of three below 16; what the same stage takes for next to nothing, its start, is measured too and taken off the
 seconds. `exponent`: the slope of the last step, 16 to 64; 1 is linear. Steeper is only exploring with the length of a completion: for
 each token attention reads the keys and values of all columns before it, at 200 columns as long as the matrix products take.
 """

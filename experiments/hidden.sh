@@ -51,8 +51,8 @@ afterwards() {
     local file
     export -f evaluated bad_samples relearn; export RELEARN
     for file in "$runs/$STUDY-p0.tsv" "$runs/$STUDY.tsv"; do
-        xargs -P "$JOBS" -d '\n' -n 1 bash -ec 'relearn "$0" > "$(cut -f 4 <<< "$0").hidden.log" 2>&1 || {
-            echo "failed: $(cut -f 4 <<< "$0").hidden.log" >&2; exit 1; }' < "$file"
+        xargs -P "$JOBS" -d '\n' -n 1 bash -c 'log=$(cut -f 4 <<< "$0").hidden.log
+            bash -euc "relearn \"\$0\"" "$0" > "$log" 2>&1 || { echo "failed: $log" >&2; exit 1; }' < "$file"
     done
 }
 finish

@@ -178,10 +178,10 @@ def main(argv=None, costs=lambda run: {}):
     args, p0, results = arguments(__doc__, argv), load_policy(ROOT / "tiny" / "lm"), {}  # task: {variant: {metric: [a value a seed]}}
     variants = list(read_runs(args.runs))
     for name, task, run in variants:
-        values = measured(run, p0)
+        values, extra = measured(run, p0), costs(run)
         if name == variants[0][0]:
-            _append(results, task, "p0", {**values["p0"], **dict.fromkeys(costs(run), 0.0)})
-        _append(results, task, name, {**values[""], **costs(run)})
+            _append(results, task, "p0", {**values["p0"], **dict.fromkeys(extra, 0.0)})
+        _append(results, task, name, {**values[""], **extra})
     publish(args.runs.stem, results)
 
 

@@ -6,7 +6,7 @@
 # an interrupted study goes on where it stopped, and experiments/study.py turns what they wrote into a table, a verdict, a JSON
 # file and a picture.   SEEDS="0" TASKS=sentiment bash experiments/NAME.sh   is a subset for minutes.
 set -euo pipefail
-unset MODEL PROMPTS TEST_PROMPTS PPL_MODEL REWARD REWARD_MODEL K BETA KL ENTROPY BATCH LR WARMUP CLIP GRAD_ACCUM QUANTIZE FORGET LEARN \
+unset MODEL PROMPTS TEST_PROMPTS PPL_MODEL REWARD REWARD_MODEL K BETA KL ENTROPY BATCH LR WARMUP CLIP GRAD_ACCUM BF16 QUANTIZE FORGET LEARN \
     EXPLORE EXPLORE_P0 SAMPLE_BATCH NEW_TOKENS MIN_TOKENS REWARD_TOKEN_INIT REWARD_TOKEN_LR LAUNCH     # a study sets its own
 STUDY=$(basename "$0" .sh)
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -39,7 +39,7 @@ one() {                                       # one LINE
     rm -rf "$run"                             # a run that was cut off begins again, so that its times are those of one run
     mkdir -p "$run/pool" "$run/eval"
     for file in eval/base.json eval/base.jsonl pool/00.jsonl; do     # p0 does not depend on what is studied
-        if [ -e "$from/$file" ] && [ ! -e "$run/$file" ] && [ "$file $own" != "pool/00.jsonl own" ]; then cp "$from/$file" "$run/$file"; fi
+        if [ -e "$from/$file" ] && [ "$file $own" != "pool/00.jsonl own" ]; then cp "$from/$file" "$run/$file"; fi
     done
     echo "$run"
     env "${settings[@]:5}" EVALUATE="--decode sample --top-p 0.9 --num-samples 5 --reward $task" SEED="$seed" RUN="$run" \
