@@ -15,6 +15,9 @@ The paper samples 25 completions a prompt from the nucleus of 0.9 (repetition: o
 a larger model; here that is p0 itself unless --ppl-model names another. Every interval is a 95 % bootstrap over prompts.
 """
 
+from quantize import (BadInput, check_writable, dump_row, group_of, read_jsonl, read_pool, read_prompts, run_stage, shown, text_of, whole_file,
+                      write_json)  # first: from here on Ctrl-C is one line  # fmt: skip
+
 import argparse
 import base64
 import csv
@@ -25,8 +28,6 @@ import json
 import math
 from pathlib import Path
 
-from quantize import (BadInput, check_writable, dump_row, group_of, read_jsonl, read_pool, read_prompts, run_stage, shown, text_of, whole_file,
-                      write_json)  # first: from here on Ctrl-C is one line # fmt: skip
 import numpy as np
 import torch
 from tqdm import tqdm

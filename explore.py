@@ -13,6 +13,9 @@ and can generate reward tokens; here nothing is cut unless a flag says so, and a
 This file also owns the policy: model, tokenizer and reward tokens, as a plain Hugging Face GPT-2 folder.
 """
 
+from quantize import (BadInput, Growing, check_writable, dump_row, read_prompts, run_stage, shown, whole_file,
+                      whole_folder)  # first: from here on Ctrl-C is one line  # fmt: skip
+
 import argparse
 import functools
 import glob
@@ -23,8 +26,6 @@ from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 
-from quantize import (BadInput, Growing, check_writable, dump_row, read_prompts, run_stage, shown, whole_file,
-                      whole_folder)  # first: from here on Ctrl-C is one line # fmt: skip
 import numpy as np
 import tiktoken
 import torch
@@ -188,8 +189,9 @@ def matrices(model):
 
 def laid_out(model, bf16=False):
     """Every matrix of `model` in the order in which oneDNN multiplies it quickest, in place: to sample from only, it can be neither
-    trained nor saved. bf16: in bfloat16, but for the output layer. Where PyTorch has no oneDNN, the model as it was."""
-    if hasattr(torch.ops.mkldnn, "_linear_pointwise"):
+    trained nor saved. bf16: in bfloat16, but for the output layer. The model as it was where PyTorch has no oneDNN, or no such order
+    of bfloat16 on this processor (a CPU with AVX2 only)."""
+    if hasattr(torch.ops.mkldnn, "_linear_pointwise") and (not bf16 or torch.ops.mkldnn._is_mkldnn_bf16_supported()):
         for part, name, weight, bias in matrices(model):
             setattr(part, name, LaidOut(weight, bias, torch.bfloat16 if bf16 and bias is not None else torch.float32))
         if model.config.activation_function == "gelu_new":

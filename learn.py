@@ -11,13 +11,14 @@ KL(p0 || p_theta) (--kl reverse), an entropy bonus of 0.06 (--entropy-coef 0.06)
 of a batch instead of the sum over each sequence, which is what we do too (a sum would only scale lr and favour long y).
 """
 
+from quantize import BadInput, check_replaceable, read_pool, run_stage, write_json  # first: from here on Ctrl-C is one line
+
 import argparse
 import json
 import pickle
 import time
 from pathlib import Path
 
-from quantize import BadInput, check_replaceable, read_pool, run_stage, write_json  # first: from here on Ctrl-C is one line
 import numpy as np
 import torch
 from tqdm import tqdm

@@ -13,29 +13,30 @@ differ by at most one. --per-prompt and what bounds the pool are not in the pape
 This file also owns the pool itself: what a row is, how it is read, checked and written. It imports NumPy only.
 """
 
-import argparse
-import contextlib
 import gc
-import glob
-import json
-import math
 import os
-import shutil
 import signal
 import sys
-from array import array
-from pathlib import Path
 
 
 def _interrupted(*_):
-    os.write(2, f"\n{Path(sys.argv[0]).name}: interrupted; every finished file is whole, start it again to go on\n".encode())
+    os.write(2, f"\n{os.path.basename(sys.argv[0])}: interrupted; every finished file is whole, start it again to go on\n".encode())
     os._exit(130)  # at once: an exception could be swallowed by a library that is in the middle of something
 
 
-if Path(sys.argv[0]).name in ("explore.py", "quantize.py", "learn.py", "evaluate.py", "rewards.py"):  # a stage is starting
-    signal.signal(signal.SIGINT, _interrupted)  # Ctrl-C; before the imports, which take seconds
+if os.path.basename(sys.argv[0]) in ("explore.py", "quantize.py", "learn.py", "evaluate.py", "rewards.py"):  # a stage is starting
+    signal.signal(signal.SIGINT, _interrupted)  # Ctrl-C; before the other imports, which take seconds
     signal.signal(signal.SIGTERM, _interrupted)
     gc.set_threshold(100_000)  # torch and transformers make a million objects that all stay: looking at them is half a second
+
+import argparse  # noqa: E402
+import contextlib  # noqa: E402
+import glob  # noqa: E402
+import json  # noqa: E402
+import math  # noqa: E402
+import shutil  # noqa: E402
+from array import array  # noqa: E402
+from pathlib import Path  # noqa: E402
 
 import numpy as np  # noqa: E402
 

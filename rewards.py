@@ -18,6 +18,8 @@ The paper's toxicity reward was a commercial service, which closes on 31 Decembe
 for it, and any other is named with --reward-model.
 """
 
+from quantize import BadInput, Growing, dump_row, read_jsonl, run_stage, shown, text_of, whole_file  # first: from here on Ctrl-C is one line
+
 import argparse
 import hashlib
 import importlib.util
@@ -31,8 +33,6 @@ import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
-
-from quantize import BadInput, Growing, dump_row, read_jsonl, run_stage, shown, text_of, whole_file
 
 SHIPPED = Path(__file__).resolve().parent / "tiny"  # the small judges that come with the project
 
