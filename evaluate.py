@@ -15,8 +15,8 @@ The paper samples 25 completions a prompt from the nucleus of 0.9 (repetition: o
 a larger model; here that is p0 itself unless --ppl-model names another. Every interval is a 95 % bootstrap over prompts.
 """
 
-from quantize import (BadInput, check_writable, dump_row, group_of, read_jsonl, read_pool, read_prompts, run_stage, shown, text_of, whole_file,
-                      write_json)  # first: from here on Ctrl-C is one line  # fmt: skip
+from quantize import (BadInput, add_sampling_arguments, check_sampling_arguments, check_writable, dump_row, group_of, read_jsonl, read_pool,
+                      read_prompts, run_stage, shown, text_of, whole_file, write_json)  # first: from here on Ctrl-C is one line  # fmt: skip
 
 import argparse
 import base64
@@ -28,12 +28,46 @@ import json
 import math
 from pathlib import Path
 
+
+def arguments(argv=None):
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0], formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--model", help="p_theta or p0: a checkpoint folder or hub name")
+    parser.add_argument("--generations", metavar="JSONL", help='instead of --model: rows with "prompt" and "completion", whoever wrote them')
+    parser.add_argument("--reference", help="p0, whose perplexity measures fluency if no --ppl-model is named")
+    parser.add_argument("--prompts", help='JSONL with "prompt" and, if you like, "group"')
+    parser.add_argument("--reward", nargs="+", help="one or several; the second may be a judge that was not trained on")
+    parser.add_argument("--out", help="NAME: writes NAME.json and NAME.jsonl")
+    parser.add_argument("--reward-token", default="K", help="K (default), 1 ... K, none, or all: one table a token")
+    parser.add_argument("--ppl-model", help="model of the perplexity (default: --reference); none: no perplexity")
+    add_sampling_arguments(parser, num_samples=25, top_p=0.9)
+    after = parser.add_argument_group("looking at results; nothing is generated")
+    after.add_argument("--compare", nargs="+", metavar="JSON", help="print these results side by side")
+    after.add_argument("--report", metavar="RUN", help="draw a run of run_all.sh: RUN/report.html and RUN/figures/*.png")
+    after.add_argument("--human-sheet", metavar="CSV", help="with --compare of two: pairs of completions, sides shuffled, for people")
+    after.add_argument("--pairs", type=int, default=50, help="rows of the --human-sheet (default 50)")
+    after.add_argument("--tally", metavar="CSV", help="count a filled --human-sheet; its key lies beside it")
+    args = parser.parse_args(argv)
+    if args.human_sheet and (not args.compare or len(args.compare) != 2 or args.pairs < 1):
+        parser.error("--human-sheet needs --compare with two results, and --pairs of at least 1")
+    if args.tally or args.compare or args.report:
+        return args
+    needed = ("reference", "reward", "out") if args.generations else ("model", "reference", "prompts", "reward", "out")
+    if missing := [n for n in needed if not getattr(args, n)]:
+        parser.error(f"--{missing[0]} is missing")
+    if args.generations and args.model:
+        parser.error("--generations is measured as it stands; leave --model out")
+    check_sampling_arguments(parser, args)
+    return args
+
+
+if __name__ == "__main__":
+    arguments()  # --help and wrong options are answered here: the imports below take seconds
+
 import numpy as np
 import torch
 from tqdm import tqdm
 
-from explore import (Decoder, add_sampling_arguments, check_sampling_arguments, distinct, generate, laid_out, load_policy, pick_device,
-                     processes, score, without_eos)  # fmt: skip
+from explore import Decoder, distinct, generate, laid_out, load_policy, pick_device, processes, score, without_eos
 from rewards import diversity, load_reward, rep_n
 
 # ------------------------------------------------------------------------------------------------------- the metrics
@@ -533,28 +567,10 @@ def generations(path, policy):
 
 
 def main(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0], formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--model", help="p_theta or p0: a checkpoint folder or hub name")
-    parser.add_argument("--generations", metavar="JSONL", help='instead of --model: rows with "prompt" and "completion", whoever wrote them')
-    parser.add_argument("--reference", help="p0, whose perplexity measures fluency if no --ppl-model is named")
-    parser.add_argument("--prompts", help='JSONL with "prompt" and, if you like, "group"')
-    parser.add_argument("--reward", nargs="+", help="one or several; the second may be a judge that was not trained on")
-    parser.add_argument("--out", help="NAME: writes NAME.json and NAME.jsonl")
-    parser.add_argument("--reward-token", default="K", help="K (default), 1 ... K, none, or all: one table a token")
-    parser.add_argument("--ppl-model", help="model of the perplexity (default: --reference); none: no perplexity")
-    add_sampling_arguments(parser, num_samples=25, top_p=0.9)
-    after = parser.add_argument_group("looking at results; nothing is generated")
-    after.add_argument("--compare", nargs="+", metavar="JSON", help="print these results side by side")
-    after.add_argument("--report", metavar="RUN", help="draw a run of run_all.sh: RUN/report.html and RUN/figures/*.png")
-    after.add_argument("--human-sheet", metavar="CSV", help="with --compare of two: pairs of completions, sides shuffled, for people")
-    after.add_argument("--pairs", type=int, default=50, help="rows of the --human-sheet (default 50)")
-    after.add_argument("--tally", metavar="CSV", help="count a filled --human-sheet; its key lies beside it")
-    args = parser.parse_args(argv)
+    args = arguments(argv)
     if args.tally:
         return tally(Path(args.tally))
     if args.human_sheet:
-        if not args.compare or len(args.compare) != 2 or args.pairs < 1:
-            parser.error("--human-sheet needs --compare with two results, and --pairs of at least 1")
         return human_sheet(Path(args.human_sheet), *map(Path, args.compare), args.pairs, args.seed)
     if args.compare:
         compare([_read_table(f) for f in args.compare], [Path(f).stem for f in args.compare])
@@ -563,12 +579,6 @@ def main(argv=None):
         report(Path(args.report))
     if args.compare or args.report:
         return
-    needed = ("reference", "reward", "out") if args.generations else ("model", "reference", "prompts", "reward", "out")
-    if missing := [n for n in needed if not getattr(args, n)]:
-        parser.error(f"--{missing[0]} is missing")
-    if args.generations and args.model:
-        parser.error("--generations is measured as it stands; leave --model out")
-    check_sampling_arguments(parser, args)
     if processes()[1] > 1:
         raise BadInput("evaluate.py runs as one process; start it without torchrun")
     check_writable(f"{args.out}.json")

@@ -13,8 +13,8 @@ and can generate reward tokens; here nothing is cut unless a flag says so, and a
 This file also owns the policy: model, tokenizer and reward tokens, as a plain Hugging Face GPT-2 folder.
 """
 
-from quantize import (BadInput, Growing, check_writable, dump_row, read_prompts, run_stage, shown, whole_file,
-                      whole_folder)  # first: from here on Ctrl-C is one line  # fmt: skip
+from quantize import (BadInput, Growing, add_sampling_arguments, check_sampling_arguments, check_writable, dump_row, read_prompts,
+                      run_stage, shown, whole_file, whole_folder)  # first: from here on Ctrl-C is one line  # fmt: skip
 
 import argparse
 import functools
@@ -25,6 +25,27 @@ import os
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
+
+
+def arguments(argv=None):
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0], formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--model", required=True, help="p: a checkpoint folder or hub name")
+    parser.add_argument("--prompts", required=True, help='X: JSONL with "prompt", a string or {"text": ...}')
+    parser.add_argument("--reward", required=True, help="r: a built-in name or path/to/file.py:function (see rewards.py)")
+    parser.add_argument("--out", required=True, help="pool file to write, e.g. pool/00.jsonl")
+    parser.add_argument("--iteration", type=int, default=0, help="round number, written into the rows (default 0)")
+    parser.add_argument("--num-prompts", type=int, help="take this many of the prompts, the same in every round of a --seed (default: all)")
+    parser.add_argument("--reward-token", choices=["K", "none"], default="K", help="what stands in front of x: r_K, or nothing (default K)")
+    parser.add_argument("--int8", action="store_true", help="sample with weights of 8 bits, on a CPU only: quicker still than --bf16, from a p that is\n"
+                        "a little off: with tiny/lm 3 %% of the tokens are others (bench/explore.py)")  # fmt: skip
+    add_sampling_arguments(parser, num_samples=1, top_p=1.0)
+    args = parser.parse_args(argv)
+    check_sampling_arguments(parser, args)
+    return args
+
+
+if __name__ == "__main__":
+    arguments()  # --help and wrong options are answered here: the imports below take seconds
 
 import numpy as np
 import tiktoken
@@ -569,41 +590,6 @@ def finish():
 # ------------------------------------------------------------------------------------------------- the command line
 
 
-def add_sampling_arguments(parser, num_samples, top_p):
-    """The options that explore.py and evaluate.py share."""
-    group = parser.add_argument_group("sampling")
-    group.add_argument("--num-samples", type=int, default=num_samples, help=f"completions a prompt (default {num_samples})")
-    group.add_argument("--max-new-tokens", type=int, default=20, help="length of y in tokens (default 20)")
-    group.add_argument("--min-new-tokens", type=int, default=3, help="tokens before y may end (default 3, as the authors)")
-    group.add_argument("--decode", choices=["sample", "greedy", "mixed"], default="sample",
-                       help="mixed: half greedy, half sampled, as the paper explores repetition (default sample)")  # fmt: skip
-    group.add_argument("--bf16", action="store_true", help="multiply in bfloat16 while sampling: faster on GPUs and on CPUs with\nAVX512-BF16 or AMX")
-    group.add_argument("--temperature", type=float, default=1.0, help="T; logits are divided by it (default 1)")
-    group.add_argument("--top-k", type=int, default=0, help="only the k likeliest tokens; 50 in the authors' code (default 0: all)")
-    group.add_argument("--top-p", type=float, default=top_p, help=f"nucleus mass (default {top_p})")
-    group.add_argument("--batch-size", type=int, default=128, help="rows sampled together (default 128)")
-    group.add_argument("--seed", type=int, default=0)
-    group.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda", "mps"])
-    group.add_argument("--reward-model", help="folder or hub name of the reward's classifier (default: the shipped one)")
-
-
-def check_sampling_arguments(parser, args):
-    for name, ok, rule in [
-        ("num_samples", args.num_samples >= 1, "at least 1"),
-        ("max_new_tokens", args.max_new_tokens >= 1, "at least 1"),
-        ("min_new_tokens", 0 <= args.min_new_tokens <= args.max_new_tokens, "from 0 to --max-new-tokens"),
-        ("temperature", 0 < args.temperature < 1e6, "above 0 (for the likeliest token: --decode greedy)"),
-        ("top_k", args.top_k >= 0, "at least 0"),
-        ("top_p", 0 < args.top_p <= 1, "above 0 and at most 1"),
-        ("batch_size", args.batch_size >= 1, "at least 1"),
-        ("seed", 0 <= args.seed < 2**31, "from 0 to 2^31 - 1"),
-        ("iteration", 0 <= getattr(args, "iteration", 0) < 2**31, "from 0"),
-        ("num_prompts", getattr(args, "num_prompts", None) is None or args.num_prompts >= 1, "at least 1"),
-    ]:
-        if not ok:
-            parser.error(f"--{name.replace('_', '-')} is {getattr(args, name)}; it must be {rule}")
-
-
 def pick_device(name):
     """The device called `name`; auto: a GPU if there is one."""
     if name == "auto":
@@ -616,19 +602,7 @@ def pick_device(name):
 
 
 def main(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0], formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--model", required=True, help="p: a checkpoint folder or hub name")
-    parser.add_argument("--prompts", required=True, help='X: JSONL with "prompt", a string or {"text": ...}')
-    parser.add_argument("--reward", required=True, help="r: a built-in name or path/to/file.py:function (see rewards.py)")
-    parser.add_argument("--out", required=True, help="pool file to write, e.g. pool/00.jsonl")
-    parser.add_argument("--iteration", type=int, default=0, help="round number, written into the rows (default 0)")
-    parser.add_argument("--num-prompts", type=int, help="take this many of the prompts, the same in every round of a --seed (default: all)")
-    parser.add_argument("--reward-token", choices=["K", "none"], default="K", help="what stands in front of x: r_K, or nothing (default K)")
-    parser.add_argument("--int8", action="store_true", help="sample with weights of 8 bits, on a CPU only: quicker still than --bf16, from a p that is\n"
-                        "a little off: with tiny/lm 3 %% of the tokens are others (bench/explore.py)")  # fmt: skip
-    add_sampling_arguments(parser, num_samples=1, top_p=1.0)
-    args = parser.parse_args(argv)
-    check_sampling_arguments(parser, args)
+    args = arguments(argv)
     prompts = read_prompts(args.prompts)
     if args.num_prompts and args.num_prompts < len(prompts):
         chosen = np.random.default_rng(args.seed).permutation(len(prompts))[: args.num_prompts]

@@ -19,6 +19,60 @@ import pickle
 import time
 from pathlib import Path
 
+
+def arguments(argv=None):
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0], formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--pool", required=True, help="quantized JSONL of quantize.py")
+    parser.add_argument("--model", required=True, help="p_theta to go on from: p0 in the first round, then model/NN")
+    parser.add_argument("--reference", required=True, help="p0, the model to stay close to")
+    parser.add_argument("--out", required=True, help="checkpoint folder to write, e.g. model/01")
+    objective = parser.add_argument_group("objective (Eq. 2)")
+    objective.add_argument("--beta", type=float, default=0.05, help="beta, weight of the KL term (default 0.05)")
+    objective.add_argument("--kl", choices=["forward", "reverse"], default="forward",
+                           help="forward: KL(p0||p_theta), the paper; reverse: the authors' code (default forward)")  # fmt: skip
+    objective.add_argument("--entropy-coef", type=float, default=0.0,
+                           help="weight of the entropy bonus: 0 in the paper, 0.06 in the authors' code (default 0)")  # fmt: skip
+    objective.add_argument("--no-reward-token", action="store_true", help="put nothing in front of the prompts: plain fine-tuning on the pool (not Quark)")
+    training = parser.add_argument_group("training")
+    training.add_argument("--steps", type=int, default=500, help="updates in this round (default 500)")
+    training.add_argument("--total-steps", type=int, help="updates in all rounds, where lr reaches 0 (default: those of this run)")
+    training.add_argument("--batch-size", type=int, default=128, help="examples an update (default 128)")
+    training.add_argument("--grad-accum", type=int, default=1, help="pieces a batch is cut into, to save memory (default 1)")
+    training.add_argument("--lr", type=float, default=1e-5, help="peak learning rate of Adam (default 1e-5)")
+    training.add_argument("--warmup", type=int, default=500, help="steps of linear warm-up (default 500)")
+    training.add_argument("--clip", type=float, default=0.0, help="largest gradient norm, 0 for no clipping (default 0)")
+    training.add_argument("--reward-token-lr", type=float, default=1.0,
+                          help="the rows of r_1 ... r_K learn at this times --lr (default 1)")  # fmt: skip
+    training.add_argument("--reward-token-init", choices=["normal", "ordered"], default="normal",
+                          help="normal: each on its own, the authors' code; ordered: along one direction (default normal)")  # fmt: skip
+    training.add_argument("--dropout", type=float, default=0.0, help="in p_theta while learning (default 0)")
+    training.add_argument("--bf16", action="store_true", help="multiply in bfloat16 inside the transformer and in the backward pass, the\n"
+                          "objective stays in float32; faster on GPUs and on CPUs with AVX512-BF16 or AMX, slower on others")  # fmt: skip
+    training.add_argument("--seed", type=int, default=0)
+    training.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda", "mps"])
+    args = parser.parse_args(argv)
+    for name, ok, rule in [
+        ("beta", 0 <= args.beta < float("inf"), "at least 0"),
+        ("steps", args.steps >= 1, "at least 1"),
+        ("batch_size", args.batch_size >= 1, "at least 1"),
+        ("grad_accum", 1 <= args.grad_accum <= args.batch_size, "from 1 to --batch-size"),
+        ("lr", 0 < args.lr < float("inf"), "above 0"),
+        ("warmup", args.warmup >= 0, "at least 0"),
+        ("clip", args.clip >= 0, "at least 0"),
+        ("dropout", 0 <= args.dropout < 1, "from 0 to below 1"),
+        ("entropy_coef", -1e9 < args.entropy_coef < 1e9, "a finite number"),
+        ("reward_token_lr", 0 <= args.reward_token_lr < 1e9, "at least 0"),
+        ("total_steps", args.total_steps is None or args.total_steps >= args.steps, "at least --steps"),
+        ("seed", 0 <= args.seed < 2**31, "from 0 to 2^31 - 1"),
+    ]:
+        if not ok:
+            parser.error(f"--{name.replace('_', '-')} is {getattr(args, name)}; it must be {rule}")
+    return args
+
+
+if __name__ == "__main__":
+    arguments()  # --help and wrong options are answered here: the imports below take seconds
+
 import numpy as np
 import torch
 from tqdm import tqdm
@@ -272,53 +326,7 @@ def _sum_over_processes(tensors):
 
 
 def main(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0], formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--pool", required=True, help="quantized JSONL of quantize.py")
-    parser.add_argument("--model", required=True, help="p_theta to go on from: p0 in the first round, then model/NN")
-    parser.add_argument("--reference", required=True, help="p0, the model to stay close to")
-    parser.add_argument("--out", required=True, help="checkpoint folder to write, e.g. model/01")
-    objective = parser.add_argument_group("objective (Eq. 2)")
-    objective.add_argument("--beta", type=float, default=0.05, help="beta, weight of the KL term (default 0.05)")
-    objective.add_argument("--kl", choices=["forward", "reverse"], default="forward",
-                           help="forward: KL(p0||p_theta), the paper; reverse: the authors' code (default forward)")  # fmt: skip
-    objective.add_argument("--entropy-coef", type=float, default=0.0,
-                           help="weight of the entropy bonus: 0 in the paper, 0.06 in the authors' code (default 0)")  # fmt: skip
-    objective.add_argument("--no-reward-token", action="store_true", help="put nothing in front of the prompts: plain fine-tuning on the pool (not Quark)")
-    training = parser.add_argument_group("training")
-    training.add_argument("--steps", type=int, default=500, help="updates in this round (default 500)")
-    training.add_argument("--total-steps", type=int, help="updates in all rounds, where lr reaches 0 (default: those of this run)")
-    training.add_argument("--batch-size", type=int, default=128, help="examples an update (default 128)")
-    training.add_argument("--grad-accum", type=int, default=1, help="pieces a batch is cut into, to save memory (default 1)")
-    training.add_argument("--lr", type=float, default=1e-5, help="peak learning rate of Adam (default 1e-5)")
-    training.add_argument("--warmup", type=int, default=500, help="steps of linear warm-up (default 500)")
-    training.add_argument("--clip", type=float, default=0.0, help="largest gradient norm, 0 for no clipping (default 0)")
-    training.add_argument("--reward-token-lr", type=float, default=1.0,
-                          help="the rows of r_1 ... r_K learn at this times --lr (default 1)")  # fmt: skip
-    training.add_argument("--reward-token-init", choices=["normal", "ordered"], default="normal",
-                          help="normal: each on its own, the authors' code; ordered: along one direction (default normal)")  # fmt: skip
-    training.add_argument("--dropout", type=float, default=0.0, help="in p_theta while learning (default 0)")
-    training.add_argument("--bf16", action="store_true", help="multiply in bfloat16 inside the transformer and in the backward pass, the\n"
-                          "objective stays in float32; faster on GPUs and on CPUs with AVX512-BF16 or AMX, slower on others")  # fmt: skip
-    training.add_argument("--seed", type=int, default=0)
-    training.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda", "mps"])
-    args = parser.parse_args(argv)
-    for name, ok, rule in [
-        ("beta", 0 <= args.beta < float("inf"), "at least 0"),
-        ("steps", args.steps >= 1, "at least 1"),
-        ("batch_size", args.batch_size >= 1, "at least 1"),
-        ("grad_accum", 1 <= args.grad_accum <= args.batch_size, "from 1 to --batch-size"),
-        ("lr", 0 < args.lr < float("inf"), "above 0"),
-        ("warmup", args.warmup >= 0, "at least 0"),
-        ("clip", args.clip >= 0, "at least 0"),
-        ("dropout", 0 <= args.dropout < 1, "from 0 to below 1"),
-        ("entropy_coef", -1e9 < args.entropy_coef < 1e9, "a finite number"),
-        ("reward_token_lr", 0 <= args.reward_token_lr < 1e9, "at least 0"),
-        ("total_steps", args.total_steps is None or args.total_steps >= args.steps, "at least --steps"),
-        ("seed", 0 <= args.seed < 2**31, "from 0 to 2^31 - 1"),
-    ]:
-        if not ok:
-            parser.error(f"--{name.replace('_', '-')} is {getattr(args, name)}; it must be {rule}")
-
+    args = arguments(argv)
     if Path(args.out).resolve() == Path(args.reference).resolve():
         raise BadInput(f"--out {args.out} is the reference model, which must stay as it is; choose another --out")
     if processes()[0] == 0:

@@ -378,6 +378,41 @@ def write_args(path, args):
     write_json(path.with_name(path.name.removesuffix(".jsonl") + ".args.json"), vars(args))
 
 
+def add_sampling_arguments(parser, num_samples, top_p):
+    """The options that explore.py and evaluate.py share; here, so that --help need not wait for their imports."""
+    group = parser.add_argument_group("sampling")
+    group.add_argument("--num-samples", type=int, default=num_samples, help=f"completions a prompt (default {num_samples})")
+    group.add_argument("--max-new-tokens", type=int, default=20, help="length of y in tokens (default 20)")
+    group.add_argument("--min-new-tokens", type=int, default=3, help="tokens before y may end (default 3, as the authors)")
+    group.add_argument("--decode", choices=["sample", "greedy", "mixed"], default="sample",
+                       help="mixed: half greedy, half sampled, as the paper explores repetition (default sample)")  # fmt: skip
+    group.add_argument("--bf16", action="store_true", help="multiply in bfloat16 while sampling: faster on GPUs and on CPUs with\nAVX512-BF16 or AMX")
+    group.add_argument("--temperature", type=float, default=1.0, help="T; logits are divided by it (default 1)")
+    group.add_argument("--top-k", type=int, default=0, help="only the k likeliest tokens; 50 in the authors' code (default 0: all)")
+    group.add_argument("--top-p", type=float, default=top_p, help=f"nucleus mass (default {top_p})")
+    group.add_argument("--batch-size", type=int, default=128, help="rows sampled together (default 128)")
+    group.add_argument("--seed", type=int, default=0)
+    group.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda", "mps"])
+    group.add_argument("--reward-model", help="folder or hub name of the reward's classifier (default: the shipped one)")
+
+
+def check_sampling_arguments(parser, args):
+    for name, ok, rule in [
+        ("num_samples", args.num_samples >= 1, "at least 1"),
+        ("max_new_tokens", args.max_new_tokens >= 1, "at least 1"),
+        ("min_new_tokens", 0 <= args.min_new_tokens <= args.max_new_tokens, "from 0 to --max-new-tokens"),
+        ("temperature", 0 < args.temperature < 1e6, "above 0 (for the likeliest token: --decode greedy)"),
+        ("top_k", args.top_k >= 0, "at least 0"),
+        ("top_p", 0 < args.top_p <= 1, "above 0 and at most 1"),
+        ("batch_size", args.batch_size >= 1, "at least 1"),
+        ("seed", 0 <= args.seed < 2**31, "from 0 to 2^31 - 1"),
+        ("iteration", 0 <= getattr(args, "iteration", 0) < 2**31, "from 0"),
+        ("num_prompts", getattr(args, "num_prompts", None) is None or args.num_prompts >= 1, "at least 1"),
+    ]:
+        if not ok:
+            parser.error(f"--{name.replace('_', '-')} is {getattr(args, name)}; it must be {rule}")
+
+
 def run_stage(main):
     """What every stage's last line calls: bad input ends with one line and a non-zero exit, no traceback."""
     try:

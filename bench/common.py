@@ -26,6 +26,11 @@ SHAPES = {"tiny": dict(n_embd=256, n_layer=6, n_head=4), "gpt2": dict(n_embd=768
 V = 50257  # GPT-2's vocabulary at both shapes
 
 
+def has_bf16():
+    """Whether --bf16 is worth a try here: a processor that cannot multiply bfloat16 is forty times slower with it."""
+    return torch.cuda.is_available() or torch.ops.mkldnn._is_mkldnn_bf16_supported()
+
+
 def random_policy(shape, n_quantiles=0, seed=0, context=256):
     """A Policy of GPT-2's layout with random weights. It has no vocabulary: token ids are all that the benchmarks need."""
     torch.manual_seed(seed)

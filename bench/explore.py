@@ -10,7 +10,7 @@ import functools
 import json
 import sys
 
-from common import ROOT, V, alternately, as_here, random_policy, report, seconds_of_products
+from common import ROOT, V, alternately, as_here, has_bf16, random_policy, report, seconds_of_products
 
 import torch
 
@@ -42,7 +42,8 @@ def differences():
         return torch.cat(logits).log_softmax(-1)
 
     exact = log_p(policy)
-    for name, other in (("--bf16", log_p(policy, bf16=True)), ("--int8", log_p(rough))):
+    others = {"--bf16": log_p(policy, bf16=True)} if has_bf16() else {}
+    for name, other in (others | {"--int8": log_p(rough)}).items():
         kl = (exact.exp() * (exact - other)).sum(-1).mean()
         variation = (exact.exp() - other.exp()).abs().sum(-1).mean() / 2
         print(f"  {name}: KL {kl:.5f} nats a token, total variation {variation:.4f}")
@@ -61,9 +62,11 @@ def main():
                 policy.model.generate(on_device[0], attention_mask=on_device[1], do_sample=True, top_k=0, top_p=1.0, temperature=1.0,
                                       max_new_tokens=NEW, min_new_tokens=NEW, pad_token_id=V - 1)  # fmt: skip
 
-        policies = {option: random_policy(shape) for option in ("", " --bf16", " --int8")}
+        policies = {option: random_policy(shape) for option in ["", *[" --bf16"] * has_bf16(), " --int8"]}
         if policy.device.type == "cpu":  # as explore.py does
-            laid_out(policies[""].model), laid_out(policies[" --bf16"].model, bf16=True), in_int8(policies[" --int8"].model)
+            in_int8(policies[" --int8"].model)
+            for option in policies.keys() - {" --int8"}:
+                laid_out(policies[option].model, bf16=option == " --bf16")
         else:
             del policies[" --int8"]
 

@@ -9,7 +9,7 @@ AdamW with its defaults. The floor is the time that our step's matrix products n
 import sys
 from types import SimpleNamespace
 
-from common import V, alternately, as_here, random_policy, report, seconds_of_products
+from common import V, alternately, as_here, has_bf16, random_policy, report, seconds_of_products
 
 import numpy as np
 import torch
@@ -61,7 +61,10 @@ def main():
 
             return step
 
-        table = alternately({"straightforward": straightforward(), "learn.py": as_here(ours(False)), "learn.py --bf16": as_here(ours(True))}, repeats=3)
+        contestants = {"straightforward": straightforward(), "learn.py": as_here(ours(False))}
+        if has_bf16():
+            contestants["learn.py --bf16"] = as_here(ours(True))
+        table = alternately(contestants, repeats=3)
         tables[f"{shape}: a step of {EXAMPLES} x ({PROMPT} + {NEW}) tokens"] = {**table, "floor: float32 matrix products alone": [floor(reference)]}
     report("learn", tables)
 

@@ -262,16 +262,6 @@ def test_out_inside_the_pool_folder(tmp_path):
     assert os.listdir(tmp_path / "pool") == ["00.jsonl"]
 
 
-def test_help_is_instant():
-    """quantize.py is NumPy only: --help (and a whole run) never imports torch or transformers, which take seconds."""
-    code = ("import runpy, sys; sys.argv = ['quantize.py', '--help']\n"
-            "try: runpy.run_path('quantize.py', run_name='__main__')\n"
-            "except SystemExit as e: assert not e.code\n"
-            "print(sorted({'torch', 'transformers', 'tiktoken'} & set(sys.modules)))")  # fmt: skip
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0 and done.stdout.splitlines()[-1] == "[]" and "--quantiles" in done.stdout
-
-
 def test_exit_status(tmp_path):
     """As the shell sees it: 0 and a file, or not 0, one line on stderr and no file."""
     good = write_jsonl(tmp_path / "good.jsonl", [row(0.1), row(0.2)])
