@@ -11,7 +11,7 @@ KL(p0 || p_theta) (--kl reverse), an entropy bonus of 0.06 (--entropy-coef 0.06)
 of a batch instead of the sum over each sequence, which is what we do too (a sum would only scale lr and favour long y).
 """
 
-from quantize import BadInput, check_replaceable, read_pool, run_stage, write_json  # first: from here on Ctrl-C is one line
+from quantize import BadInput, check_options, check_replaceable, read_pool, run_stage, write_json  # first: from here on Ctrl-C is one line
 
 import argparse
 import json
@@ -51,7 +51,7 @@ def arguments(argv=None):
     training.add_argument("--seed", type=int, default=0)
     training.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda", "mps"])
     args = parser.parse_args(argv)
-    for name, ok, rule in [
+    check_options(parser, args, [
         ("beta", 0 <= args.beta < float("inf"), "at least 0"),
         ("steps", args.steps >= 1, "at least 1"),
         ("batch_size", args.batch_size >= 1, "at least 1"),
@@ -64,9 +64,7 @@ def arguments(argv=None):
         ("reward_token_lr", 0 <= args.reward_token_lr < 1e9, "at least 0"),
         ("total_steps", args.total_steps is None or args.total_steps >= args.steps, "at least --steps"),
         ("seed", 0 <= args.seed < 2**31, "from 0 to 2^31 - 1"),
-    ]:
-        if not ok:
-            parser.error(f"--{name.replace('_', '-')} is {getattr(args, name)}; it must be {rule}")
+    ])  # fmt: skip
     return args
 
 

@@ -10,7 +10,8 @@ Section 3.1 of the paper. The authors' code sorts stably, so that among equal re
 token (--ties age), and leaves N mod K samples over for the worst part; here ties are broken at random and the parts
 differ by at most one. --per-prompt and what bounds the pool are not in the paper: see the README on the small runs.
 
-This file also owns the pool itself: what a row is, how it is read, checked and written. It imports NumPy only.
+This file also owns the pool itself: what a row is, how it is read, checked and written; and the options that several stages
+have. It imports NumPy only.
 """
 
 import gc
@@ -378,8 +379,19 @@ def write_args(path, args):
     write_json(path.with_name(path.name.removesuffix(".jsonl") + ".args.json"), vars(args))
 
 
+def run_stage(main):
+    """What every stage's last line calls: bad input ends with one line and a non-zero exit, no traceback."""
+    try:
+        main()
+    except BadInput as error:
+        sys.exit(f"{Path(sys.argv[0]).name}: error: {error}")
+
+
+# ------------------------------------ options of several stages; here, so that their --help need not wait for PyTorch
+
+
 def add_sampling_arguments(parser, num_samples, top_p):
-    """The options that explore.py and evaluate.py share; here, so that --help need not wait for their imports."""
+    """The options that explore.py and evaluate.py share."""
     group = parser.add_argument_group("sampling")
     group.add_argument("--num-samples", type=int, default=num_samples, help=f"completions a prompt (default {num_samples})")
     group.add_argument("--max-new-tokens", type=int, default=20, help="length of y in tokens (default 20)")
@@ -397,7 +409,7 @@ def add_sampling_arguments(parser, num_samples, top_p):
 
 
 def check_sampling_arguments(parser, args):
-    for name, ok, rule in [
+    check_options(parser, args, [
         ("num_samples", args.num_samples >= 1, "at least 1"),
         ("max_new_tokens", args.max_new_tokens >= 1, "at least 1"),
         ("min_new_tokens", 0 <= args.min_new_tokens <= args.max_new_tokens, "from 0 to --max-new-tokens"),
@@ -408,17 +420,14 @@ def check_sampling_arguments(parser, args):
         ("seed", 0 <= args.seed < 2**31, "from 0 to 2^31 - 1"),
         ("iteration", 0 <= getattr(args, "iteration", 0) < 2**31, "from 0"),
         ("num_prompts", getattr(args, "num_prompts", None) is None or args.num_prompts >= 1, "at least 1"),
-    ]:
+    ])  # fmt: skip
+
+
+def check_options(parser, args, rules):
+    """rules: [(option, ok, what it must be)]; the first one that is not ok ends the stage with one sentence."""
+    for name, ok, rule in rules:
         if not ok:
             parser.error(f"--{name.replace('_', '-')} is {getattr(args, name)}; it must be {rule}")
-
-
-def run_stage(main):
-    """What every stage's last line calls: bad input ends with one line and a non-zero exit, no traceback."""
-    try:
-        main()
-    except BadInput as error:
-        sys.exit(f"{Path(sys.argv[0]).name}: error: {error}")
 
 
 # ---------------------------------------------------------------------------------------------------------- stage 2
