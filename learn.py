@@ -32,6 +32,8 @@ def arguments(argv=None):
                            help="forward: KL(p0||p_theta), the paper; reverse: the authors' code (default forward)")  # fmt: skip
     objective.add_argument("--entropy-coef", type=float, default=0.0,
                            help="weight of the entropy bonus: 0 in the paper, 0.06 in the authors' code (default 0)")  # fmt: skip
+    objective.add_argument("--open-form", action="store_true", help="compute it by quark_loss, which is there to be read and changed, instead of by\n"
+                           "ClosedForm: the same numbers, slower (test_closed_form_is_the_open_form)")  # fmt: skip
     objective.add_argument("--no-reward-token", action="store_true", help="put nothing in front of the prompts: plain fine-tuning on the pool (not Quark)")
     training = parser.add_argument_group("training")
     training.add_argument("--steps", type=int, default=500, help="updates in this round (default 500)")
@@ -48,8 +50,8 @@ def arguments(argv=None):
     training.add_argument("--dropout", type=float, default=0.0, help="in p_theta while learning (default 0)")
     training.add_argument("--bf16", action="store_true", help="multiply in bfloat16 inside the transformer and in the backward pass, the\n"
                           "objective stays in float32; faster on GPUs and on CPUs with AVX512-BF16 or AMX, slower on others")  # fmt: skip
-    training.add_argument("--seed", type=int, default=0)
-    training.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda", "mps"])
+    training.add_argument("--seed", type=int, default=0, help="of the batches drawn, of r_k's start and of dropout (default 0)")
+    training.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda", "mps"], help="auto: a GPU if there is one (default auto)")
     args = parser.parse_args(argv)
     check_options(parser, args, [
         ("beta", 0 <= args.beta < float("inf"), "at least 0"),
@@ -177,10 +179,10 @@ def _objective(z, z0, y, beta, kl, entropy_coef):
     return torch.stack([loss.sum(), lm.sum(), divergence.sum(), entropy.sum()]), grad
 
 
-def batch_loss(policy, reference, batch, beta, kl="forward", entropy_coef=0.0, bf16=False):
+def batch_loss(policy, reference, batch, beta, kl="forward", entropy_coef=0.0, bf16=False, open_form=False):
     """Sums over the completion tokens of `batch`, a list of (k, prompt_ids, completion_ids); k None in all: no token in front.
 
-    Returns ((4,) tensor: loss, lm, kl, entropy; number of completion tokens).
+    open_form: by quark_loss and autograd instead of ClosedForm. Returns ((4,) tensor: loss, lm, kl, entropy; number of completion tokens).
     """
     policy_in, reference_in, rows, columns, targets = [], [], [], [], []
     for row, (k, prompt_ids, completion_ids) in enumerate(batch):
@@ -196,6 +198,12 @@ def batch_loss(policy, reference, batch, beta, kl="forward", entropy_coef=0.0, b
     with torch.no_grad():
         ref_hidden = _hidden(reference, reference_in, bf16)[rows, columns]
     weight = policy.model.lm_head.weight[: policy.vocab_size]
+    if open_form:
+        with torch.no_grad():
+            z0 = reference.model.lm_head(ref_hidden)[:, : len(weight)]
+        z = hidden @ weight.T  # (M, V): all completions behind one another, no padding
+        loss, parts = quark_loss(z[None], z0[None], targets[None], torch.ones_like(targets)[None], beta, kl, entropy_coef)
+        return torch.stack([loss, parts["lm"], parts["kl"], parts["entropy"]]) * len(targets), len(targets)
     sums = ClosedForm.apply(hidden, weight, ref_hidden, reference.model.lm_head, targets, beta, kl, entropy_coef, bf16)
     return sums, len(targets)
 
@@ -291,7 +299,7 @@ def learn(policy, reference, parts, args, optimiser, first_step):
             rows = mine[piece * len(mine) // args.grad_accum : (piece + 1) * len(mine) // args.grad_accum]
             if not rows:
                 continue
-            sums, _ = batch_loss(policy, reference, rows, args.beta, args.kl, args.entropy_coef, args.bf16)
+            sums, _ = batch_loss(policy, reference, rows, args.beta, args.kl, args.entropy_coef, args.bf16, args.open_form)
             (sums[0] / tokens).backward()
             totals += sums.detach()
         if world > 1:

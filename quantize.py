@@ -403,8 +403,8 @@ def add_sampling_arguments(parser, num_samples, top_p):
     group.add_argument("--top-k", type=int, default=0, help="only the k likeliest tokens; 50 in the authors' code (default 0: all)")
     group.add_argument("--top-p", type=float, default=top_p, help=f"nucleus mass (default {top_p})")
     group.add_argument("--batch-size", type=int, default=128, help="rows sampled together (default 128)")
-    group.add_argument("--seed", type=int, default=0)
-    group.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda", "mps"])
+    group.add_argument("--seed", type=int, default=0, help="of the random numbers (default 0)")
+    group.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda", "mps"], help="auto: a GPU if there is one (default auto)")
     group.add_argument("--reward-model", help="folder or hub name of the reward's classifier (default: the shipped one)")
 
 

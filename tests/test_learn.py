@@ -246,6 +246,9 @@ def test_batch_gradients_are_those_of_the_open_form(other, p0):
     batch_loss(other, p0, BATCH, 0.3, "forward", 0.06)[0][0].backward()
     closed = [p.grad.clone() for p in other.model.parameters()]
     other.model.zero_grad()
+    batch_loss(other, p0, BATCH, 0.3, "forward", 0.06, open_form=True)[0][0].backward()
+    opened = [p.grad.clone() for p in other.model.parameters()]
+    other.model.zero_grad()
     for k, x, y in BATCH:
         x = x or [V - 1]
         logits = other.model(torch.tensor([[V + k - 1] + x + y])).logits[:, len(x) : len(x) + len(y)]
@@ -254,8 +257,8 @@ def test_batch_gradients_are_those_of_the_open_form(other, p0):
         loss, _ = quark_loss(logits, ref_logits, torch.tensor([y]), torch.ones(1, len(y)), 0.3, "forward", 0.06)
         (loss * len(y)).backward()
     assert len(closed) > 20
-    for a, b in zip(closed, (p.grad for p in other.model.parameters()), strict=True):
-        assert torch.allclose(a, b, rtol=1e-8, atol=1e-10)
+    for a, b, c in zip(closed, opened, (p.grad for p in other.model.parameters()), strict=True):
+        assert torch.allclose(a, c, rtol=1e-8, atol=1e-10) and torch.allclose(b, c, rtol=1e-8, atol=1e-10)
     assert all(p.grad is None for p in p0.model.parameters())
 
 
@@ -435,6 +438,17 @@ def test_the_first_step_is_that_of_eq_2(pool, p0_folder, p0, tmp_path):
         assert torch.allclose(10 * first, parameter.grad, rtol=1e-3, atol=1e-6)
     norm = math.sqrt(sum((p.grad**2).sum().item() for p in policy.model.parameters()))
     assert metrics[0]["grad_norm"] == pytest.approx(norm, rel=1e-4)
+
+
+def test_the_open_form_is_what_one_edits(pool, p0_folder, tmp_path, monkeypatch):
+    """--open-form trains as without it, but through quark_loss: an edit there is an edit of the training."""
+    options = ["--steps", 3, "--beta", 0.3, "--kl", "reverse", "--entropy-coef", 0.06]
+    closed, opened = (run(pool, p0_folder, p0_folder, tmp_path / name, *options, *more) for name, more in (("c", []), ("o", ["--open-form"])))
+    for a, b in zip(closed, opened, strict=True):
+        assert a == pytest.approx(b, rel=1e-3)
+    monkeypatch.setattr(learn, "quark_loss", lambda *given: (lambda loss, parts: (3 * loss, parts))(*quark_loss(*given)))
+    edited = run(pool, p0_folder, p0_folder, tmp_path / "e", *options, "--open-form")
+    assert edited[0]["loss"] == pytest.approx(3 * opened[0]["loss"]) and edited[0]["grad_norm"] == pytest.approx(3 * opened[0]["grad_norm"])
 
 
 def test_no_reward_token(pool, p0_folder, p0, tmp_path):
