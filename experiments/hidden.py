@@ -8,6 +8,7 @@ read without a token (", r_K": with it). Columns: the mean reward on the test pr
 64 completions less (-) or more than p0 does.
 """
 
+import re
 import sys
 
 import study  # first: it makes the stages importable
@@ -46,6 +47,35 @@ def states(name, hidden):
     return rows
 
 
+def lines(variants):
+    """{row of the table: values} of a task -> {who is read how: {updates: row}}: "quark+8" is on the line "quark, no token" at 8."""
+    found = {}
+    for row in variants:
+        who, updates, how = re.fullmatch(r"(\w+)(?:\+(\d+))?(?:, (.*))?", row).groups()
+        found.setdefault(who if who != "quark" else f"quark, {how or 'no token'}", {})[int(updates or 0)] = row
+    return found
+
+
+def draw(results, path):
+    """Both columns of the table against the number of updates on bad samples, a column of panels a task; bars are 95 % intervals."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6 * len(results) + 1.5, 8), layout="constrained")
+    for panels, (task, variants) in zip(figure.subplots(2, len(results), squeeze=False).T, results.items()):
+        for ax, metric in zip(panels, ("reward", "worst")):
+            for number, (name, rows) in enumerate(lines(variants).items()):
+                means, halves = zip(*(study.interval(variants[row][metric]) for row in rows.values()))
+                places = [n.bit_length() for n in rows]  # 0, 1, 2, 4, 8, ... at equal distances
+                ax.errorbar(places, means, yerr=halves, color=f"C{number}", marker="sD^vP*XhH"[number % 9], capsize=2, linewidth=1, label=name)
+            ticks = sorted({n for rows in lines(variants).values() for n in rows})
+            ax.set_xticks([n.bit_length() for n in ticks], ticks)
+            ax.set(title=task, xlabel="updates on 64 bad samples", ylabel=study.METRICS[metric][0].replace(" of p0", "\nof p0"))
+            ax.grid(color="#e5e5e5")
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside right upper", fontsize=9)
+    path.parent.mkdir(exist_ok=True)
+    figure.savefig(path, dpi=100)
+
+
 def main(argv=None):
     argv = sys.argv[1:] if argv is None else argv
     if argv[:1] == ["--unseen"]:
@@ -59,7 +89,7 @@ def main(argv=None):
             row = results.setdefault(task, {}).setdefault(label, {"reward": [], "worst": []})
             row["reward"].append(reward["mean"]["value"])
             row["worst"].append(worst_nats(hidden / model, hidden / "worst.jsonl", p0, k))
-    study.publish("hidden", results)
+    study.publish("hidden", results, draw)
 
 
 if __name__ == "__main__":

@@ -210,6 +210,9 @@ def test_the_states_of_a_model(quark, quark_folder, p0_folder, tmp_path):
         ("quark, r_K", f"0-r{K}", "start", K), ("quark, r_1", "0-r1", "start", 1), ("quark, no token", "0-none", "start", None),
         ("quark+2", "2-none", "2", None), ("quark+2, r_K", "2-r", "2", K), ("quark+16", "16-none", "16", None), ("quark+16, r_K", "16-r", "16", K)]  # fmt: skip
     assert hidden.states("p0", tmp_path / "p0") == [("p0", "0-none", "start", None), ("p0+2", "2-none", "2", None), ("p0+16", "16-none", "16", None)]
+    rows = [row for row, *_ in hidden.states("p0", tmp_path / "p0") + hidden.states("quark", tmp_path / "quark")]
+    assert hidden.lines(rows) == {"p0": {0: "p0", 2: "p0+2", 16: "p0+16"}, "quark, r_K": {0: "quark, r_K", 2: "quark+2, r_K", 16: "quark+16, r_K"},
+                                  "quark, r_1": {0: "quark, r_1"}, "quark, no token": {0: "quark, no token", 2: "quark+2", 16: "quark+16"}}  # fmt: skip
     prompts = [json.loads(line)["prompt"] for line in (ROOT / "tiny/prompts/train.jsonl").read_text(encoding="utf-8").splitlines()]
     pool = write_jsonl(tmp_path / "pool.jsonl", [{"prompt": x, "completion": "", "reward": 0} for x in prompts[2:] * 2])
     assert [row["prompt"] for row in hidden.unseen(pool)] == prompts[:2]
