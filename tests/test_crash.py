@@ -218,7 +218,7 @@ stage.run_stage(stage.main)
 """
 
 
-@pytest.mark.parametrize("stage", ["explore", "quantize", "learn", "evaluate"])
+@pytest.mark.parametrize("stage", ["quantize", *(pytest.param(stage, marks=pytest.mark.slow) for stage in ("explore", "learn", "evaluate"))])
 def test_full_disk(stage, p0_folder, tmp_path):
     """No room: one sentence, what was there is untouched, and nothing half-written is left."""
     prompts = write_jsonl(tmp_path / "prompts.jsonl", [{"prompt": s} for s in SENTENCES])

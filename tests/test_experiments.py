@@ -83,6 +83,7 @@ def as_study(tmp_path):
     return run
 
 
+@pytest.mark.slow
 def test_a_study_goes_on_where_it_stopped(as_study, tmp_path):
     """Two variants: p0 once a task and seed and its files in every run; a failed run is named and made again, finished ones are not.
     Another study then finds the run of the same settings; where p0 samples by a reward of its own, only p0's evaluation is taken over.
@@ -110,6 +111,7 @@ def test_a_study_goes_on_where_it_stopped(as_study, tmp_path):
     assert as_study("ties", ties)[0] == [f"{t} {s} . r.py:{t} {settings} eval pool " for t, s in each]
 
 
+@pytest.mark.slow
 def test_a_part_of_a_study_overwrites_nothing(as_study, tmp_path):
     page = (tmp_path / "experiments" / "README.md").read_text()
     _, printed = as_study("beta", "variant 0\nvariant 1 BETA=2", seeds="0")
