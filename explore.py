@@ -36,8 +36,8 @@ def arguments(argv=None):
     parser.add_argument("--iteration", type=int, default=0, help="round number, written into the rows (default 0)")
     parser.add_argument("--num-prompts", type=int, help="take this many of the prompts, the same in every round of a --seed (default: all)")
     parser.add_argument("--reward-token", choices=["K", "none"], default="K", help="what stands in front of x: r_K, or nothing (default K)")
-    parser.add_argument("--int8", action="store_true", help="sample with weights of 8 bits, on a CPU only: quicker still than --bf16, from a p that is\n"
-                        "a little off: with tiny/lm 3 %% of the tokens are others (bench/explore.py)")  # fmt: skip
+    parser.add_argument("--int8", action="store_true", help="sample with weights of 8 bits, on a CPU only: quicker still than --bf16 with AVX512-VNNI,\n"
+                        "many times slower without; p is a little off: with tiny/lm 3 %% of the tokens are others (bench/explore.py)")  # fmt: skip
     add_sampling_arguments(parser, num_samples=1, top_p=1.0)
     args = parser.parse_args(argv)
     check_sampling_arguments(parser, args)

@@ -10,7 +10,7 @@ import functools
 import json
 import sys
 
-from common import ROOT, V, alternately, as_here, has_bf16, random_policy, report, seconds_of_products
+from common import ROOT, V, alternately, as_here, has_bf16, has_vnni, random_policy, report, seconds_of_products
 
 import torch
 
@@ -62,13 +62,10 @@ def main():
                 policy.model.generate(on_device[0], attention_mask=on_device[1], do_sample=True, top_k=0, top_p=1.0, temperature=1.0,
                                       max_new_tokens=NEW, min_new_tokens=NEW, pad_token_id=V - 1)  # fmt: skip
 
-        policies = {option: random_policy(shape) for option in ["", *[" --bf16"] * has_bf16(), " --int8"]}
+        policies = {option: random_policy(shape) for option in ["", *[" --bf16"] * has_bf16(), *[" --int8"] * has_vnni()]}
         if policy.device.type == "cpu":  # as explore.py does
-            in_int8(policies[" --int8"].model)
-            for option in policies.keys() - {" --int8"}:
-                laid_out(policies[option].model, bf16=option == " --bf16")
-        else:
-            del policies[" --int8"]
+            for option, other in policies.items():
+                in_int8(other.model) if option == " --int8" else laid_out(other.model, bf16=option == " --bf16")
 
         def ours(option):
             sample(policies[option], prompts.tolist(), max_new_tokens=NEW, min_new_tokens=NEW, batch_size=PROMPTS, bf16=option == " --bf16")
