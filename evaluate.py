@@ -30,6 +30,7 @@ from pathlib import Path
 
 
 def arguments(argv=None):
+    """The stage's options, checked: what cannot be ends here with one sentence."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0], formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--model", help="p_theta or p0: a checkpoint folder or hub name")
     parser.add_argument("--generations", metavar="JSONL", help='instead of --model: rows with "prompt" and "completion", whoever wrote them')

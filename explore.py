@@ -28,6 +28,7 @@ from pathlib import Path
 
 
 def arguments(argv=None):
+    """The stage's options, checked: what cannot be ends here with one sentence."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0], formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--model", required=True, help="p: a checkpoint folder or hub name")
     parser.add_argument("--prompts", required=True, help='X: JSONL with "prompt", a string or {"text": ...}')

@@ -21,6 +21,7 @@ from pathlib import Path
 
 
 def arguments(argv=None):
+    """The stage's options, checked: what cannot be ends here with one sentence."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0], formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--pool", required=True, help="quantized JSONL of quantize.py")
     parser.add_argument("--model", required=True, help="p_theta to go on from: p0 in the first round, then model/NN")
