@@ -230,9 +230,11 @@ def main(argv=None):
     parser.add_argument("--save-every", type=float, default=4, help="minutes")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--bfloat16", action=argparse.BooleanOptionalAction, default=True)
+    parser.add_argument("--bfloat16", action=argparse.BooleanOptionalAction, help="default: where the processor multiplies it natively")
     parser.add_argument("--compile", action=argparse.BooleanOptionalAction, default=True)
     args = parser.parse_args(argv)
+    if args.bfloat16 is None:
+        args.bfloat16 = args.device != "cpu" or torch.ops.mkldnn._is_mkldnn_bf16_supported()
     if args.measure:
         print(f"{bits_per_byte(args.out, read_texts(args.measure), device=args.device):.4f} bits per byte")
     elif args.texts:
