@@ -28,7 +28,7 @@ V = 50257  # GPT-2's vocabulary at both shapes
 
 def has_bf16():
     """Whether --bf16 is worth a try here: a processor that cannot multiply bfloat16 is forty times slower with it."""
-    return torch.cuda.is_available() or torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return torch.cuda.is_available() or torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
 def has_vnni():

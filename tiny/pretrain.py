@@ -234,7 +234,8 @@ def main(argv=None):
     parser.add_argument("--compile", action=argparse.BooleanOptionalAction, default=True)
     args = parser.parse_args(argv)
     if args.bfloat16 is None:
-        args.bfloat16 = args.device != "cpu" or torch.ops.mkldnn._is_mkldnn_bf16_supported()
+        has_bf16 = torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+        args.bfloat16 = args.device != "cpu" or has_bf16
     if args.measure:
         print(f"{bits_per_byte(args.out, read_texts(args.measure), device=args.device):.4f} bits per byte")
     elif args.texts:
