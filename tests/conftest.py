@@ -65,7 +65,7 @@ def make_model_folder(path, sentences=SENTENCES, seed=5):
 
 
 def pytest_configure(config):
-    config.addinivalue_line("markers", "slow: kills and restarts processes, minutes; left out by `bash run_all.sh test`")
+    config.addinivalue_line("markers", "slow: kills and restarts processes, or trains, for minutes; left out by `bash run_all.sh test`")
 
 
 @pytest.fixture(scope="session")
