@@ -133,7 +133,7 @@ def completion_nll(policy, rows, batch_size=64):
         log_p = logits[:, : policy.vocab_size].log_softmax(-1)  # (M, V)
         nll = torch.zeros(targets.shape, device=policy.device)
         nll[is_token] = -log_p.gather(1, targets[is_token][:, None]).squeeze(1)
-        result[part] = torch.stack([nll.sum(1), is_token.sum(1)], dim=1).double().cpu().numpy()
+        result[part] = torch.stack([nll.sum(1), is_token.sum(1)], dim=1).cpu().numpy()
     return result
 
 
@@ -264,6 +264,11 @@ def human_sheet(sheet, a, b, pairs, seed):
 
     Prompts are drawn without replacement, one completion of each result for every prompt, sides by a coin.
     """
+    if sheet.exists():
+        raise BadInput(f"{sheet} exists, and people may have filled it in; remove it or choose another --human-sheet")
+    names = (a.stem, b.stem) if a.stem != b.stem else (str(a), str(b))  # two runs' quark.json
+    if names[0] == names[1]:
+        raise BadInput(f"--compare names {a} twice; a sheet needs two results")
     sides = []
     for file in (a, b):
         by_prompt = {}
@@ -281,13 +286,13 @@ def human_sheet(sheet, a, b, pairs, seed):
         left, right = texts if a_left else texts[::-1]
         # "... " in front also keeps a spreadsheet from taking a text that begins with = for a formula
         rows.append([number, "... " + shared[i], "... " + left, "... " + right, *[""] * len(QUESTIONS)])
-        key.append({"pair": number, "left": a.stem if a_left else b.stem})
+        key.append({"pair": number, "left": names[0] if a_left else names[1]})
     with whole_file(sheet) as file:
         file.write("\ufeff")  # or spreadsheets take it for another encoding
         writer = csv.writer(file)
         writer.writerow(["pair", "prompt", "left", "right", *QUESTIONS])
         writer.writerows(rows)
-    write_json(f"{sheet}.key.json", {"a": a.stem, "b": b.stem, "pairs": key})
+    write_json(f"{sheet}.key.json", {"a": names[0], "b": names[1], "pairs": key})
     print(f"{sheet}: {pairs} pairs. For each question write left, right or same: better = less of what is unwanted, on_topic = fits its")
     print(f"prompt, fluent = reads like English. Keep {sheet}.key.json from the readers; then: python evaluate.py --tally {sheet}")
 
@@ -312,9 +317,10 @@ def tally(sheet):
             if name is None:
                 raise BadInput(f"{sheet}: row {line}: {question} is {shown(answer)}; write left, right or same")
             counts[question][name] += 1
-    print(f"{'':10s}" + "".join(f"{name:>12s}" for name in counts[QUESTIONS[0]]) + f"{'sign test p':>14s}")
+    width = max(12, *(len(name) + 2 for name in counts[QUESTIONS[0]]))
+    print(f"{'':10s}" + "".join(f"{name:>{width}s}" for name in counts[QUESTIONS[0]]) + f"{'sign test p':>14s}")
     for question, count in counts.items():
-        print(f"{question:10s}" + "".join(f"{n:12d}" for n in count.values()) + f"{sign_test(count[key['a']], count[key['b']]):14.4f}")
+        print(f"{question:10s}" + "".join(f"{n:{width}d}" for n in count.values()) + f"{sign_test(count[key['a']], count[key['b']]):14.4f}")
 
 
 def sign_test(a, b):
@@ -336,7 +342,7 @@ def report(run):
         raise BadInput(f"{run} has neither pool/ nor eval/; name the folder of a run, e.g. runs/sentiment-tiny")
     figures = []  # (file name, title, caption, Figure)
     if pools:
-        rounds = {int(f.stem): [row for _, row in read_pool([f])] for f in pools}
+        rounds = {int(f.stem): [{key: row[key] for key in ("prompt", "completion", "reward")} for _, row in read_pool([f])] for f in pools}
         figures.append(("rewards", "Reward of each round's samples", "Round 0 is p0; later rounds are sampled under r_K. Line: median; "
                         "dark band: the middle half; light band: from 5 % to 95 %; dots: mean.", _draw_rewards(rounds)))  # fmt: skip
         figures += _fluency_figure(rounds, tables)
@@ -458,7 +464,7 @@ def _fluency_figure(rounds, tables, words_a_round=4000):
     """Mean reward against the perplexity under p0 of (a sample of) each round's samples, if the model is there to ask."""
     asked = next((t.get("ppl_model") or t.get("reference") for t in tables.values()), None)
     try:
-        policy = load_policy(asked) if asked else None
+        policy = load_policy(asked, pick_device("auto")) if asked else None
     except BadInput as error:
         print(f"no figure of the fluency: {error}")
         policy = None
@@ -583,6 +589,8 @@ def main(argv=None):
     if processes()[1] > 1:
         raise BadInput("evaluate.py runs as one process; start it without torchrun")
     check_writable(f"{args.out}.json")
+    if args.generations and Path(f"{args.out}.jsonl").resolve() == Path(args.generations).resolve():
+        raise BadInput(f"--out {args.out} would replace {args.generations}; choose another --out")
     device = pick_device(args.device)
     prompts = None if args.generations else read_prompts(args.prompts)
     cache = Path(args.out).parent / "remote.cache"

@@ -496,7 +496,8 @@ def explore(policy, prompts, reward, args):
 def _fingerprint(policy, prompts, args):
     """Equal only if the same samples would be drawn and scored: settings, prompts, reward file, model."""
     settings = {k: v for k, v in vars(args).items() if k not in ("out", "device")}
-    digest = hashlib.sha256(json.dumps([settings, prompts], sort_keys=True).encode())
+    service = [os.environ.get("REMOTE_URL"), os.environ.get("REMOTE_ATTRIBUTE")] if args.reward == "remote" else None
+    digest = hashlib.sha256(json.dumps([settings, prompts, service], sort_keys=True).encode())
     if ":" in args.reward:
         digest.update(Path(args.reward.rsplit(":", 1)[0]).read_bytes())
     digest.update(policy.model.transformer.ln_f.weight.detach().cpu().numpy().tobytes())  # no training leaves it as it was

@@ -3,12 +3,15 @@
 Reads    --pool, quantized rows ("quantile" in each); --model, the checkpoint to go on from; --reference, p0
 Writes   --out, a checkpoint folder: the model, the optimiser's state, metrics.jsonl (a line a step), args.json
 
-    python learn.py --pool runs/try/quantized/00.jsonl --model tiny/lm --reference tiny/lm --steps 60 --out runs/try/model/01
-    python learn.py --pool runs/try/quantized/01.jsonl --model runs/try/model/01 --reference tiny/lm --steps 60 --out runs/try/model/02
+    python learn.py --pool runs/try/quantized/00.jsonl --model tiny/lm --reference tiny/lm --steps 50 --total-steps 100 \\
+        --batch-size 32 --lr 1e-3 --warmup 10 --out runs/try/model/01
+    python learn.py --pool runs/try/quantized/01.jsonl --model runs/try/model/01 --reference tiny/lm --steps 50 --total-steps 100 \\
+        --batch-size 32 --lr 1e-3 --warmup 10 --out runs/try/model/02
 
-Equation 2 of the paper. From it the authors' code differs in three ways, each a flag here: KL(p_theta || p0) instead of
-KL(p0 || p_theta) (--kl reverse), an entropy bonus of 0.06 (--entropy-coef 0.06), and the mean over all completion tokens
-of a batch instead of the sum over each sequence, which is what we do too (a sum would only scale lr and favour long y).
+Equation 2 of the paper. From it the authors' code differs in three ways. Two are flags here: KL(p_theta || p0) instead of
+KL(p0 || p_theta) (--kl reverse), and an entropy bonus of 0.06 (--entropy-coef 0.06). The third, the mean over all completion
+tokens of a batch instead of the sum over each sequence, is what we do too: within a batch both give every token the same
+weight, and the factor between them, the mean length of y, is one that Adam mostly cancels.
 """
 
 from quantize import BadInput, check_options, check_replaceable, read_pool, run_stage, write_json  # first: from here on Ctrl-C is one line
@@ -38,7 +41,7 @@ def arguments(argv=None):
     objective.add_argument("--no-reward-token", action="store_true", help="put nothing in front of the prompts: plain fine-tuning on the pool (not Quark)")
     training = parser.add_argument_group("training")
     training.add_argument("--steps", type=int, default=500, help="updates in this round (default 500)")
-    training.add_argument("--total-steps", type=int, help="updates in all rounds, where lr reaches 0 (default: those of this run)")
+    training.add_argument("--total-steps", type=int, help="updates in all rounds, where lr reaches 0 (default: the end of this run)")
     training.add_argument("--batch-size", type=int, default=128, help="examples an update (default 128)")
     training.add_argument("--grad-accum", type=int, default=1, help="pieces a batch is cut into, to save memory (default 1)")
     training.add_argument("--lr", type=float, default=1e-5, help="peak learning rate of Adam (default 1e-5)")
@@ -92,8 +95,9 @@ def token_kl(logits_p, logits_q):
 def quark_loss(policy_logits, reference_logits, targets, mask, beta, kl="forward", entropy_coef=0.0):
     """The negative of Eq. 2, a mean over completion tokens.
 
-    policy_logits (B, T, V + K), reference_logits (B, T, V): position t predicts targets[:, t] (B, T); mask (B, T) is 1 on
-    completion tokens. Returns (loss, parts); parts holds lm, kl and entropy, each in nats per token, mean over the mask.
+    policy_logits (B, T, V + K), reference_logits (B, T, V): position t predicts targets[:, t] (B, T), any id where the mask is 0;
+    mask (B, T) is 1 on completion tokens. Returns (loss, parts): lm, kl and entropy in nats per token, mean over the mask.
+    batch_loss calls it with B = 1 and all completions of a batch behind one another: it does not tell sequences apart.
     """
     policy_logits = policy_logits[..., : reference_logits.shape[-1]]  # the K reward tokens are never predicted
     log_p = policy_logits.log_softmax(-1)
@@ -129,7 +133,8 @@ class ClosedForm(torch.autograd.Function):
     For the KL of the authors' code and its entropy bonus: d KL(p || p0) / dz = p (log p - log p0 - KL), d H / dz = -p (log p + H).
 
     Autograd would keep half a dozen (M, V) tensors alive; here `chunk` positions at a time pass through the output layer
-    and only the gradients of the hidden states (M, d) and of the embedding (V, d) stay.
+    and only the gradients of the hidden states (M, d) and of the embedding (V, d) stay. Of the four sums that come back only
+    the first, the loss, has a gradient.
     """
 
     @staticmethod
@@ -243,8 +248,8 @@ def load_quantized(path, policy, reward_tokens=True):
     if not reward_tokens:
         return [parts[None]]
     K = max(parts)
-    if missing := [k for k in range(1, K + 1) if k not in parts]:
-        raise BadInput(f"{path}: no row has quantile {missing[0]} of {K}; choose fewer --quantiles in quantize.py")
+    if missing := next((k for k in range(1, K + 1) if k not in parts), None):
+        raise BadInput(f"{path}: no row has quantile {missing} of {K}; choose fewer --quantiles in quantize.py")
     return [parts[k] for k in range(1, K + 1)]
 
 
@@ -255,8 +260,13 @@ def _ids(row, field, policy, place):
     if ids and max(ids) >= policy.vocab_size:
         raise BadInput(f'{place}: "{field}_ids" holds {max(ids)}, but the model has {policy.vocab_size} tokens; '
                        'sampled with another tokenizer? Remove the ids to have the text encoded again')  # fmt: skip
-    if field == "completion" and policy.decode(without_eos(policy, ids)) != row["completion"]:
-        raise BadInput(f'{place}: "completion_ids" do not spell "completion"; sampled with another tokenizer, or the text '
+    spelt = policy.decode(without_eos(policy, ids))
+    if field == "prompt":  # explore.py cuts a long one from the left, perhaps within a character
+        spells = row["prompt"].endswith(spelt.lstrip("\ufffd")) and bool(ids) == bool(row["prompt"])
+    else:
+        spells = spelt == row["completion"]
+    if not spells:
+        raise BadInput(f'{place}: "{field}_ids" do not spell "{field}"; sampled with another tokenizer, or the text '
                        "was edited? Remove the ids to have the text encoded again")  # fmt: skip
     return ids
 
@@ -306,6 +316,9 @@ def learn(policy, reference, parts, args, optimiser, first_step):
         if world > 1:
             _sum_over_processes([totals, *_gradients(parameters)])
         norm = torch.nn.utils.clip_grad_norm_(parameters, args.clip or float("inf"))
+        loss, lm, kl, entropy = (totals / tokens).tolist()
+        if not np.isfinite([loss, norm.item()]).all():
+            raise BadInput(f"the loss is {loss} and its gradient's norm {norm.item()} at step {step}; lower --lr or set --clip 1")
         rate = learning_rate(step, args.lr, args.warmup, args.total_steps)
         for group in optimiser.param_groups:
             group["lr"] = rate
@@ -313,9 +326,6 @@ def learn(policy, reference, parts, args, optimiser, first_step):
         optimiser.step()
         optimiser.zero_grad(set_to_none=True)
         embedding.data[V:] = before + args.reward_token_lr * (embedding.data[V:] - before)
-        loss, lm, kl, entropy = (totals / tokens).tolist()
-        if not np.isfinite(loss):
-            raise BadInput(f"the loss is {loss} at step {step}; lower --lr or set --clip 1")
         yield {"step": step, "loss": loss, "lm": lm, "kl": kl, "entropy": entropy, "grad_norm": norm.item(),
                "lr": rate, "tokens_per_s": tokens / (time.perf_counter() - start)}  # fmt: skip
 
@@ -375,6 +385,8 @@ def main(argv=None):
                        f"end with a learning rate of 0; give at least {first_step + args.steps}")  # fmt: skip
 
     metrics, rank = [], processes()[0]
+    if rank == 0 and args.warmup >= args.total_steps:
+        print(f"note: with a --warmup of {args.warmup} of {args.total_steps} steps the learning rate never reaches --lr {args.lr:g}", flush=True)
     bar = tqdm(learn(policy, reference, parts, args, optimiser, first_step), total=args.steps, desc="learning", unit="step",
                disable=rank > 0)  # fmt: skip
     for line in bar:

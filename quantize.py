@@ -3,7 +3,7 @@
 Reads    pool files of stage 1, one JSON object a line: {"prompt", "completion", "reward", "iteration", ...}
 Writes   the same rows, each with "quantile": k in 1 ... K, as one JSONL file
 
-    python quantize.py runs/repetition-tiny/pool --quantiles 5 --out runs/repetition-tiny/quantized/00.jsonl
+    python quantize.py runs/try/pool --quantiles 5 --out runs/try/quantized/00.jsonl        # all rounds in the folder
     python quantize.py my_pool.jsonl --quantiles 3 --out q.jsonl && head -3 q.jsonl
 
 Section 3.1 of the paper. The authors' code sorts stably, so that among equal rewards the *older* sample gets the better
@@ -125,8 +125,12 @@ def read_jsonl(path):
             try:
                 text = line.decode("utf-8-sig" if number == 1 else "utf-8").strip()
                 row = json.loads(text) if text else None
+                if "\\ud" in text or "\\uD" in text:  # half a surrogate pair is valid JSON, but no text: it could not be written again
+                    dump_row(row).encode()
             except UnicodeDecodeError as error:
                 raise BadInput(f"{place}: byte {error.start} is not UTF-8; save the file as UTF-8") from None
+            except UnicodeEncodeError:
+                raise BadInput(f"{place}: half a surrogate pair, \\ud..., stands in it without its other half; remove it") from None
             except (ValueError, RecursionError) as error:  # JSONDecodeError has .msg; the others are numbers or nesting too large
                 reason = getattr(error, "msg", "a number or a nesting is too large")
                 cut = "" if line.endswith(b"\n") else " (the file ends within this line: is it cut off?)"
@@ -150,10 +154,6 @@ def text_of(row, field, place):
         raise BadInput(f'{place}: "{field}" is missing; every row needs it')
     if not isinstance(value, str):
         raise BadInput(f'{place}: "{field}" is {shown(value)}, not a string')
-    try:
-        value.encode("utf-8")
-    except UnicodeEncodeError as error:
-        raise BadInput(f'{place}: "{field}" holds half a surrogate pair at character {error.start}; remove it') from None
     return value
 
 
@@ -199,7 +199,7 @@ def pool_files(paths):
         if not inside:
             raise BadInput(f"{path} holds no .jsonl file; name the folder that explore.py writes to")
         files += inside
-    return files
+    return list({file.resolve(): file for file in files}.values())  # a file that is named twice, or stands in a named folder, counts once
 
 
 def read_prompts(path):
@@ -251,9 +251,9 @@ def check_writable(path):
 
 
 def _open_beside(path):
-    beside = path.with_name(path.name + ".tmp")
     if path.is_dir():
         raise BadInput(f"cannot write {path}: it is a folder; name a file in it with --out")
+    beside = path.with_name(path.name + ".tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         return beside, beside.open("w", encoding="utf-8", newline="\n")
@@ -266,7 +266,7 @@ def whole_folder(path):
     """The same for a folder: yields a Path to fill, which takes the place of `path` when the block ends well."""
     check_replaceable(path)
     path = Path(path).resolve()
-    beside, before = path.with_name(path.name + ".tmp"), path.with_name(path.name + ".old")
+    beside, before = path.with_name(path.name + ".tmp"), path.with_name(path.name + ".replaced")
     try:
         shutil.rmtree(beside, ignore_errors=True)
         beside.mkdir(parents=True)
@@ -292,8 +292,8 @@ def whole_folder(path):
 
 def check_replaceable(path):
     """Only a checkpoint or an empty folder is ever replaced: a slip in --out must not erase what else a person has."""
-    path = Path(path)
-    before = path.with_name(path.name + ".old")
+    path = Path(path).resolve()
+    before = path.with_name(path.name + ".replaced")
     if (before / "config.json").exists():  # whole_folder was killed between its two renames, or after them
         shutil.rmtree(before) if path.exists() else os.replace(before, path)
     if path.is_file() or path.is_dir() and any(path.iterdir()) and not (path / "config.json").exists():
@@ -332,8 +332,13 @@ class Growing:
 
     def __init__(self, path):
         self.own, self.file, self.size = Path(f"{path}{os.environ.get('RANK', 0)}"), None, 0
-        self.rows = [json.loads(line) for part in sorted(self.own.parent.glob(glob.escape(Path(path).name) + "[0-9]*"))
-                     for line in part.read_bytes().split(b"\n")[:-1]]  # fmt: skip
+        self.rows = []
+        for part in sorted(self.own.parent.glob(glob.escape(Path(path).name) + "[0-9]*")):
+            for number, line in enumerate(part.read_bytes().split(b"\n")[:-1], 1):
+                try:
+                    self.rows.append(json.loads(line))
+                except ValueError:
+                    raise BadInput(f"{part}:{number}: damaged; remove this line, or the file to do without what it kept") from None
 
     def add(self, rows):
         """Whole rows, on the disk when this returns, or none of them."""
@@ -454,18 +459,23 @@ def quantize(paths, K, out, seed=0, per_prompt=False, last=None, keep_top=None, 
     quantiles = np.zeros(len(rewards), dtype=np.int64)  # 0: left out
     ranked_by = np.random.default_rng([seed, 2]).random(len(rewards)) if random else rewards
     if per_prompt:
-        if len(number_of) == len(rewards) and K > 1:
-            raise BadInput("--per-prompt needs several samples of a prompt, and every prompt has one; raise --num-samples")
-        if K > keep.sum():
-            raise BadInput(f"cannot cut {keep.sum()} samples into K = {K} quantiles; choose a smaller --quantiles")
-        quantiles[keep] = assign_quantiles_per_prompt(ranked_by[keep], np.frombuffer(prompts, np.int64)[keep], K, seed, ties)
+        prompts = np.frombuffer(prompts, np.int64)[keep]
+        if np.bincount(prompts).max() == 1 and K > 1:
+            raise BadInput("--per-prompt needs several samples of a prompt, and here every prompt has one; raise --num-samples or --last")
+        if not 1 <= K <= len(prompts):
+            raise BadInput(f"cannot cut {len(prompts)} samples into K = {K} quantiles; choose --quantiles from 1 to {len(prompts)}")
+        quantiles[keep] = assign_quantiles_per_prompt(ranked_by[keep], prompts, K, seed, ties)
     else:
         quantiles[keep] = assign_quantiles(ranked_by[keep], K, seed, ties)
 
     with whole_file(out, args) as file:
-        for (_, row), k in zip(read_pool(files), quantiles):
-            if k:
-                file.write(dump_row({**row, "quantile": int(k)}) + "\n")
+        n = 0
+        for n, (_, row) in enumerate(read_pool(files), 1):
+            if n <= len(rewards) and quantiles[n - 1]:
+                file.write(dump_row({**row, "quantile": int(quantiles[n - 1])}) + "\n")
+        if n != len(rewards):
+            raise BadInput(f"the pool had {len(rewards)} rows when it was ranked and {n} when it was written; "
+                           "if another program is writing it, wait; a pipe must be saved to a file first")  # fmt: skip
     return rewards, quantiles
 
 

@@ -63,20 +63,29 @@ def repetition(prompts, completions, completion_ids=None, **kwargs):
 
 
 def classifier(model, label_names, device="cpu", batch_size=64):
-    """texts -> probabilities of the label called one of `label_names`, by a sequence classifier (folder or hub name)."""
+    """texts -> probabilities of the label called one of `label_names`, by a sequence classifier (folder or hub name).
+
+    Of a text longer than it reads, the end is read: behind a long prompt, the completion.
+    """
     import torch
+    from safetensors import SafetensorError
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
     from transformers.utils import logging
 
     logging.disable_progress_bar(), logging.set_verbosity_error()
     try:
-        tokenizer = AutoTokenizer.from_pretrained(model)
-        net = AutoModelForSequenceClassification.from_pretrained(model, dtype=torch.float32, use_safetensors=True)
-    except (OSError, ValueError) as error:
+        tokenizer = AutoTokenizer.from_pretrained(model, truncation_side="left")
+        net, loading = AutoModelForSequenceClassification.from_pretrained(model, dtype=torch.float32, use_safetensors=True,
+                                                                          output_loading_info=True)  # fmt: skip
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         reason = str(error).strip().split("\n")[0]
         raise BadInput(f"cannot open the reward model {model}: {reason}; name a folder or hub model with --reward-model") from None
+    if loading["missing_keys"]:  # transformers fills them at random: a reward that means nothing
+        raise BadInput(f"reward model {model} is no classifier: it has no weights for {shown(sorted(loading['missing_keys']))}; name another")
     net.eval().to(device)
     labels = {name.lower(): i for i, name in net.config.id2label.items()}
+    if net.config.num_labels == 2:
+        label_names = [*label_names, "label_1"]  # of two nameless labels the second; of three it would be the middle
     column = next((labels[name] for name in label_names if name in labels), None)
     if column is None:
         raise BadInput(f"reward model {model} has the labels {shown(sorted(labels))}, none of {shown(label_names)}")
@@ -101,7 +110,7 @@ def classifier(model, label_names, device="cpu", batch_size=64):
 
 def sentiment(reward_model=None, **options):
     """P(positive) of prompt and completion together: the fragment that a reader would judge."""
-    p_positive = classifier(str(reward_model or SHIPPED / "sentiment"), ["positive", "pos", "label_1"], **options)
+    p_positive = classifier(str(reward_model or SHIPPED / "sentiment"), ["positive", "pos"], **options)
 
     def reward(prompts, completions, **kwargs):
         return p_positive([x + y for x, y in zip(prompts, completions)])
@@ -121,7 +130,7 @@ def sentiment_label(reward_model=None, **options):
 
 def toxicity(reward_model=None, **options):
     """1 - P(toxic) of the completion alone, as in the paper: the model is not blamed for its prompt."""
-    p_toxic = classifier(str(reward_model or SHIPPED / "toxicity"), ["toxicity", "toxic", "label_1"], **options)
+    p_toxic = classifier(str(reward_model or SHIPPED / "toxicity"), ["toxicity", "toxic"], **options)
 
     def reward(prompts, completions, **kwargs):
         return [1 - p for p in p_toxic(completions)]
@@ -348,6 +357,8 @@ def main(argv=None):
     parser.add_argument("--reward-model", help="folder or hub name of the classifier (default: the shipped one)")
     parser.add_argument("--out", help="write the rows with their rewards here")
     args = parser.parse_args(argv)
+    if args.out and Path(args.out).resolve() == Path(args.pool).resolve():
+        raise BadInput(f"--out {args.out} is the pool itself, and rows without a score would be lost; choose another --out")
     reward = load_reward(args.reward, args.reward_model, cache=args.out and f"{args.out}.cache")
     rows = []
     for place, row in read_jsonl(args.pool):

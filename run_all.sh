@@ -5,7 +5,7 @@
 # Every setting below is a shell variable with a default; set it in front of the command:
 #   K=3 BETA=0.2 RUN=runs/try bash run_all.sh sentiment
 #   MODEL=gpt2 PROMPTS=train.jsonl TEST_PROMPTS=test.jsonl bash run_all.sh toxicity       # the paper's setting
-# A stage whose output exists is skipped: stop it whenever you like and start it again.
+# A stage whose output exists is skipped: stop it whenever you like and start it again. Other settings want another RUN.
 set -euo pipefail
 cd "$(dirname "$0")"
 
@@ -47,7 +47,7 @@ if [ "$MODEL" = tiny/lm ]; then               # minutes on a laptop: the small m
     SAMPLE_BATCH=${SAMPLE_BATCH:-256}
     REWARD_TOKEN_INIT=${REWARD_TOKEN_INIT:-ordered} REWARD_TOKEN_LR=${REWARD_TOKEN_LR:-10}    # heeded sooner (README)
     if [ -z "${BF16+set}" ] && grep -qsE 'avx512_bf16|amx_bf16' /proc/cpuinfo; then BF16=--bf16; fi
-    export HF_HUB_OFFLINE=1                   # everything is in the folder: nothing may be asked of the network
+    export HF_HUB_OFFLINE=${HF_HUB_OFFLINE-1} # everything is in the folder: nothing is asked of the network, unless it is set to 0
 else                                          # the paper's setting (README, "GPT-2")
     NAME=$(basename "$MODEL")
     [ -n "${PROMPTS:-}" ] && [ -n "${TEST_PROMPTS:-}" ] || {
@@ -102,15 +102,33 @@ export MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=17179869184 MALLOC_TOP_PAD_=671
 export TOKENIZERS_PARALLELISM=false PYTHONUNBUFFERED=1
 if [ "$TASK" = test ]; then exec "$PYTHON" -m pytest -q -m "${MARK-not slow}" tests; fi    # MARK=slow: crashes and many processes
 
+"$PYTHON" -c '' 2>/dev/null || { echo "run_all.sh: error: PYTHON=$PYTHON does not start; leave it out, and .venv is made" >&2; exit 1; }
 trap 'exit 130' INT                           # Ctrl-C ends the run even where a library swallowed it inside a stage
 mkdir -p "$RUN"
 exec 9<"$RUN"                                 # a lock on the folder, held as long as this run or a stage of it lives
 "$PYTHON" -c 'import fcntl; fcntl.flock(9, fcntl.LOCK_EX | fcntl.LOCK_NB)' 2>/dev/null || {
     echo "run_all.sh: error: another run is at work in $RUN; wait for it, or choose another folder: RUN=runs/another" >&2; exit 1; }
 
+settings() {                                  # all that what is written depends on; a piece's or a batch's size and bfloat16 only round
+    local name
+    for name in TASK MODEL PROMPTS TEST_PROMPTS PPL_MODEL REWARD REWARD_MODEL SEED K BETA KL ENTROPY ITERATIONS STEPS BATCH LR WARMUP CLIP QUANTIZE \
+        FORGET LEARN EXPLORE EXPLORE_P0 EVALUATE NUM_PROMPTS NUM_SAMPLES NEW_TOKENS MIN_TOKENS REWARD_TOKEN_INIT REWARD_TOKEN_LR DIAL_SAMPLES; do
+        echo "$name=${!name-}"
+    done
+    case $REWARD in *:*) echo "checksum of ${REWARD%:*}=$(cat "${REWARD%:*}" 2>/dev/null | cksum)" ;; esac
+}
+if [ -e "$RUN/settings" ]; then
+    changed=$(settings | grep -vxF -f "$RUN/settings" | head -n 1) || true
+    [ -z "$changed" ] || {
+        echo "run_all.sh: error: $RUN was made with $(grep "^${changed%%=*}=" "$RUN/settings"), and now it is $changed;" \
+            "choose another folder, RUN=runs/another, or remove this one" >&2; exit 1; }
+else
+    settings > "$RUN/settings.tmp" && mv "$RUN/settings.tmp" "$RUN/settings"
+fi
+
 stage() {                                     # stage OUTPUT COMMAND...: runs the command unless its output exists
     local output=$1; shift
-    if [ -e "$output" ]; then echo "have $output"; rm -rf "$output".*.part* "$output.old"; return; fi    # killed before it tidied up
+    if [ -e "$output" ]; then echo "have $output"; rm -rf "$output".*.part* "$output.replaced"; return; fi    # killed before it tidied up
     echo; echo "+ $*"
     case $1 in
         explore.py|learn.py) ${LAUNCH:-"$PYTHON"} "$@" ;;

@@ -11,6 +11,7 @@ unset MODEL PROMPTS TEST_PROMPTS PPL_MODEL REWARD REWARD_MODEL K BETA KL ENTROPY
 STUDY=$(basename "$0" .sh)
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 export PYTHON=${PYTHON:-.venv/bin/python}
+"$PYTHON" -c '' 2>/dev/null || { echo "experiments/$STUDY.sh: error: $PYTHON does not start; make it first: bash run_all.sh test" >&2; exit 1; }
 TASKS=${TASKS:-sentiment toxicity} SEEDS=${SEEDS:-0 1 2}
 JOBS=${JOBS:-2}                               # runs at a time, each with one thread
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}

@@ -7,7 +7,7 @@ import shutil
 from functools import partial
 
 import pytest
-from conftest import CONTEXT, V, learn_merges, one_sentence, read_rows, stage, write_jsonl
+from conftest import CONTEXT, ROOT, V, learn_merges, one_sentence, read_rows, stage, write_jsonl
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -36,7 +36,8 @@ LINES = [
     (GOOD + b"[1, 2]\n", "{}:3: is [1, 2], not an object"),
     (GOOD + b"\xff\xfe\n", "{}:3: byte 0 is not UTF-8"),
     (GOOD + '{"prompt": "a'.encode("utf-16") + b"\n", "{}:3: byte 0 is not UTF-8"),
-    (GOOD + b'{"prompt": "\\udc00", "completion": "a", "reward": 1, "quantile": 1}\n', '{}:3: "prompt" holds half a surrogate'),
+    (GOOD + b'{"prompt": "\\udc00", "completion": "a", "reward": 1, "quantile": 1}\n', '{}:3: half a surrogate pair'),
+    (GOOD + b'{"prompt": "b", "completion": "a", "reward": 1, "quantile": 1, "group": "x", "note": "\\ud83d"}\n', "{}:3: half a surrogate pair"),
     (GOOD + b'{"prompt": {"text": 3}, "completion": 3, "reward": 1, "quantile": 1}\n', "{}:3: "),
     (GOOD + b'{"completion": "a", "reward": 1, "quantile": 1}\n', '{}:3: "prompt" is missing'),
     (GOOD + b"[" * 10**6 + b"\n", "{}:3: not valid JSON"),
@@ -273,6 +274,12 @@ def test_numbers_that_do_not_fit(p0_folder, quark_folder, tmp_path, monkeypatch)
     for argv, message in [
         (["quantize.py", rows, "--quantiles", "3", "--out", out], "cannot cut 2 samples into K = 3"),
         (["quantize.py", rows, "--quantiles", "-1", "--out", out], "K = -1"),
+        (["quantize.py", rows, "--quantiles", "-1", "--per-prompt", "--out", out], "K = -1"),
+        (["quantize.py", rows, "--quantiles", "0", "--per-prompt", "--out", out], "K = 0"),
+        (["quantize.py", rows, "--quantiles", "1", "--out", "."], "cannot write .: it is a folder"),
+        ([*learn(p0_folder, out)[:-1], tmp_path], "exists and is no checkpoint"),
+        ([*learn(p0_folder, out)[:-1], ROOT / "tests" / ".."], f"{ROOT} exists and is no checkpoint"),
+        (["rewards.py", "--reward", "hash", "--pool", rows, "--out", rows], "is the pool itself"),
         ([*command("evaluate.py", rows, p0_folder, out), "--reward-token", "2"], "this model has 0 reward tokens"),
         (learn(quark_folder, out), "has 1 quantiles, but .* has 3 reward tokens"),
         ([*learn(foreign, out), "--reference", p0_folder], "have different vocabularies"),

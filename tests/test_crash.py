@@ -198,10 +198,10 @@ def test_killed_between_the_two_renames(quark_folder, tmp_path):
     """The old checkpoint has been moved aside and the new one is not there yet: the next start puts it back."""
     from quantize import check_replaceable, whole_folder
 
-    shutil.copytree(quark_folder, tmp_path / "m.old")
+    shutil.copytree(quark_folder, tmp_path / "m.replaced")
     check_replaceable(tmp_path / "m")
     assert os.listdir(tmp_path) == ["m"]
-    shutil.copytree(quark_folder, tmp_path / "m.old")  # killed after both renames
+    shutil.copytree(quark_folder, tmp_path / "m.replaced")  # killed after both renames
     with whole_folder(tmp_path / "m") as beside:
         (beside / "config.json").write_text("{}")
     assert os.listdir(tmp_path) == ["m"] and os.listdir(tmp_path / "m") == ["config.json"]

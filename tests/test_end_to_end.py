@@ -1,6 +1,8 @@
 """The whole method on the random model: two rounds and an evaluation, twice, byte for byte. Then the shipped models, if there."""
 
 import json
+import os
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -68,6 +70,28 @@ needs_lm = pytest.mark.skipif(not (LM / "config.json").exists(), reason="tiny/lm
 
 
 @needs_lm
+def test_other_settings_want_another_folder(tmp_path):
+    """Finished stages are skipped, so run_all.sh refuses a folder that was made with other settings or another reward file, and says
+    which; sizes that only round may change. `true` stands in for python: it makes nothing, and always succeeds."""
+    (tmp_path / "my.py").write_text("def f(): pass\n")
+    plain = {"RUN": str(tmp_path / "run"), "REWARD": f"{tmp_path}/my.py:f", "PYTHON": "true"}
+
+    def run(**settings):
+        done = subprocess.run(["bash", ROOT / "run_all.sh"], env={**os.environ, **plain, **settings}, capture_output=True, text=True)
+        return done.returncode, done.stderr.strip()
+
+    assert run()[0] == run()[0] == run(SAMPLE_BATCH="16", GRAD_ACCUM="2", BF16="")[0] == 0
+    for settings, message in [({"K": "7"}, "K=5, and now it is K=7"), ({"QUANTIZE": ""}, "QUANTIZE=--per-prompt --last 2, and now it is QUANTIZE=;"),
+                              ({"ITERATIONS": "8"}, "ITERATIONS=6, and now it is ITERATIONS=8"), ({"LEARN": "--open-form"}, "LEARN=, and now")]:  # fmt: skip
+        status, said = run(**settings)
+        assert status == 1 and "\n" not in said and f"{tmp_path}/run was made with {message}" in said, said
+    (tmp_path / "my.py").write_text("def f(): return\n")
+    status, said = run()
+    assert status == 1 and "checksum of" in said
+    status, said = run(PYTHON="no-such-python")
+    assert status == 1 and "\n" not in said and "PYTHON=no-such-python does not start" in said
+
+
 def test_shipped_model():
     """tiny/lm opens as p0, encodes and decodes, writes words, and knows English better than chance: below 200 a token."""
     policy = load_policy(LM)

@@ -396,9 +396,9 @@ def test_generations_are_measured_by_the_same_ruler(quark_folder, p0_folder, tmp
     rows = read_rows(tmp_path / "eval" / "quark.jsonl")
     rows = rows[5:] + rows[:5]  # in the middle of a prompt
     file = write_jsonl(tmp_path / "theirs.jsonl", [{k: v for k, v in r.items() if k != "rewards"} for r in rows])
-    evaluate.main(["--generations", str(file), "--reference", str(p0_folder), "--reward", "hash", "length", "--out", str(tmp_path / "theirs"),
+    evaluate.main(["--generations", str(file), "--reference", str(p0_folder), "--reward", "hash", "length", "--out", str(tmp_path / "measured"),
                    "--device", "cpu"])  # fmt: skip
-    table = json.loads((tmp_path / "theirs.json").read_text())
+    table = json.loads((tmp_path / "measured.json").read_text())
     for reward, metrics in made["rewards"].items():
         for name, metric in metrics.items():
             assert table["rewards"][reward][name]["value"] == pytest.approx(metric["value"])
@@ -425,6 +425,8 @@ def test_generations_bad_input(text, message, p0_folder, tmp_path, monkeypatch):
     (tmp_path / "g.jsonl").write_text(text)
     exit = stage(monkeypatch, "evaluate.py", "--generations", tmp_path / "g.jsonl", "--reference", p0_folder, "--reward", "hash", "--out", tmp_path / "x")
     assert one_sentence(exit) and message in exit and os.listdir(tmp_path) == ["g.jsonl"]
+    exit = stage(monkeypatch, "evaluate.py", "--generations", tmp_path / "g.jsonl", "--reference", p0_folder, "--reward", "hash", "--out", tmp_path / "g")
+    assert one_sentence(exit) and "would replace" in exit and (tmp_path / "g.jsonl").read_text() == text
 
 
 def test_sign_test_by_hand():
@@ -475,6 +477,29 @@ def test_human_sheet_bad_input(tmp_path, monkeypatch):
     assert one_sentence(exit) and "other.csv.key.json" in exit
     exit = stage(monkeypatch, "evaluate.py", "--compare", tmp_path / "base.json", tmp_path / "quark.json", "--human-sheet", tmp_path / "t.csv", "--pairs", 41)
     assert one_sentence(exit) and "40 prompts" in exit and not (tmp_path / "t.csv").exists() and rows
+    exit = stage(monkeypatch, "evaluate.py", "--compare", tmp_path / "base.json", tmp_path / "quark.json", "--human-sheet", tmp_path / "s.csv")
+    assert one_sentence(exit) and "s.csv exists" in exit
+    exit = stage(monkeypatch, "evaluate.py", "--compare", tmp_path / "base.json", tmp_path / "base.json", "--human-sheet", tmp_path / "t.csv")
+    assert one_sentence(exit) and "twice" in exit
+
+
+def test_human_sheet_of_two_runs(tmp_path, capsys):
+    """Both are called quark.json: the key and the tally tell them apart by their paths."""
+    for run in "ab":
+        write_jsonl(tmp_path / run / "quark.jsonl", [{"prompt": str(i), "completion": f"by {run}"} for i in range(10)])
+    sheet, compared = tmp_path / "s.csv", [str(tmp_path / run / "quark.json") for run in "ab"]
+    evaluate.main(["--compare", *compared, "--human-sheet", str(sheet), "--pairs", "10"])
+    with open(sheet, encoding="utf-8-sig", newline="") as file:
+        rows = list(csv.DictReader(file))
+    for row in rows:
+        row["better"] = "left" if row["left"].endswith("by a") else "right"
+    with open(sheet, "w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, rows[0])
+        writer.writeheader(), writer.writerows(rows)
+    capsys.readouterr()
+    evaluate.main(["--tally", str(sheet)])
+    head, better = capsys.readouterr().out.splitlines()[:2]
+    assert head.split()[:2] == compared and better.split() == ["better", "10", "0", "0", "0", "0.0020"]
 
 
 # -------------------------------------------------------------------------------------------------------------- the report

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 
 import numpy as np
 import pytest
@@ -240,6 +241,41 @@ def test_same_seed_same_bytes(tmp_path):
         quantize.main([str(pool), "--quantiles", "3", "--seed", str(seed), "--out", str(tmp_path / f"{i}.jsonl")])
         files.append((tmp_path / f"{i}.jsonl").read_bytes())
     assert files[0] == files[1] != files[2]
+
+
+def test_per_prompt_needs_siblings(tmp_path):
+    """Two samples a prompt, but one a round: --last 1 leaves nothing to rank; with both rounds there is. K from 1 to what is kept."""
+    pool = write_jsonl(tmp_path / "a.jsonl", [row(i, prompt=str(i % 3), iteration=i // 3) for i in range(6)])
+    with pytest.raises(BadInput, match="needs several samples of a prompt"):
+        quantize.main([str(pool), "--quantiles", "2", "--per-prompt", "--last", "1", "--out", str(tmp_path / "q.jsonl")])
+    quantize.main([str(pool), "--quantiles", "2", "--per-prompt", "--out", str(tmp_path / "q.jsonl")])
+    assert [r["quantile"] for r in read_rows(tmp_path / "q.jsonl")] == [1, 1, 1, 2, 2, 2]
+    for K in (-2, 0, 4):
+        with pytest.raises(BadInput, match=f"cannot cut 3 samples into K = {K} "):
+            quantize.main([str(pool), "--quantiles", str(K), "--keep-top", "0.5", "--out", str(tmp_path / "r.jsonl")])
+    assert not (tmp_path / "r.jsonl").exists()
+
+
+def test_a_file_named_twice_counts_once(tmp_path):
+    """By another spelling, or beside the folder it stands in."""
+    pool = write_jsonl(tmp_path / "pool" / "00.jsonl", [row(0.1), row(0.2)])
+    quantize.main([str(pool.parent), str(pool), str(tmp_path / "pool" / ".." / "pool" / "00.jsonl"), "--quantiles", "2", "--out", str(tmp_path / "q.jsonl")])
+    assert len(read_rows(tmp_path / "q.jsonl")) == 2
+
+
+def test_a_pool_that_can_be_read_once(tmp_path):
+    """quantize.py <(cat pool.jsonl): the second pass would find nothing, and did once write an empty file."""
+    os.mkfifo(tmp_path / "pipe")
+    text = "".join(json.dumps(row(i)) + "\n" for i in range(4))
+
+    def feed():
+        for content in (text, ""):
+            (tmp_path / "pipe").write_text(content)
+
+    threading.Thread(target=feed, daemon=True).start()
+    with pytest.raises(BadInput, match="had 4 rows when it was ranked and 0 when it was written"):
+        quantize.main([str(tmp_path / "pipe"), "--quantiles", "2", "--out", str(tmp_path / "q.jsonl")])
+    assert os.listdir(tmp_path) == ["pipe"]
 
 
 def test_a_pool_file_is_never_overwritten(tmp_path):

@@ -1,15 +1,18 @@
 """The reward: repetition by hand, classifiers against an independent computation, loading and checking of one's own."""
 
+import contextlib
 import hashlib
 import json
 import math
 import os
+import shutil
 import subprocess
 import sys
 
 import pytest
 import torch
 from conftest import ROOT, one_sentence, read_rows, stage, write_jsonl
+from safetensors.torch import load_file, save_file
 
 import rewards
 from quantize import BadInput
@@ -190,7 +193,7 @@ def slow_logits(folder, text):
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
     net = AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32).eval()
-    ids = [2] + AutoTokenizer.from_pretrained(folder)(text, add_special_tokens=False)["input_ids"][:20] + [3]
+    ids = [2] + AutoTokenizer.from_pretrained(folder)(text, add_special_tokens=False)["input_ids"][-20:] + [3]
     with torch.no_grad():
         return net(torch.tensor([ids])).logits[0].tolist()
 
@@ -230,11 +233,24 @@ def test_batches_by_length_give_the_input_order_back(judges):
 
 
 def test_classifiers_that_cannot_be_used(judges, tmp_path):
-    """No such folder, not a classifier's folder, or one without the label."""
+    """No such folder, no label of that name, no classifier, or one that was cut off."""
     with pytest.raises(BadInput, match="cannot open the reward model .*nowhere"):
         load_reward("sentiment", tmp_path / "nowhere")
     with pytest.raises(BadInput, match="none of .*positive"):
         load_reward("sentiment", judges / "labels")
+    for n, reason in ((2, None), (3, "none of .*positive")):  # LABEL_1 is the better one of two, the middle one of three
+        make_classifier(tmp_path / str(n), [f"LABEL_{i}" for i in range(n)], 5)
+        with pytest.raises(BadInput, match=reason) if reason else contextlib.nullcontext():
+            load_reward("sentiment", tmp_path / str(n))
+    headless = tmp_path / "headless"  # a language model: its head as a classifier would be random
+    shutil.copytree(judges / "two", headless)
+    weights = {k: v for k, v in load_file(headless / "model.safetensors").items() if not k.startswith("classifier")}
+    save_file(weights, headless / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(BadInput, match="is no classifier: it has no weights for .*classifier"):
+        load_reward("sentiment", headless)
+    (headless / "model.safetensors").write_bytes((judges / "two" / "model.safetensors").read_bytes()[:-100])
+    with pytest.raises(BadInput, match="cannot open the reward model"):
+        load_reward("sentiment", headless)
 
 
 # ------------------------------------------------------------------------------------------------------ the command
