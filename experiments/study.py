@@ -28,7 +28,7 @@ METRICS = {  # name: (what it is, digits)
     "dist_3": ("dist-3", 3), "seconds": ("seconds a round to quantize and learn", 0), "mb": ("MB that the last round learns from", 2),
     "worst": ("log p(y) - log p0(y) of p0's worst samples, nats a token", 3)}  # fmt: skip
 
-# study: [(metric, A, "<" or ">", B)]: what is claimed
+# study: [(metric, A, "<" or ">", B)]: what is claimed; of claims that contradict each other, {claim: [...]}, each with its own verdict
 CLAIMS = {
     "beta": [("reward", "1", "<", "0"), ("kl", "1", "<", "0")],
     "quantiles": [("reward", "16", ">", "2"), ("kl", "16", ">", "2")],
@@ -37,8 +37,8 @@ CLAIMS = {
     "code": [("ppl", "reverse", "<", "paper"), ("ppl", "entropy", ">", "paper"), ("ppl", "top_50", "<", "paper")],
     "ties": [("reward", "age", "<", "random"), ("reward", "together_of_2", ">", "random_of_2")],
     "pool": [("reward", "newest_2", ">", "all"), ("reward", "per_prompt_4", ">", "all")],
-    "hidden": [("reward", "quark, r_1", ">", "p0"), ("reward", "quark, no token", ">", "p0"), ("reward", "quark+8", ">", "p0+8"),
-               ("reward", "quark+8", "<", "clean+8")],
+    "hidden": {"gone": [("reward", "quark, r_1", ">", "p0"), ("reward", "quark, no token", ">", "p0"), ("reward", "quark+8", ">", "p0+8")],
+               "hidden": [("reward", "quark+8", "<", "clean+8")]},
 }  # fmt: skip
 
 
@@ -92,6 +92,15 @@ def verdict(claims, results):
     return lines, next(word for word in ("not reproduced", "unclear", "reproduced") if word in words)
 
 
+def judged(study, results):
+    """verdict() of a study's claims; where they are several, the word is "claim: word; claim: word"."""
+    claims = CLAIMS[study]
+    if isinstance(claims, list):
+        return verdict(claims, results)
+    each = {claim: verdict(parts, results) for claim, parts in claims.items()}
+    return [line for lines, _ in each.values() for line in lines], "; ".join(f"{claim}: {word}" for claim, (_, word) in each.items())
+
+
 def _metrics(results):
     """The metrics that `results` has, in the order of METRICS."""
     (measured, *_) = (values for variants in results.values() for values in variants.values())
@@ -128,7 +137,7 @@ def publish(study, results, draw=draw):
         draw(results, picture)
         print(f"{tables(results)}\nA part of the study: no verdict, and experiments/ stays as it is. Picture: {picture.relative_to(ROOT)}")
         return
-    lines, word = verdict(CLAIMS[study], results)
+    lines, word = judged(study, results)
     out = ROOT / "experiments" / "results" / f"{study}.json"
     out.parent.mkdir(exist_ok=True)
     out.write_text(json.dumps({"results": results, "claims": lines, "verdict": word}, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
@@ -142,7 +151,7 @@ def publish(study, results, draw=draw):
 
 def as_text(study, results):
     """The study's tables, how its claims fare, its verdict and its picture, in Markdown."""
-    lines, word = verdict(CLAIMS[study], results)
+    lines, word = judged(study, results)
     claims = "\n".join(f"- {line}" for line in lines)
     return f"{tables(results)}\n{claims}\n\n**Verdict: {word}.**\n\n![{study}](figures/{study}.png)\n"
 
