@@ -22,10 +22,13 @@ ENCODE = "import sys; from explore import load_policy; print(load_policy('tiny/l
 def run(*command):
     """(seconds, peak memory in bytes) of `python command`."""
     start = time.monotonic()
-    process = subprocess.Popen([sys.executable, *map(str, command)], cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    _, status, usage = os.wait4(process.pid, 0)
-    if status:
-        sys.exit(f"{Path(sys.argv[0]).name}: error: {command[0]} ended with status {os.waitstatus_to_exitcode(status)}")
+    with tempfile.TemporaryFile() as said:
+        process = subprocess.Popen([sys.executable, *map(str, command)], cwd=ROOT, stdout=subprocess.DEVNULL, stderr=said)
+        _, status, usage = os.wait4(process.pid, 0)
+        if status:
+            said.seek(0)
+            last = said.read().decode(errors="replace").strip().split("\n")[-1]
+            sys.exit(f"{Path(sys.argv[0]).name}: error: {command[0]} ended with status {os.waitstatus_to_exitcode(status)}: {last}")
     return time.monotonic() - start, usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 

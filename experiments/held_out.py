@@ -4,7 +4,8 @@
     python evaluate.py --generations runs/sentiment-tiny/eval/quark.jsonl --reference tiny/lm \\
         --reward sentiment experiments/held_out.py:vader --out runs/sentiment-tiny/eval/quark-held-out
 
-If the trained judge's reward rises and this one's does not, the policy has learned to fool the judge.
+If the trained judge's reward rises and this one's does not, the policy has learned to fool the judge. Compare its `mean`: it has no
+opinion of many texts, exactly 1/2, which `share_ge_half` counts as positive.
 """
 
 
