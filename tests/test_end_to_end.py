@@ -69,7 +69,6 @@ LM, JUDGES = ROOT / "tiny" / "lm", [ROOT / "tiny" / "sentiment", ROOT / "tiny" /
 needs_lm = pytest.mark.skipif(not (LM / "config.json").exists(), reason="tiny/lm is not in this checkout")
 
 
-@needs_lm
 def test_other_settings_want_another_folder(tmp_path):
     """Finished stages are skipped, so run_all.sh refuses a folder that was made with other settings or another reward file, and says
     which; sizes that only round may change. `true` stands in for python: it makes nothing, and always succeeds."""
@@ -92,6 +91,7 @@ def test_other_settings_want_another_folder(tmp_path):
     assert status == 1 and "\n" not in said and "PYTHON=no-such-python does not start" in said
 
 
+@needs_lm
 def test_shipped_model():
     """tiny/lm opens as p0, encodes and decodes, writes words, and knows English better than chance: below 200 a token."""
     policy = load_policy(LM)

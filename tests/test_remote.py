@@ -14,6 +14,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 from conftest import ROOT, read_rows, stage, write_jsonl
 
+import explore
 import rewards
 from quantize import BadInput
 
@@ -240,3 +241,25 @@ def test_an_unfinished_line_of_the_cache_is_dropped(serve, tmp_path):
         assert ask(["text 1"], tmp_path / "cache") == [None] and sum(service.asked.values()) > 3
     finally:
         del os.environ["REMOTE_ATTRIBUTE"]
+
+
+def test_a_damaged_line_of_the_cache(serve, tmp_path):
+    """Not the last one, which a power cut explains: one sentence with file and line, and the file stays."""
+    serve()
+    ask(["text 1", "text 2"], tmp_path / "cache")
+    file = tmp_path / "cache0"
+    file.write_bytes(file.read_bytes().replace(b"{", b"?", 1))
+    before = file.read_bytes()
+    with pytest.raises(BadInput, match="cache0:1: damaged"):
+        ask(["text 1"], tmp_path / "cache")
+    assert file.read_bytes() == before
+
+
+def test_half_an_exploration_is_not_finished_by_another_service(p0, monkeypatch):
+    """What explore.py has kept of an interrupted run is for the same attribute of the same service; other rewards ask neither."""
+    options = "--model m --prompts p --out o --reward".split()
+    names = []
+    for reward, attribute in (("remote", "TOXICITY"), ("remote", "INSULT"), ("hash", "TOXICITY"), ("hash", "INSULT")):
+        monkeypatch.setenv("REMOTE_ATTRIBUTE", attribute)
+        names.append(explore._fingerprint(p0, [], explore.arguments([*options, reward])))
+    assert names[0] != names[1] and names[2] == names[3]
