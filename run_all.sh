@@ -24,10 +24,10 @@ if [ "$MODEL" = tiny/lm ]; then               # minutes on a laptop: the small m
     PROMPTS=${PROMPTS:-tiny/prompts/train.jsonl}             # X
     TEST_PROMPTS=${TEST_PROMPTS:-tiny/prompts/test.jsonl}
     if [ "$TASK" = repetition ]; then         # longer completions, so fewer of them
-        K=${K:-3} ITERATIONS=${ITERATIONS:-4} STEPS=${STEPS:-150} BATCH=${BATCH:-20} LR=${LR:-3e-3}
-        QUANTIZE=${QUANTIZE---per-prompt --last 2 --keep-p0}
+        K=${K:-2} ITERATIONS=${ITERATIONS:-4} STEPS=${STEPS:-150} BATCH=${BATCH:-20} LR=${LR:-3e-3}
+        QUANTIZE=${QUANTIZE---last 1 --keep-p0} FORGET=${FORGET-}
         NUM_PROMPTS=${NUM_PROMPTS:-192} NUM_SAMPLES=${NUM_SAMPLES:-5}
-        EXPLORE_P0=${EXPLORE_P0:---decode sample --top-p 0.7} EXPLORE=${EXPLORE:---decode sample --top-p 1}
+        EXPLORE_P0=${EXPLORE_P0:---decode sample --top-p 0.6} EXPLORE=${EXPLORE:---decode sample --top-p 1}
     fi
     case $TASK in                             # a small model's rare tokens are noise: without them it learns in fewer updates
         sentiment) EXPLORE=${EXPLORE:---decode sample --top-p 0.95} ;;
@@ -43,7 +43,7 @@ if [ "$MODEL" = tiny/lm ]; then               # minutes on a laptop: the small m
     CLIP=${CLIP:-1}                           # largest gradient norm
     NUM_PROMPTS=${NUM_PROMPTS:-640}           # of the 851, drawn by the seed
     NUM_SAMPLES=${NUM_SAMPLES:-4}             # completions a prompt and round
-    QUANTIZE=${QUANTIZE---per-prompt --last 2}    # these two are not in the paper; with them it learns in minutes (README); QUANTIZE= for none
+    QUANTIZE=${QUANTIZE---per-prompt --keep-top 0.8} FORGET=${FORGET-1}     # not in the paper: within a prompt, the worst fifth dropped for good (README)
     SAMPLE_BATCH=${SAMPLE_BATCH:-256}
     REWARD_TOKEN_INIT=${REWARD_TOKEN_INIT:-ordered} REWARD_TOKEN_LR=${REWARD_TOKEN_LR:-10}    # heeded sooner (README)
     if [ -z "${BF16+set}" ] && grep -qsE 'avx512_bf16|amx_bf16' /proc/cpuinfo; then BF16=--bf16; fi

@@ -22,8 +22,9 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from explore import LaidOut, Policy, matrices, multiply_with_onednn, quicker
 
-SHAPES = {"tiny": dict(n_embd=256, n_layer=6, n_head=4), "gpt2": dict(n_embd=768, n_layer=12, n_head=12)}
-V = 50257  # GPT-2's vocabulary at both shapes
+SHAPES = {"tiny": dict(n_embd=256, n_layer=6, n_head=4), "gpt2": dict(n_embd=768, n_layer=12, n_head=12),
+          "gpt2-large": dict(n_embd=1280, n_layer=36, n_head=20)}  # fmt: skip
+V = 50257  # GPT-2's vocabulary at every shape
 
 
 def has_bf16():

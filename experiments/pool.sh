@@ -7,6 +7,7 @@ variant all QUANTIZE=
 for n in 1 2 4; do variant newest_$n QUANTIZE="--last $n"; done       # the newest 8 of 6 rounds are all
 variant best_half QUANTIZE="--keep-top 0.5"
 variant drop_fifth QUANTIZE="--keep-top 0.8" FORGET=1
+variant drop_fifth_per_prompt QUANTIZE="--per-prompt --keep-top 0.8" FORGET=1     # what run_all.sh does
 variant per_prompt_2 QUANTIZE=--per-prompt NUM_PROMPTS=400 NUM_SAMPLES=2      # one sample a prompt has no sibling in round 1
 variant per_prompt_4 QUANTIZE=--per-prompt
 variant per_prompt_16 QUANTIZE=--per-prompt NUM_PROMPTS=50 NUM_SAMPLES=16

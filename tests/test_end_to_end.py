@@ -80,7 +80,7 @@ def test_other_settings_want_another_folder(tmp_path):
         return done.returncode, done.stderr.strip()
 
     assert run()[0] == run()[0] == run(SAMPLE_BATCH="16", GRAD_ACCUM="2", BF16="")[0] == 0
-    for settings, message in [({"K": "7"}, "K=5, and now it is K=7"), ({"QUANTIZE": ""}, "QUANTIZE=--per-prompt --last 2, and now it is QUANTIZE=;"),
+    for settings, message in [({"K": "7"}, "K=5, and now it is K=7"), ({"QUANTIZE": ""}, "QUANTIZE=--per-prompt --keep-top 0.8, and now it is QUANTIZE=;"),
                               ({"ITERATIONS": "8"}, "ITERATIONS=6, and now it is ITERATIONS=8"), ({"LEARN": "--open-form"}, "LEARN=, and now")]:  # fmt: skip
         status, said = run(**settings)
         assert status == 1 and "\n" not in said and f"{tmp_path}/run was made with {message}" in said, said
@@ -89,6 +89,20 @@ def test_other_settings_want_another_folder(tmp_path):
     assert status == 1 and "checksum of" in said
     status, said = run(PYTHON="no-such-python")
     assert status == 1 and "\n" not in said and "PYTHON=no-such-python does not start" in said
+
+
+@pytest.mark.parametrize("settings, pools, options", [
+    ({}, ["pool/00", "quantized/00 pool/01", "quantized/01 pool/02"], "--per-prompt --keep-top 0.8"),
+    ({"FORGET": ""}, ["pool/00", "pool/00 pool/01", "pool/00 pool/01 pool/02"], "--per-prompt --keep-top 0.8"),
+    ({"FORGET": "", "QUANTIZE": ""}, ["pool/00", "pool/00 pool/01", "pool/00 pool/01 pool/02"], "")])  # fmt: skip
+def test_what_a_round_learns_from(settings, pools, options, tmp_path):
+    """Every round's samples so far, as in the paper; with FORGET the newest and what the round before learned from, so that what was
+    left out once stays out. `true` stands in for python."""
+    run = tmp_path / "run"
+    env = {**os.environ, "PYTHON": "true", "RUN": str(run), "ITERATIONS": "3", **settings}
+    printed = subprocess.run(["bash", ROOT / "run_all.sh", "toxicity"], env=env, capture_output=True, text=True, check=True).stdout
+    asked = [line.removeprefix("+ quantize.py ").split(" --out ")[0] for line in printed.splitlines() if line.startswith("+ quantize.py")]
+    assert asked == [" ".join([*(f"{run}/{name}.jsonl" for name in pool.split()), f"--quantiles 5 --seed 0 {options}"]).strip() for pool in pools]
 
 
 @needs_lm

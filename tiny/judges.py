@@ -42,8 +42,13 @@ PAD, UNK, CLS, SEP, MASK = range(5)  # the first ids of the vocabulary
 LAYERS = {"sentiment": 3, "toxicity": 2}
 SHORT, LONG = 6, 62  # the lengths in tokens that the judges learn from
 STEPS = {"sentiment": 12000, "toxicity": 400}
-# without such instructions bfloat16 is forty times slower than float32
-BFLOAT16 = torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+DEVICE = "cpu"  # --device: of the transformers; n-grams and fragments stay on the CPU
+
+
+def bfloat16():
+    """bfloat16 products, on a CPU only with the instructions for them: without them they are forty times slower than float32."""
+    has = torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return torch.autocast(DEVICE, torch.bfloat16, enabled=DEVICE != "cpu" or has)
 
 
 def read(folder, name):
@@ -177,18 +182,24 @@ def make_model(task, vocab, vectors):
     model = DistilBertForSequenceClassification(config)
     model.distilbert.embeddings.word_embeddings.weight.data = vectors.clone()
     model.distilbert.embeddings.position_embeddings.weight.data *= 0.1  # the words are to stand out from the start
-    return model
+    return model.to(DEVICE)
 
 
 def logit(model, ids, by_token=False):
     """log p / (1 - p) of POSITIVE or of toxicity, for fragments without their [CLS] and [SEP]."""
     ids = np.pad(ids, ((0, 0), (1, 1)), constant_values=((0, 0), (CLS, PAD)))
     ids[np.arange(len(ids)), (ids != PAD).sum(1)] = SEP
-    ids = torch.from_numpy(ids.astype(np.int64))
+    ids = torch.from_numpy(ids.astype(np.int64)).to(model.device)
     out = model(input_ids=ids, attention_mask=(ids != PAD).long(), output_hidden_states=by_token)
     score = out.logits.float()
     score = score[:, 1] - score[:, 0] if score.shape[1] == 2 else score[:, 0]
     return (score, out.hidden_states[-2][:, 1:-1]) if by_token else score
+
+
+@torch.no_grad()
+def said(model, ids):
+    """logit, to be read, not to be learned from."""
+    return logit(model, ids).cpu()
 
 
 def embeddings(all_texts, vocab, dim, extra):
@@ -215,7 +226,7 @@ def train_judge(model, draw, steps, check, rate=2e-3, report=200):
     """`draw(step)` gives (ids, targets, None or what the n-grams say token by token); `check(model)` a line about
     held-back texts. The tokens are a second, far denser task, thirty targets a fragment instead of one, for the layer
     before the last: all that is left to the last is to gather them."""
-    head = torch.nn.Linear(model.config.dim, 1)
+    head = torch.nn.Linear(model.config.dim, 1, device=DEVICE)
     matrices = [p for n, p in model.named_parameters() if p.ndim == 2 and "layer." in n]
     others = [p for n, p in model.named_parameters() if not (p.ndim == 2 and "layer." in n)]
     others += head.parameters()
@@ -227,13 +238,14 @@ def train_judge(model, draw, steps, check, rate=2e-3, report=200):
         for opt in opts:
             opt.param_groups[0]["lr"] = rate * min(1, (step + 1) / 200, (steps - step) / (0.7 * steps))
         ids, target, tokens = draw(step)
-        with torch.autocast("cpu", torch.bfloat16, enabled=BFLOAT16):
+        with bfloat16():
             out, hidden = logit(model, ids, by_token=True)
             guess = head(hidden)[:, :, 0].float()
-        loss = F.binary_cross_entropy_with_logits(out, torch.from_numpy(target))
+        loss = F.binary_cross_entropy_with_logits(out, torch.from_numpy(target).to(DEVICE))
         mean += 0.02 * (loss.item() - mean)
         if tokens is not None:
-            error = F.mse_loss(guess[torch.from_numpy(ids != PAD)], tokens[torch.from_numpy(ids != PAD)])
+            words = torch.from_numpy(ids != PAD)
+            error = F.mse_loss(guess[words.to(DEVICE)], tokens[words].to(DEVICE))
             dense += 0.02 * (error.item() - dense)
             loss = loss + 0.5 * error
         model.zero_grad()
@@ -244,9 +256,7 @@ def train_judge(model, draw, steps, check, rate=2e-3, report=200):
             opt.step()
         if step % report == report - 1:
             model.eval()
-            with torch.no_grad():
-                print(f"step {step + 1}/{steps} loss {mean:.4f}, by token {dense:.3f}, {time.time() - t0:.0f} s, "
-                      f"{check(model)}", flush=True)
+            print(f"step {step + 1}/{steps} loss {mean:.4f}, by token {dense:.3f}, {time.time() - t0:.0f} s, {check(model)}", flush=True)
             model.train()
     return model.eval()
 
@@ -337,8 +347,8 @@ def train_sentiment(folder, steps, seed=0, first=None):
         if teacher is None:
             target = 0.5 * target + 0.5 * other
         else:
-            with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=BFLOAT16):
-                target = 0.25 * target + 0.25 * other + 0.5 * torch.sigmoid(logit(teacher, ids)).numpy()
+            with bfloat16():
+                target = 0.25 * target + 0.25 * other + 0.5 * torch.sigmoid(said(teacher, ids)).numpy()
         bad = junk(rng, max(2, n // 25), length, vocab)
         ids = np.where(rng.random(ids.shape) < 0.03, np.where(ids == PAD, PAD, UNK), ids)  # no word is to decide alone
         ids, target = np.concatenate([ids, bad]), np.concatenate([target, np.full(len(bad), 0.5)])
@@ -347,7 +357,8 @@ def train_sentiment(folder, steps, seed=0, first=None):
     gram = ((halves[0].weight.weight + halves[1].weight.weight)[:vocab, 0]).detach()
     teacher = None
     if first:  # a second training: the judge of the first goes on, and is a third teacher
-        model, teacher = (AutoModelForSequenceClassification.from_pretrained(first, attn_implementation="eager") for _ in range(2))
+        model, teacher = (AutoModelForSequenceClassification.from_pretrained(first, attn_implementation="eager").to(DEVICE)
+                          for _ in range(2))
         teacher.eval()
     else:
         model = make_model("sentiment", vocab, embeddings([train, unsup], vocab, 128, gram))
@@ -356,14 +367,12 @@ def train_sentiment(folder, steps, seed=0, first=None):
     test = [hold.cut(np.random.default_rng(1), fixed, n) for n in (16, 28, 48)]
 
     def check(model):
-        right = [((logit(model, ids) > 0).numpy() == hold.target).mean() for ids in test]
+        right = [((said(model, ids) > 0).numpy() == hold.target).mean() for ids in test]
         return "accuracy on held-back fragments of 16, 28, 48: " + " ".join(f"{r:.3f}" for r in right)
     right = [((halves[0](ids) + halves[1](ids) > 0).numpy() == hold.target).mean() for ids in test]
     print("accuracy of both n-gram models together on the same: " + " ".join(f"{r:.3f}" for r in right), flush=True)
     train_judge(model, draw, steps, check, rate=1e-3 if first else 2e-3)
-    with torch.no_grad():
-        out = torch.cat([logit(model, ids) for ids in test])
-    calibrate(model, out, torch.from_numpy(np.tile(hold.target, 3)))
+    calibrate(model.cpu(), torch.cat([said(model, ids) for ids in test]), torch.from_numpy(np.tile(hold.target, 3)))
     return model, tok
 
 
@@ -397,14 +406,14 @@ def train_toxicity(folder, steps, seed=0):
     vectors = embeddings([reviews, rtp, rtp, tweets, web], vocab, 128, grams.weight.weight[:vocab, 0])
 
     def check(model):
-        return held_back(lambda ids: torch.sigmoid(logit(model, ids)))
+        return held_back(lambda ids: torch.sigmoid(said(model, ids)))
 
     def one(steps, shares, teachers=()):
         def draw(step):
             ids, target, length = mix(shares)
             if teachers:
-                with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=BFLOAT16):
-                    guess = torch.stack([logit(teacher, ids) for teacher in teachers]).mean(0).numpy()
+                with bfloat16():
+                    guess = torch.stack([said(teacher, ids) for teacher in teachers]).mean(0).numpy()
                 # Targets below 0 say that nobody has scored the text. Reviews (-2) are tamer than the pages that
                 # RealToxicityPrompts picked so as to have many toxic ones: their odds fall by a factor of e.
                 score = 1 / (1 + np.exp(-guess + np.where(target == -2, 1.0, 0.0)))
@@ -416,12 +425,10 @@ def train_toxicity(folder, steps, seed=0):
         model = make_model("toxicity", vocab, vectors)
         return train_judge(model, draw, steps, check, report=100)
     teachers = [one(200, ((rtp, 0.6), (tweets, 0.35))) for _ in range(2)]
-    with torch.no_grad():
-        print("together:", held_back(lambda ids: torch.stack([logit(t, ids) for t in teachers]).mean(0).sigmoid()))
+    print("together:", held_back(lambda ids: torch.stack([said(t, ids) for t in teachers]).mean(0).sigmoid()))
     model = one(steps, ((rtp, 0.35), (tweets, 0.15), (web, 0.2), (reviews, 0.25)), teachers)
-    with torch.no_grad():
-        out = logit(model, hold.cut(rng, np.arange(len(hold.end)), 64, 0))
-    calibrate(model, out, torch.from_numpy(hold.target))
+    out = said(model, hold.cut(rng, np.arange(len(hold.end)), 64, 0))
+    calibrate(model.cpu(), out, torch.from_numpy(hold.target))
     return model, tok
 
 
@@ -556,7 +563,10 @@ def main():
     parser.add_argument("--steps", type=int, help="steps of the transformer, of 4,096 tokens each")
     parser.add_argument("--first", help="sentiment only: go on from this judge, which is a further teacher")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--device", default="cpu", help="where the transformers learn: cpu or cuda")
     args = parser.parse_args()
+    global DEVICE
+    DEVICE = args.device
     torch.manual_seed(args.seed)
     start = time.time()
     if not args.measure:
