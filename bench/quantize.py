@@ -17,8 +17,8 @@ from rows import ROOT, run
 
 DUCKDB = """
 import sys, duckdb
-duckdb.sql(f"COPY (SELECT *, ntile(5) OVER (ORDER BY reward, random()) AS quantile FROM read_json('{sys.argv[1]}', "
-           f"format = 'newline_delimited')) TO '{sys.argv[2]}' (FORMAT json)")
+duckdb.sql(f"COPY (SELECT * EXCLUDE (u), ntile(5) OVER (ORDER BY reward, u) AS quantile FROM (SELECT *, random() AS u "
+           f"FROM read_json('{sys.argv[1]}', format = 'newline_delimited'))) TO '{sys.argv[2]}' (FORMAT json)")
 """
 PANDAS = """
 import sys, numpy as np, pandas

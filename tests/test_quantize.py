@@ -322,8 +322,8 @@ def test_an_engine_agrees(tmp_path):
         rewards = rng.integers(0, 7, 1000) / 7 if ties else rng.random(1000)
         rows = [row(float(r), prompt=f"p {i}", iteration=i % 3, completion_ids=[i, 7]) for i, r in enumerate(rewards)]
         pool = write_jsonl(tmp_path / f"pool-{ties}" / "00.jsonl", rows)
-        duckdb.sql(f"""COPY (SELECT *, ntile(5) OVER (ORDER BY reward, random()) AS quantile
-                             FROM read_json('{pool.parent}/*.jsonl', format = 'newline_delimited'))
+        duckdb.sql(f"""COPY (SELECT * EXCLUDE (u), ntile(5) OVER (ORDER BY reward, u) AS quantile
+                             FROM (SELECT *, random() AS u FROM read_json('{pool.parent}/*.jsonl', format = 'newline_delimited')))
                        TO '{tmp_path}/engine.jsonl' (FORMAT json)""")
         quantize.main([str(pool.parent), "--quantiles", "5", "--out", str(tmp_path / "ours.jsonl")])
         engine, ours = (read_rows(tmp_path / name) for name in ("engine.jsonl", "ours.jsonl"))
