@@ -43,7 +43,8 @@ if [ "$MODEL" = tiny/lm ]; then               # minutes on a laptop: the small m
     CLIP=${CLIP:-1}                           # largest gradient norm
     NUM_PROMPTS=${NUM_PROMPTS:-640}           # of the 851, drawn by the seed
     NUM_SAMPLES=${NUM_SAMPLES:-4}             # completions a prompt and round
-    QUANTIZE=${QUANTIZE---per-prompt --keep-top 0.8} FORGET=${FORGET-1}     # not in the paper: within a prompt, the worst fifth dropped for good (README)
+    # not in the paper (README): quantiles within each prompt, and the pool's worst fifth dropped for good; QUANTIZE= FORGET= for neither
+    QUANTIZE=${QUANTIZE---per-prompt --keep-top 0.8} FORGET=${FORGET-1}
     SAMPLE_BATCH=${SAMPLE_BATCH:-256}
     REWARD_TOKEN_INIT=${REWARD_TOKEN_INIT:-ordered} REWARD_TOKEN_LR=${REWARD_TOKEN_LR:-10}    # heeded sooner (README)
     if [ -z "${BF16+set}" ] && grep -qsE 'avx512_bf16|amx_bf16' /proc/cpuinfo; then BF16=--bf16; fi
