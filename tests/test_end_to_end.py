@@ -91,16 +91,17 @@ def test_other_settings_want_another_folder(tmp_path):
     assert status == 1 and "\n" not in said and "PYTHON=no-such-python does not start" in said
 
 
-@pytest.mark.parametrize("settings, pools, options", [
-    ({}, ["pool/00", "quantized/00 pool/01", "quantized/01 pool/02"], "--per-prompt --keep-top 0.8"),
-    ({"FORGET": ""}, ["pool/00", "pool/00 pool/01", "pool/00 pool/01 pool/02"], "--per-prompt --keep-top 0.8"),
-    ({"FORGET": "", "QUANTIZE": ""}, ["pool/00", "pool/00 pool/01", "pool/00 pool/01 pool/02"], "")])  # fmt: skip
-def test_what_a_round_learns_from(settings, pools, options, tmp_path):
+@pytest.mark.parametrize("task, settings, pools, options", [
+    ("sentiment", {}, ["pool/00", "quantized/00 pool/01", "quantized/01 pool/02"], "--per-prompt --keep-top 0.8"),
+    ("toxicity", {}, ["pool/00", "quantized/00 pool/01", "quantized/01 pool/02"], "--per-prompt --keep-top 0.9"),
+    ("toxicity", {"FORGET": ""}, ["pool/00", "pool/00 pool/01", "pool/00 pool/01 pool/02"], "--per-prompt --keep-top 0.9"),
+    ("toxicity", {"FORGET": "", "QUANTIZE": ""}, ["pool/00", "pool/00 pool/01", "pool/00 pool/01 pool/02"], "")])  # fmt: skip
+def test_what_a_round_learns_from(task, settings, pools, options, tmp_path):
     """Every round's samples so far, as in the paper; with FORGET the newest and what the round before learned from, so that what was
     left out once stays out. `true` stands in for python."""
     run = tmp_path / "run"
     env = {**os.environ, "PYTHON": "true", "RUN": str(run), "ITERATIONS": "3", **settings}
-    printed = subprocess.run(["bash", ROOT / "run_all.sh", "toxicity"], env=env, capture_output=True, text=True, check=True).stdout
+    printed = subprocess.run(["bash", ROOT / "run_all.sh", task], env=env, capture_output=True, text=True, check=True).stdout
     asked = [line.removeprefix("+ quantize.py ").split(" --out ")[0] for line in printed.splitlines() if line.startswith("+ quantize.py")]
     assert asked == [" ".join([*(f"{run}/{name}.jsonl" for name in pool.split()), f"--quantiles 5 --seed 0 {options}"]).strip() for pool in pools]
 
