@@ -43,7 +43,7 @@ if [ "$MODEL" = tiny/lm ]; then               # minutes on a laptop: the small m
     CLIP=${CLIP:-1}                           # largest gradient norm
     NUM_PROMPTS=${NUM_PROMPTS:-384}           # of the 851, drawn by the seed
     NUM_SAMPLES=${NUM_SAMPLES:-4}             # completions a prompt and round
-    # not in the paper (README): quantiles within each prompt, and the pool's worst fifth (toxicity: tenth) dropped for good; QUANTIZE= FORGET= for neither
+    # not in the paper (README): quantiles within each prompt, and the pool's worst fifth or tenth dropped for good; QUANTIZE= FORGET= for neither
     QUANTIZE=${QUANTIZE---per-prompt --keep-top 0.8} FORGET=${FORGET-1}
     SAMPLE_BATCH=${SAMPLE_BATCH:-256}
     REWARD_TOKEN_INIT=${REWARD_TOKEN_INIT:-ordered} REWARD_TOKEN_LR=${REWARD_TOKEN_LR:-10}    # heeded sooner (README)
