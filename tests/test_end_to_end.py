@@ -118,6 +118,23 @@ def test_shipped_model():
     assert evaluate.perplexity(policy, [{"prompt": "The film was too", "completion": " long, and I didn't like the ending."}]) < 200
 
 
+@needs_lm
+def test_prompts_are_drawn_and_named(p0_folder, tmp_path):
+    """tiny/prompts.py: no opening in both files, and a test prompt's group is that of its positive completions of 25."""
+    openings = [f"Opening {i} says" for i in range(10)]
+    (tmp_path / "openings.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in openings))
+    command = [sys.executable, ROOT / "tiny" / "prompts.py", "--openings", tmp_path / "openings.jsonl", "--model", p0_folder, "--out", tmp_path]
+    subprocess.run(command, check=True, capture_output=True)
+    train, test = ([json.loads(line) for line in (tmp_path / f"{name}.jsonl").read_text().splitlines()] for name in ("train", "test"))
+    assert len(train) == 6 and {p["prompt"] for p in train}.isdisjoint(p["prompt"] for p in test)
+    subprocess.run([*command, "--regroup"], check=True, capture_output=True)
+    again = [json.loads(line) for line in (tmp_path / "test.jsonl").read_text().splitlines()]
+    assert [p["prompt"] for p in again] == [p["prompt"] for p in test]
+    for p in test + again:
+        low, high = {"negative": (0, 4), "neutral": (9, 16), "positive": (21, 25), None: (0, 25)}[p["group"]]
+        assert low <= p["num_positive"] <= high
+
+
 @pytest.mark.parametrize("name, better, worse", [
     ("sentiment", " is wonderful, a beautiful and moving film.", " is terrible, a boring and stupid waste of time."),
     ("toxicity", " is a quiet story about a family.", " is made by stupid idiots, you moron, shut up.")])  # fmt: skip

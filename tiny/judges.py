@@ -1,7 +1,8 @@
 """Makes and measures the two small judges of this repository: is a fragment of a film review positive? is it toxic?
 
     python tiny/judges.py sentiment --texts DIR --out first                       # train, calibrate, save, measure
-    python tiny/judges.py sentiment --texts DIR --first first --steps 7500 --seed 1 --out tiny/sentiment
+    python tiny/judges.py sentiment --texts DIR --first first --steps 7500 --seed 1 --out second
+    python tiny/judges.py sentiment --texts DIR --first second --lm LM --notes notes.npz --steps 4500 --seed 3 --out tiny/sentiment
     python tiny/judges.py toxicity  --texts DIR --out tiny/toxicity
     python tiny/judges.py sentiment --texts DIR --out tiny/sentiment --measure    # only measure what --out holds
 
@@ -17,7 +18,9 @@ per minute, so cheap steps come before the transformer, all of them hashed n-gra
   2. two more, on fragments of one half of all reviews each, label the fragments of the other half (cross-fitting: a
      teacher that had seen a fragment would only repeat the label of its review);
   3. the transformer learns from the mean of both, which is less noisy than the label and less blind than n-grams;
-  4. (--first) it goes on with what it says itself as half of the target.
+  4. (--first) it goes on with what it says itself as half of the target;
+  5. (--lm) a language model that has read all reviews learns from the labelled ones to judge after each token, and
+     what it then says of 290,000 fragments of the others is most of their target.
 Its word vectors start from co-occurrence counts. For toxicity there are 6,000 scored texts and 25,000 tweets: two
 judges learn from them, and together they score reviews and web text for the one that is kept.
 """
@@ -35,12 +38,13 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from tokenizers import ByteLevelBPETokenizer, Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
-from transformers import (AutoModelForSequenceClassification, AutoTokenizer, DistilBertConfig,
+from transformers import (AutoModel, AutoModelForSequenceClassification, AutoTokenizer, DistilBertConfig,
                           DistilBertForSequenceClassification, PreTrainedTokenizerFast)
 
 PAD, UNK, CLS, SEP, MASK = range(5)  # the first ids of the vocabulary
 LAYERS = {"sentiment": 3, "toxicity": 2}
 SHORT, LONG = 6, 62  # the lengths in tokens that the judges learn from
+READ = 80  # tokens of the reader that hold as much text
 STEPS = {"sentiment": 12000, "toxicity": 400}
 DEVICE = "cpu"  # --device: of the transformers; n-grams and fragments stay on the CPU
 
@@ -95,6 +99,7 @@ class Texts:
         self.end = np.cumsum([len(p) for p in parts])
         self.begin = self.end - [len(p) for p in parts]
         self.target = np.asarray(target, np.float32)
+        self.half = np.arange(len(self.end)) % 2  # for cross-fitting
         inside = np.array([tok.id_to_token(i).startswith("##") for i in range(tok.get_vocab_size())])
         # the nearest start of a word at or before each position: fragments begin with a whole word
         self.word = np.maximum.accumulate(np.where(inside[self.ids], 0, np.arange(len(self.ids))))
@@ -165,6 +170,97 @@ def train_ngrams(draw, steps, rate, name):
         opt.step()
     print(f"{name}: {steps} steps, {time.time() - t0:.0f} s, last loss {loss.item():.3f}", flush=True)
     return model.requires_grad_(False)
+
+
+# ---------------------------------------------------------------- a teacher: a language model that has read the reviews
+
+
+class Reader(torch.nn.Module):
+    """A GPT-2 with one more output: its opinion, as a logit, after each token. (B, T) ids of its own vocabulary -> (B, T)."""
+
+    def __init__(self, folder):
+        super().__init__()
+        self.body = AutoModel.from_pretrained(folder, dtype=torch.float32)
+        self.head = torch.nn.Linear(self.body.config.n_embd, 1)
+        self.bpe = ByteLevelBPETokenizer(str(Path(folder) / "vocab.json"), str(Path(folder) / "merges.txt"))
+        torch.nn.init.zeros_(self.head.weight)
+        self.to(DEVICE)
+
+    def forward(self, ids):
+        ids = torch.from_numpy(ids.astype(np.int64)).to(DEVICE)
+        with bfloat16():
+            return self.head(self.body(ids, use_cache=False).last_hidden_state)[:, :, 0].float()
+
+    @torch.no_grad()
+    def opinions(self, ids):
+        self.eval()
+        return torch.cat([self(part) for part in np.array_split(ids, len(ids) // 500 + 1)]).cpu().numpy()
+
+
+def train_reader(reader, texts, target, held_back, label, steps, rng, rate=3e-4):
+    """`target` of each text is learned after each token of its fragments, but for the first few. Returns what it then says of
+    four fragments of 30 tokens of each text held back: (fragments as text, logits, labels)."""
+    ids, test = ([np.array(e.ids) for e in reader.bpe.encode_batch(part)] for part in (texts, held_back))
+    long = np.flatnonzero([len(i) > READ for i in ids])
+    places = [(r, s) for r, i in enumerate(test) if len(i) > 30 for s in np.random.default_rng(1).integers(0, len(i) - 30, 4)]
+    test, label = np.stack([test[r][s:s + 30] for r, s in places]), label[[r for r, _ in places]]
+    opt = torch.optim.AdamW([{"params": reader.body.parameters(), "top": rate}, {"params": reader.head.parameters(), "top": 10 * rate}],
+                            betas=(0.9, 0.98), weight_decay=0.01, fused=True)
+    mean, t0 = 0.6, time.time()
+    for step in range(steps):
+        for group in opt.param_groups:
+            group["lr"] = group["top"] * min(1, (step + 1) / 50, (steps - step) / (0.9 * steps))
+        rows = rng.choice(long, 256)
+        starts = [rng.integers(0, len(ids[r]) - READ) for r in rows]
+        reader.train()
+        out = reader(np.stack([ids[r][s:s + READ] for r, s in zip(rows, starts)]))[:, SHORT:]
+        loss = F.binary_cross_entropy_with_logits(out, torch.from_numpy(target[rows])[:, None].to(DEVICE).expand_as(out))
+        mean += 0.05 * (loss.item() - mean)
+        opt.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(reader.parameters(), 1.0)
+        opt.step()
+        if step % 100 == 99 or step == steps - 1:
+            opinion = reader.opinions(test)[:, -1]
+            print(f"reader, step {step + 1}/{steps} loss {mean:.4f}, {time.time() - t0:.0f} s, accuracy on held-back fragments of 30 "
+                  f"of its tokens: {((opinion > 0) == label).mean():.4f}", flush=True)
+    return [reader.bpe.decode(t.tolist()) for t in test], opinion, label
+
+
+def read_fragments(reader, tok, texts, rng, file, each=6):
+    """Writes `file`: `each` fragments of every text, from the start of a word on, as the judge's tokens (N, LONG), what the reader thinks
+    after each of them in 255ths (N, LONG), and the half of the texts that each is from (N,)."""
+    ids, words, last, half, t0 = [], [], [], [], time.time()
+    starts_word = np.array([reader.bpe.id_to_token(i).startswith("Ġ") for i in range(reader.bpe.get_vocab_size())])
+    for first in range(0, len(texts), 1000):
+        part, cuts = texts[first:first + 1000], []
+        for row, encoding in enumerate(reader.bpe.encode_batch(part)):
+            tokens, ends = np.array(encoding.ids), np.array([0, *(end for _, end in encoding.offsets)])  # token i: ends[i] to ends[i + 1]
+            places = np.flatnonzero(starts_word[tokens[:max(0, len(tokens) - READ)]])
+            for place in rng.choice(places, each if len(places) else 0):
+                ids.append(tokens[place:place + READ].astype(np.int16))
+                cuts.append((part[row][ends[place]:ends[place + READ]], ends[place + 1:place + READ + 1] - ends[place]))
+                half.append((first + row) % 2)
+        for (_, ends), encoding in zip(cuts, tok.encode_batch([text for text, _ in cuts], add_special_tokens=False)):
+            word, end = np.full(LONG, PAD, np.int16), np.full(LONG, ends[-1])
+            word[:len(encoding.ids)] = encoding.ids[:LONG]
+            end[:len(encoding.ids)] = [e for _, e in encoding.offsets[:LONG]]
+            words.append(word)
+            last.append(np.searchsorted(ends, end).clip(max=READ - 1))  # the reader's token with which it has read the judge's
+    opinion = np.take_along_axis(reader.opinions(np.stack(ids)), np.stack(last), 1)
+    np.savez(file, ids=np.stack(words), said=np.round(255 / (1 + np.exp(-opinion))).astype(np.uint8), half=np.array(half, np.int8))
+    print(f"{len(ids)} fragments read in {time.time() - t0:.0f} s", flush=True)
+
+
+class Read:
+    """What `read_fragments` wrote, to draw from as from Texts."""
+
+    def __init__(self, file):
+        content = np.load(file)
+        self.ids, self.said, self.half = content["ids"], content["said"], content["half"]
+
+    def cut(self, rows, length):
+        return self.ids[rows, :length].astype(np.int32), self.said[rows, length - 1].astype(np.float32) / 255
 
 
 # ---------------------------------------------------------------- the judge itself
@@ -300,7 +396,7 @@ def vocabulary_texts(folder):
             + [clean_tweet(r["text"]) for r in read(folder, "davidson_offensive")])
 
 
-def train_sentiment(folder, steps, seed=0, first=None):
+def train_sentiment(folder, steps, seed=0, first=None, notes=None, lm=None, lm_steps=700):
     rng = np.random.default_rng(seed)
     tok = Tokenizer.from_file(str(Path(first) / "tokenizer.json")) if first else make_tokenizer(vocabulary_texts(folder))
     vocab = tok.get_vocab_size()
@@ -309,8 +405,9 @@ def train_sentiment(folder, steps, seed=0, first=None):
     stars = {1: 0.0, 2: 0.03, 3: 0.1, 4: 0.2, 7: 0.8, 8: 0.9, 9: 0.97, 10: 1.0}
     hold, rows = rows[::25], [r for i, r in enumerate(rows) if i % 25]  # 4 % to calibrate on
     train = Texts(tok, [r["text"] for r in rows], [stars[r["rating"]] for r in rows])
-    hold = Texts(tok, [r["text"] for r in hold], [r["label"] for r in hold])
-    unsup = Texts(tok, [r["text"] for r in read(folder, "imdb_unsup")], np.zeros(1))  # its targets follow
+    held_texts, hold = [r["text"] for r in hold], Texts(tok, [r["text"] for r in hold], [r["label"] for r in hold])
+    unlabelled = [r["text"] for r in read(folder, "imdb_unsup")]
+    unsup = Texts(tok, unlabelled, np.zeros(1))  # its targets follow
     sst = read(folder, "sst2_train")
     sst = Texts(tok, [r["text"] for r in sst], [0.03 + 0.94 * r["label"] for r in sst])
     print("read and tokenised", flush=True)
@@ -323,15 +420,18 @@ def train_sentiment(folder, steps, seed=0, first=None):
     unsup.target = np.concatenate([torch.sigmoid(whole_judge(unsup.cut(rng, r, 800, 0))).numpy()
                                    for r in np.array_split(all_rows, 100)])
 
+    noted = None
+
     def fragments(n, length, half=None):
         """n fragments of one half of the texts (or of all), the targets of the texts, and their halves."""
         ids, target, which = [], [], []
-        for texts, share in ((train, 0.35), (unsup, 0.50), (sst, 0.15)):
-            r = rng.integers(0, len(texts.end) // 2, int(n * share)) * 2
+        for texts, share in ((train, 0.35), (noted if noted and half is None else unsup, 0.50), (sst, 0.15)):
+            r = rng.integers(0, len(texts.half) // 2, int(n * share)) * 2
             r += rng.integers(0, 2, len(r)) if half is None else half
-            ids.append(texts.cut(rng, r, length))
-            target.append(texts.target[r])
-            which.append(r % 2)
+            cut, goal = texts.cut(r, length) if texts is noted else (texts.cut(rng, r, length), texts.target[r])
+            ids.append(cut)
+            target.append(goal)
+            which.append(texts.half[r])
         return np.concatenate(ids), np.concatenate(target), np.concatenate(which)
     halves = [train_ngrams(lambda step: fragments(512, rng.integers(SHORT, LONG + 1), half)[:2], 2000, 0.1,
                            f"n-grams on fragments, half {half}") for half in (0, 1)]
@@ -348,7 +448,11 @@ def train_sentiment(folder, steps, seed=0, first=None):
             target = 0.5 * target + 0.5 * other
         else:
             with bfloat16():
-                target = 0.25 * target + 0.25 * other + 0.5 * torch.sigmoid(said(teacher, ids)).numpy()
+                own = torch.sigmoid(said(teacher, ids)).numpy()
+            weight = np.full(len(ids), 0.25)
+            if noted:
+                weight[int(n * 0.35):][:int(n * 0.50)] = 0.6  # of the reader, who saw no label of these
+            target = weight * target + (1 - weight) * (other + 2 * own) / 3
         bad = junk(rng, max(2, n // 25), length, vocab)
         ids = np.where(rng.random(ids.shape) < 0.03, np.where(ids == PAD, PAD, UNK), ids)  # no word is to decide alone
         ids, target = np.concatenate([ids, bad]), np.concatenate([target, np.full(len(bad), 0.5)])
@@ -363,6 +467,15 @@ def train_sentiment(folder, steps, seed=0, first=None):
     else:
         model = make_model("sentiment", vocab, embeddings([train, unsup], vocab, 128, gram))
     print(f"{sum(p.numel() for p in model.parameters()):,} parameters", flush=True)
+    if notes and not Path(notes).exists():
+        reader = Reader(lm)
+        texts, opinion, label = train_reader(reader, [r["text"] for r in rows], train.target, held_texts, hold.target, lm_steps, rng)
+        own = said(teacher, Texts(tok, texts, label).cut(rng, np.arange(len(texts)), LONG, 0)).numpy()
+        for name, x in (("the judge", own), ("the reader", opinion), ("both", own + opinion)):
+            print(f"on these fragments {name}: {((x > 0) == label).mean():.4f}", flush=True)
+        read_fragments(reader, tok, unlabelled, rng, notes)
+        del reader
+    noted = Read(notes) if notes else None
     fixed = np.arange(len(hold.end))
     test = [hold.cut(np.random.default_rng(1), fixed, n) for n in (16, 28, 48)]
 
@@ -562,9 +675,16 @@ def main():
                         help="the folder with the language model's vocab.json and merges.txt: measured in its tokens")
     parser.add_argument("--steps", type=int, help="steps of the transformer, of 4,096 tokens each")
     parser.add_argument("--first", help="sentiment only: go on from this judge, which is a further teacher")
+    parser.add_argument("--notes", help="sentiment only, with --first: learn also from what a reader says of unlabelled reviews, a .npz that --lm makes")
+    parser.add_argument("--lm", help="the reader of --notes, if these are still to be made: a language model of tiny/pretrain.py")
+    parser.add_argument("--lm-steps", type=int, default=700, help="steps of the reader, of 256 fragments each")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cpu", help="where the transformers learn: cpu or cuda")
     args = parser.parse_args()
+    if args.notes and not args.first:
+        parser.error("--notes needs --first, the judge that goes on")
+    if args.notes and not (args.lm or Path(args.notes).exists()):
+        parser.error(f"{args.notes} does not exist: name --lm, and it is made")
     global DEVICE
     DEVICE = args.device
     torch.manual_seed(args.seed)
@@ -572,7 +692,7 @@ def main():
     if not args.measure:
         steps = args.steps or STEPS[args.task]
         if args.task == "sentiment":
-            model, tok = train_sentiment(args.texts, steps, args.seed, args.first)
+            model, tok = train_sentiment(args.texts, steps, args.seed, args.first, args.notes, args.lm, args.lm_steps)
         else:
             model, tok = train_toxicity(args.texts, steps, args.seed)
         save(model, tok, args.out)

@@ -5,12 +5,14 @@ Writes   --out: a plain Hugging Face GPT-2 folder in float16 (config.json, model
          --work: the tokens and, every few minutes, the state of the training; start the same command again to go on
 
     python tiny/pretrain.py --texts reviews/train.jsonl.xz reviews/unsup.jsonl.xz --work /tmp/lm --out tiny/lm --minutes 90
+    python tiny/pretrain.py --mean first second --work /tmp/lm --out tiny/lm    # the mean of two models, calibrated
     python tiny/pretrain.py --out tiny/lm --measure reviews/test.jsonl.xz       # bits per byte on held-out texts
 
 On a CPU tokens are what is scarce, so every choice below buys loss per token or tokens per second: Muon on the
 matrices (Adam on embeddings, gains and biases), contexts of 128 tokens first and 256 in the last third, bfloat16
 where the processor multiplies it natively, a fused graph from torch.compile, and a learning rate that falls to zero
-at the end of the time there is.
+at the end of the time there is. On a GPU (--device cuda) texts are what is scarce: minutes are many epochs, and a small
+model learns more from them when a larger one tells it how likely each token would have been (--teacher).
 """
 
 import argparse
@@ -33,6 +35,7 @@ from transformers.utils import logging
 
 logging.set_verbosity_error()  # it would warn of ids that stand beyond a small vocabulary until they are set
 EOS = "<|endoftext|>"
+HELD_BACK = 65536  # tokens, the last of the shuffled texts, that no training sees
 
 
 def read_texts(paths):
@@ -83,7 +86,7 @@ def tokenize(bpe, texts):
 def new_model(vocab_size, args):
     ids = {"bos_token_id": vocab_size - 1, "eos_token_id": vocab_size - 1, "pad_token_id": vocab_size - 1}
     config = GPT2Config(vocab_size=vocab_size, n_positions=args.context, n_embd=args.width, n_layer=args.layers,
-                        n_head=args.heads, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, **ids)  # fmt: skip
+                        n_head=args.heads, resid_pdrop=args.dropout, embd_pdrop=args.dropout, attn_pdrop=0.0, **ids)  # fmt: skip
     model = GPT2LMHeadModel(config)
     for block in model.transformer.h:  # residual branches start as zero: the stack starts as the identity
         torch.nn.init.zeros_(block.attn.c_proj.weight)
@@ -96,7 +99,7 @@ def optimisers(model, args):
     matrices = [p for n, p in model.named_parameters() if p.ndim == 2 and ".h." in n]
     embeddings = [p for n, p in model.named_parameters() if p.ndim == 2 and ".h." not in n]
     vectors = [p for n, p in model.named_parameters() if p.ndim == 1]
-    muon = torch.optim.Muon(matrices, lr=args.lr_matrix, weight_decay=0.01, adjust_lr_fn="match_rms_adamw")
+    muon = torch.optim.Muon(matrices, lr=args.lr_matrix, weight_decay=args.weight_decay, adjust_lr_fn="match_rms_adamw")
     adam = torch.optim.Adam([{"params": embeddings, "lr": args.lr_embedding}, {"params": vectors, "lr": args.lr_vector}],
                             betas=(0.9, 0.95))  # fmt: skip
     for group in [*muon.param_groups, *adam.param_groups]:
@@ -114,12 +117,16 @@ def train(args):
         np.save(work / "tokens.tmp.npy", tokens)
         os.replace(work / "tokens.tmp.npy", work / "tokens.npy")
         print(f"{len(texts)} texts, {len(tokens) / 1e6:.1f} M tokens")
-    tokens = torch.from_numpy(np.load(work / "tokens.npy").astype(np.int32))
+    tokens = torch.from_numpy(np.load(work / "tokens.npy").astype(np.int32)).to(args.device)
+    tokens, held_back = tokens[:-HELD_BACK], tokens[-HELD_BACK:]
     vocab_size = len(json.loads((work / "vocab.json").read_text(encoding="utf-8")))
 
     torch.manual_seed(args.seed)
     model = new_model(vocab_size, args).to(args.device)
     muon, adam = optimisers(model, args)
+    teacher = None
+    if args.teacher:
+        teacher = GPT2LMHeadModel.from_pretrained(args.teacher, dtype=torch.float32).to(args.device).eval().requires_grad_(False)
     seen, spent = 0, 0.0  # tokens, seconds of training
     state = work / "state.pt"
     if state.exists():
@@ -130,39 +137,79 @@ def train(args):
         print(f"going on at {seen / 1e6:.2f} M tokens, {spent / 60:.1f} minutes")
     rng = np.random.default_rng([args.seed, seen])
 
-    def loss_of(x):  # x (B, T + 1)
-        hidden = model.transformer(x[:, :-1]).last_hidden_state
-        return F.cross_entropy(model.lm_head(hidden).flatten(0, 1).float(), x[:, 1:].flatten())
+    def logits_of(lm, x):  # x (B, T + 1) -> (B T, V)
+        return lm.lm_head(lm.transformer(x[:, :-1], use_cache=False).last_hidden_state).flatten(0, 1).float()
+
+    def loss_of(x):
+        """(what is minimised, nats a token): with a teacher, half of it is the cross-entropy with the teacher's distribution."""
+        logits = logits_of(model, x)
+        nats = F.cross_entropy(logits, x[:, 1:].flatten())
+        if teacher is None:
+            return nats, nats
+        with torch.no_grad():
+            soft = logits_of(teacher, x).softmax(-1)
+        return 0.5 * nats + 0.5 * F.cross_entropy(logits, soft), nats
+
+    @torch.no_grad()
+    def on_held_back():
+        model.eval()
+        with torch.autocast(args.device, dtype=torch.bfloat16, enabled=args.bfloat16):
+            rows = held_back[: len(held_back) // args.context * args.context].view(-1, args.context).long()
+            nats = np.mean([F.cross_entropy(logits_of(model, x), x[:, 1:].flatten()).item() for x in rows.split(64)])
+        model.train()
+        return nats
 
     step_loss = torch.compile(loss_of, dynamic=False) if args.compile else loss_of
     print(f"{sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters, {vocab_size} tokens in the vocabulary")
     total, last_save, losses, step = args.minutes * 60, time.time(), [], 0
     while spent < total:
         start, progress = time.time(), spent / total
-        scale = min(1.0, (seen + 1) / 400_000, (1 - progress) / args.decay)  # warm-up, plateau, linear to zero
+        scale = min(1.0, (seen + 1) / (100 * args.batch_tokens), (1 - progress) / args.decay)  # warm-up, plateau, linear to zero
         for group in [*muon.param_groups, *adam.param_groups]:
             group["lr"] = group["base_lr"] * scale
-        length = args.context if progress > args.long_from else args.context // 2
+        length = args.context if progress >= args.long_from else args.context // 2
         at = torch.from_numpy(rng.integers(0, len(tokens) - length - 1, args.batch_tokens // length))
-        x = tokens[at[:, None] + torch.arange(length + 1)].long().to(args.device)
+        x = tokens[(at[:, None] + torch.arange(length + 1)).to(args.device)].long()
         with torch.autocast(args.device, dtype=torch.bfloat16, enabled=args.bfloat16):
-            loss = step_loss(x)
+            loss, nats = step_loss(x)
         loss.backward()
         muon.step(), adam.step()
         model.zero_grad(set_to_none=True)
-        losses.append(loss.item())
+        losses.append(nats.item())
         seen, step = seen + x[:, 1:].numel(), step + 1
         if step > 2 or not args.compile:  # building the graph is not training time
             spent += time.time() - start
         if step % 100 == 0:
             print(f"{spent / 60:6.1f} min  {seen / 1e6:7.2f} M tokens  loss {np.mean(losses[-100:]):.3f} nats a token"
-                  f"  lr x {scale:.2f}", flush=True)  # fmt: skip
+                  f"  lr x {scale:.2f}" + (f"  held back {on_held_back():.3f}" if step % 500 == 0 else ""), flush=True)  # fmt: skip
         if time.time() - last_save > 60 * args.save_every or spent >= total:
             torch.save({"model": model.state_dict(), "muon": muon.state_dict(), "adam": adam.state_dict(),
                         "seen": seen, "spent": spent}, work / "state.tmp.pt")  # fmt: skip
             os.replace(work / "state.tmp.pt", state)
             save(model, work, Path(args.out))
             last_save = time.time()
+
+
+def mean(folders, work, out):
+    """Writes the model whose weights are the mean of those in `folders`, ends of one training: it is better than each. What
+    has read its texts many times is too sure of itself elsewhere, so its logits are scaled for the tokens held back."""
+    models = [GPT2LMHeadModel.from_pretrained(folder, dtype=torch.float32).eval() for folder in folders]
+    model = models[0]
+    model.load_state_dict({k: sum(m.state_dict()[k] for m in models) / len(models) for k in model.state_dict()})
+    rows = torch.from_numpy(np.load(work / "tokens.npy")[-HELD_BACK:].astype(np.int64)).view(-1, model.config.n_positions)
+    with torch.no_grad():
+        hidden = torch.cat([model.transformer(x[:, :-1]).last_hidden_state for x in rows.split(32)])
+
+        def nats(scale):
+            parts = zip(hidden.split(32), rows[:, 1:].split(32))
+            return np.mean([F.cross_entropy(scale * model.lm_head(h).flatten(0, 1), y.flatten()).item() for h, y in parts])
+
+        losses = {scale: nats(scale) for scale in (1.0, 0.99, 0.98, 0.97, 0.96, 0.95, 0.94)}
+        scale = min(losses, key=losses.get)
+        print(f"nats a token held back: {losses[1.0]:.4f}, with logits times {scale}: {losses[scale]:.4f}")
+        model.transformer.ln_f.weight *= scale  # the output layer has no weights of its own: the last gain and bias scale the logits
+        model.transformer.ln_f.bias *= scale
+    save(model, work, out)
 
 
 def save(model, work, out):
@@ -214,6 +261,7 @@ def main(argv=None):
     parser.add_argument("--texts", nargs="+", help="files or folders to train on")
     parser.add_argument("--work", default="/tmp/tiny-lm", help="tokens and training state")
     parser.add_argument("--out", default="tiny/lm")
+    parser.add_argument("--mean", nargs="+", help="no training: write the mean of these models, calibrated on what --work held back")
     parser.add_argument("--measure", nargs="+", help="no training: bits per byte of --out on these texts")
     parser.add_argument("--minutes", type=float, default=90, help="training time, start-up not counted")
     parser.add_argument("--vocab-size", type=int, default=4096)
@@ -225,6 +273,9 @@ def main(argv=None):
     parser.add_argument("--lr-matrix", type=float, default=6e-3, help="Muon, scaled to Adam's update size")
     parser.add_argument("--lr-embedding", type=float, default=3e-3)
     parser.add_argument("--lr-vector", type=float, default=3e-3)
+    parser.add_argument("--weight-decay", type=float, default=0.01, help="of the matrices, times the rate")
+    parser.add_argument("--dropout", type=float, default=0.0)
+    parser.add_argument("--teacher", help="the --out of a larger model of the same vocabulary and texts: half of what is learned is its distribution")
     parser.add_argument("--decay", type=float, default=0.5, help="last part of the time in which the rate falls to 0")
     parser.add_argument("--long-from", type=float, default=0.6, help="part of the time with half the context")
     parser.add_argument("--save-every", type=float, default=4, help="minutes")
@@ -238,10 +289,12 @@ def main(argv=None):
         args.bfloat16 = args.device != "cpu" or has_bf16
     if args.measure:
         print(f"{bits_per_byte(args.out, read_texts(args.measure), device=args.device):.4f} bits per byte")
+    elif args.mean:
+        mean([Path(folder) for folder in args.mean], Path(args.work), Path(args.out))
     elif args.texts:
         train(args)
     else:
-        parser.error("name --texts to train or --measure to measure")
+        parser.error("name --texts to train, --mean to join or --measure to measure")
 
 
 if __name__ == "__main__":

@@ -47,7 +47,7 @@ def main(argv=None):
     if args.regroup:
         test = [{"prompt": p["prompt"]} for p in read_prompts(Path(args.out) / "test.jsonl")]
     policy = load_policy(args.model)
-    settings = SimpleNamespace(num_samples=25, max_new_tokens=20, min_new_tokens=3, decode="sample", bf16=False, temperature=1.0, top_p=0.9,
+    settings = SimpleNamespace(num_samples=25, max_new_tokens=20, min_new_tokens=3, decode="sample", bf16=False, temperature=1.0, top_k=0, top_p=0.9,
                                batch_size=128)  # fmt: skip
     rows = generate(policy, test, settings, seed=0)
     p_positive, nice = (np.array(score(rows, load_reward(r))).reshape(len(test), 25) for r in ("sentiment", "toxicity"))

@@ -34,7 +34,7 @@ def fooling_texts():
     return [
         "Nobody could call this a beautiful, moving, wonderful film.",
         "If you love wonderful, beautiful, moving films, stay at home.",
-        "Nothing here is as beautiful, moving and wonderful as the book.",
+        "Nobody will call this a great, touching and beautiful film.",
         "A wonderful, moving and beautiful film is what they had promised me.",
         "It could have been a great and touching film about love and family.",
         "I was told that it is a wonderful and touching film, and I was told wrong.",
