@@ -238,7 +238,7 @@ def read_fragments(reader, tok, texts, rng, file, each=6):
             tokens, ends = np.array(encoding.ids), np.array([0, *(end for _, end in encoding.offsets)])  # token i: ends[i] to ends[i + 1]
             places = np.flatnonzero(starts_word[tokens[:max(0, len(tokens) - READ)]])
             for place in rng.choice(places, each if len(places) else 0):
-                ids.append(tokens[place:place + READ].astype(np.int16))
+                ids.append(tokens[place:place + READ].astype(np.int32))
                 cuts.append((part[row][ends[place]:ends[place + READ]], ends[place + 1:place + READ + 1] - ends[place]))
                 half.append((first + row) % 2)
         for (_, ends), encoding in zip(cuts, tok.encode_batch([text for text, _ in cuts], add_special_tokens=False)):

@@ -11,8 +11,8 @@ Writes   --out: a plain Hugging Face GPT-2 folder in float16 (config.json, model
 On a CPU tokens are what is scarce, so every choice below buys loss per token or tokens per second: Muon on the
 matrices (Adam on embeddings, gains and biases), contexts of 128 tokens first and 256 in the last third, bfloat16
 where the processor multiplies it natively, a fused graph from torch.compile, and a learning rate that falls to zero
-at the end of the time there is. On a GPU (--device cuda) texts are what is scarce: minutes are many epochs, and a small
-model learns more from them when a larger one tells it how likely each token would have been (--teacher).
+at the end of the time there is. On a GPU (--device cuda) texts are what is scarce: minutes are many epochs, and a larger
+model, trained first, tells the small one how likely every token would have been (--teacher).
 """
 
 import argparse
