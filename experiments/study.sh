@@ -16,7 +16,7 @@ TASKS=${TASKS:-sentiment toxicity} SEEDS=${SEEDS:-0 1 2}
 JOBS=${JOBS:-2}                               # runs at a time, each with one thread
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
 ITERATIONS=${ITERATIONS:-4} STEPS=${STEPS:-50} NUM_PROMPTS=${NUM_PROMPTS:-320} NUM_SAMPLES=${NUM_SAMPLES:-4}
-export DIAL_SAMPLES=0 EXPLORE="--decode sample --top-p 0.95" K=5 BATCH=32 QUANTIZE="--per-prompt --last 2" FORGET=     # run_all.sh's may change
+export DIAL_SAMPLES=0 EXPLORE="--decode sample --top-p 0.95" K=5 BATCH=16 QUANTIZE="--per-prompt --last 2" FORGET=     # run_all.sh's may change
 runs=runs/studies
 lines=()
 REPORT=study
