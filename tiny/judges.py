@@ -2,7 +2,8 @@
 
     python tiny/judges.py sentiment --texts DIR --out first                       # train, calibrate, save, measure
     python tiny/judges.py sentiment --texts DIR --first first --steps 7500 --seed 1 --out second
-    python tiny/judges.py sentiment --texts DIR --first second --lm LM --notes notes.npz --steps 4500 --seed 3 --out tiny/sentiment
+    python tiny/judges.py sentiment --texts DIR --first second --lm LM --notes notes.npz --steps 4500 --seed 3 --out third
+    python tiny/judges.py sentiment --texts DIR --first third --notes notes.npz --steps 6000 --seed 4 --out tiny/sentiment
     python tiny/judges.py toxicity  --texts DIR --out tiny/toxicity
     python tiny/judges.py sentiment --texts DIR --out tiny/sentiment --measure    # only measure what --out holds
 
@@ -423,8 +424,8 @@ def train_sentiment(folder, steps, seed=0, first=None, notes=None, lm=None, lm_s
     noted = None
 
     def fragments(n, length, half=None):
-        """n fragments of one half of the texts (or of all), the targets of the texts, and their halves."""
-        ids, target, which = [], [], []
+        """n fragments of one half of the texts (or of all), their targets, the halves of their texts, and how far to trust the targets."""
+        ids, target, which, trust = [], [], [], []
         for texts, share in ((train, 0.35), (noted if noted and half is None else unsup, 0.50), (sst, 0.15)):
             r = rng.integers(0, len(texts.half) // 2, int(n * share)) * 2
             r += rng.integers(0, 2, len(r)) if half is None else half
@@ -432,7 +433,9 @@ def train_sentiment(folder, steps, seed=0, first=None, notes=None, lm=None, lm_s
             ids.append(cut)
             target.append(goal)
             which.append(texts.half[r])
-        return np.concatenate(ids), np.concatenate(target), np.concatenate(which)
+            trust.append(np.full(len(r), 0.6 if texts is noted else 0.25))  # the reader saw no label of these, and what it says is of the fragment
+        return tuple(map(np.concatenate, (ids, target, which, trust)))
+
     halves = [train_ngrams(lambda step: fragments(512, rng.integers(SHORT, LONG + 1), half)[:2], 2000, 0.1,
                            f"n-grams on fragments, half {half}") for half in (0, 1)]
 
@@ -442,17 +445,14 @@ def train_sentiment(folder, steps, seed=0, first=None, notes=None, lm=None, lm_s
     def draw(step):
         length = rng.integers(SHORT, LONG + 1)
         n = 4096 // (length + 2)
-        ids, target, half = fragments(n, length)
+        ids, target, half, trust = fragments(n, length)
         other = torch.sigmoid(torch.where(torch.from_numpy(half) == 0, halves[1](ids), halves[0](ids))).numpy()
         if teacher is None:
             target = 0.5 * target + 0.5 * other
         else:
             with bfloat16():
                 own = torch.sigmoid(said(teacher, ids)).numpy()
-            weight = np.full(len(ids), 0.25)
-            if noted:
-                weight[int(n * 0.35):][:int(n * 0.50)] = 0.6  # of the reader, who saw no label of these
-            target = weight * target + (1 - weight) * (other + 2 * own) / 3
+            target = trust * target + (1 - trust) * (other + 2 * own) / 3
         bad = junk(rng, max(2, n // 25), length, vocab)
         ids = np.where(rng.random(ids.shape) < 0.03, np.where(ids == PAD, PAD, UNK), ids)  # no word is to decide alone
         ids, target = np.concatenate([ids, bad]), np.concatenate([target, np.full(len(bad), 0.5)])

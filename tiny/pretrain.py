@@ -107,6 +107,11 @@ def optimisers(model, args):
     return muon, adam
 
 
+def held_back_rows(tokens, context):
+    """The last HELD_BACK of the (N,) tokens as rows (n, context)."""
+    return tokens[-(HELD_BACK // context * context) :].view(-1, context).long()
+
+
 def train(args):
     work = Path(args.work)
     if not (work / "tokens.npy").exists():
@@ -114,11 +119,13 @@ def train(args):
         random.Random(0).shuffle(texts)
         train_bpe(texts[:40_000], args.vocab_size, work)
         tokens = tokenize(load_bpe(work), texts)
+        if len(tokens) < 2 * HELD_BACK:
+            sys.exit(f"--texts have {len(tokens)} tokens, of which {HELD_BACK} are held back; name at least {2 * HELD_BACK}, some 500 KB of text")
         np.save(work / "tokens.tmp.npy", tokens)
         os.replace(work / "tokens.tmp.npy", work / "tokens.npy")
         print(f"{len(texts)} texts, {len(tokens) / 1e6:.1f} M tokens")
     tokens = torch.from_numpy(np.load(work / "tokens.npy").astype(np.int32)).to(args.device)
-    tokens, held_back = tokens[:-HELD_BACK], tokens[-HELD_BACK:]
+    tokens, held_back = tokens[:-HELD_BACK], held_back_rows(tokens, args.context)
     vocab_size = len(json.loads((work / "vocab.json").read_text(encoding="utf-8")))
 
     torch.manual_seed(args.seed)
@@ -154,8 +161,7 @@ def train(args):
     def on_held_back():
         model.eval()
         with torch.autocast(args.device, dtype=torch.bfloat16, enabled=args.bfloat16):
-            rows = held_back[: len(held_back) // args.context * args.context].view(-1, args.context).long()
-            nats = np.mean([F.cross_entropy(logits_of(model, x), x[:, 1:].flatten()).item() for x in rows.split(64)])
+            nats = np.mean([F.cross_entropy(logits_of(model, x), x[:, 1:].flatten()).item() for x in held_back.split(64)])
         model.train()
         return nats
 
@@ -196,7 +202,7 @@ def mean(folders, work, out):
     models = [GPT2LMHeadModel.from_pretrained(folder, dtype=torch.float32).eval() for folder in folders]
     model = models[0]
     model.load_state_dict({k: sum(m.state_dict()[k] for m in models) / len(models) for k in model.state_dict()})
-    rows = torch.from_numpy(np.load(work / "tokens.npy")[-HELD_BACK:].astype(np.int64)).view(-1, model.config.n_positions)
+    rows = held_back_rows(torch.from_numpy(np.load(work / "tokens.npy").astype(np.int32)), model.config.n_positions)
     with torch.no_grad():
         hidden = torch.cat([model.transformer(x[:, :-1]).last_hidden_state for x in rows.split(32)])
 
