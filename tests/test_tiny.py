@@ -82,3 +82,17 @@ def test_a_reader_is_asked_where_the_judge_stops(p0_folder, tmp_path):
             words = tok.decode(fragment.tolist()).replace(" ", "").replace("##", "")
             read = [bpe.decode(ids[: i + 1].tolist()).lower().replace(" ", "") for i in (at - 1, at)]
             assert read[1].startswith(words) and (at == 0 or not read[0].startswith(words))
+
+
+def test_distillation():
+    """A fifth from the texts, four from the teachers: against a loop over tokens and words, with the gradient at the logits p - (0.2 e_y + 0.8 soft)."""
+    logits = torch.tensor([[0.3, -1.2, 2.0], [1.0, 0.0, -0.5]], requires_grad=True)
+    soft, y = torch.tensor([[0.5, 0.3, 0.2], [0.1, 0.1, 0.8]]), torch.tensor([2, 0])
+    loss, nats = pretrain.distillation(logits, soft, y, share=0.8)
+    p = [[math.exp(z) / sum(map(math.exp, row)) for z in row] for row in logits.tolist()]
+    hard = -sum(math.log(p[i][y[i]]) for i in range(2)) / 2
+    wanted = 0.2 * hard - 0.8 * sum(soft[i, v].item() * math.log(p[i][v]) for i in range(2) for v in range(3)) / 2
+    assert nats.item() == pytest.approx(hard) and loss.item() == pytest.approx(wanted)
+    loss.backward()
+    target = 0.2 * torch.nn.functional.one_hot(y, 3) + 0.8 * soft
+    assert torch.allclose(logits.grad, (torch.tensor(p) - target) / 2, atol=1e-6)

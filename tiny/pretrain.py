@@ -11,8 +11,8 @@ Writes   --out: a plain Hugging Face GPT-2 folder in float16 (config.json, model
 On a CPU tokens are what is scarce, so every choice below buys loss per token or tokens per second: Muon on the
 matrices (Adam on embeddings, gains and biases), contexts of 128 tokens first and 256 in the last third, bfloat16
 where the processor multiplies it natively, a fused graph from torch.compile, and a learning rate that falls to zero
-at the end of the time there is. On a GPU (--device cuda) texts are what is scarce: minutes are many epochs, and a larger
-model, trained first, tells the small one how likely every token would have been (--teacher).
+at the end of the time there is. On a GPU (--device cuda) texts are what is scarce: minutes are many epochs, and larger
+models, trained first, tell the small one how likely every token would have been (--teacher).
 """
 
 import argparse
@@ -95,6 +95,13 @@ def new_model(vocab_size, args):
     return model
 
 
+def distillation(logits, soft, y, share):
+    """(what a pupil minimises, nats a token). logits (N, V), soft (N, V) the mean of its teachers' distributions, y (N,) the next
+    tokens. `share` of the first is the cross-entropy with the teachers: a text read often is learned by heart, what they expect is not."""
+    nats = F.cross_entropy(logits, y)
+    return (1 - share) * nats + share * F.cross_entropy(logits, soft), nats
+
+
 def optimisers(model, args):
     matrices = [p for n, p in model.named_parameters() if p.ndim == 2 and ".h." in n]
     embeddings = [p for n, p in model.named_parameters() if p.ndim == 2 and ".h." not in n]
@@ -130,10 +137,11 @@ def train(args):
 
     torch.manual_seed(args.seed)
     model = new_model(vocab_size, args).to(args.device)
+    if args.start:
+        model.load_state_dict(GPT2LMHeadModel.from_pretrained(args.start, dtype=torch.float32).state_dict())
     muon, adam = optimisers(model, args)
-    teacher = None
-    if args.teacher:
-        teacher = GPT2LMHeadModel.from_pretrained(args.teacher, dtype=torch.float32).to(args.device).eval().requires_grad_(False)
+    teachers = [GPT2LMHeadModel.from_pretrained(folder, dtype=torch.float32).to(args.device).eval().requires_grad_(False)
+                for folder in args.teacher]  # fmt: skip
     seen, spent = 0, 0.0  # tokens, seconds of training
     state = work / "state.pt"
     if state.exists():
@@ -148,14 +156,14 @@ def train(args):
         return lm.lm_head(lm.transformer(x[:, :-1], use_cache=False).last_hidden_state).flatten(0, 1).float()
 
     def loss_of(x):
-        """(what is minimised, nats a token): with a teacher, half of it is the cross-entropy with the teacher's distribution."""
-        logits = logits_of(model, x)
-        nats = F.cross_entropy(logits, x[:, 1:].flatten())
-        if teacher is None:
+        """(what is minimised, nats a token)."""
+        logits, y = logits_of(model, x), x[:, 1:].flatten()
+        if not teachers:
+            nats = F.cross_entropy(logits, y)
             return nats, nats
         with torch.no_grad():
-            soft = logits_of(teacher, x).softmax(-1)
-        return 0.5 * nats + 0.5 * F.cross_entropy(logits, soft), nats
+            soft = sum(logits_of(teacher, x).softmax(-1) for teacher in teachers) / len(teachers)
+        return distillation(logits, soft, y, args.teacher_share)
 
     @torch.no_grad()
     def on_held_back():
@@ -281,7 +289,9 @@ def main(argv=None):
     parser.add_argument("--lr-vector", type=float, default=3e-3)
     parser.add_argument("--weight-decay", type=float, default=0.01, help="of the matrices, times the rate")
     parser.add_argument("--dropout", type=float, default=0.0)
-    parser.add_argument("--teacher", help="the --out of a larger model of the same vocabulary and texts: half of what is learned is its distribution")
+    parser.add_argument("--teacher", nargs="+", default=[], help="the --out of larger models of the same vocabulary and texts, to learn from their mean")
+    parser.add_argument("--teacher-share", type=float, default=0.5, help="part of what is minimised that is the teachers'")
+    parser.add_argument("--start", help="begin with the weights of this --out, of the same shape")
     parser.add_argument("--decay", type=float, default=0.5, help="last part of the time in which the rate falls to 0")
     parser.add_argument("--long-from", type=float, default=0.6, help="part of the time with half the context")
     parser.add_argument("--save-every", type=float, default=4, help="minutes")
