@@ -71,9 +71,12 @@ def test_links_within_the_page():
 
 
 def test_the_table_of_speeds_is_the_results():
-    """The README shows what `python bench/table.py` prints from bench/results."""
+    """The README shows what `python bench/table.py` and bench/gpu.py print from bench/results."""
     printed = subprocess.run([sys.executable, "bench/table.py"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     assert printed.strip() and printed.strip() in README
+    script = 'import json; from gpu import ROOT, table; print("\\n".join(table(json.load(open(ROOT / "bench/results/gpu.json")))))'
+    printed = subprocess.run([sys.executable, "-c", script], cwd=ROOT / "bench", capture_output=True, text=True, check=True).stdout
+    assert printed.count("learn.py") == 2 and printed.strip() in README
 
 
 STAGES = ["quantize.py", "rewards.py", "explore.py", "learn.py", "evaluate.py"]
