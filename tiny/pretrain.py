@@ -5,7 +5,7 @@ Writes   --out: a plain Hugging Face GPT-2 folder in float16 (config.json, model
          --work: the tokens and, every few minutes, the state of the training; start the same command again to go on
 
     python tiny/pretrain.py --texts reviews/train.jsonl.xz reviews/unsup.jsonl.xz --work /tmp/lm --out tiny/lm --minutes 90
-    python tiny/pretrain.py --mean first second --work /tmp/lm --out tiny/lm    # the mean of two models, calibrated
+    python tiny/pretrain.py --mean one two --work /tmp/lm --out tiny/lm         # the mean of two models, or one alone, calibrated
     python tiny/pretrain.py --out tiny/lm --measure reviews/test.jsonl.xz       # bits per byte on held-out texts
 
 On a CPU tokens are what is scarce, so every choice below buys loss per token or tokens per second: Muon on the
