@@ -44,7 +44,7 @@ def weights(shape):
 
 
 def peak_memory(function):
-    """What `function` returns, and the most memory in bytes that the card held meanwhile."""
+    """What `function` returns, and the most memory in bytes that PyTorch's tensors took meanwhile."""
     if GPU:
         torch.cuda.empty_cache(), torch.cuda.reset_peak_memory_stats()
     result = function()

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import CONTEXT, ROOT, SENTENCES, V
+from safetensors.torch import load_file
 
 sys.path.insert(0, str(ROOT / "tiny"))
 import judges  # noqa: E402
@@ -96,3 +97,30 @@ def test_distillation():
     loss.backward()
     target = 0.2 * torch.nn.functional.one_hot(y, 3) + 0.8 * soft
     assert torch.allclose(logits.grad, (torch.tensor(p) - target) / 2, atol=1e-6)
+
+
+def test_training_with_teachers(tmp_path, monkeypatch):
+    """A pupil begins with the weights of --start; what cannot be done is one sentence and writes no model."""
+    monkeypatch.setattr(pretrain, "HELD_BACK", 256)
+    (tmp_path / "reviews.txt").write_text(" ".join(SENTENCES * 40), encoding="utf-8")
+    (tmp_path / "others.txt").write_text(" ".join(SENTENCES * 40).upper(), encoding="utf-8")
+
+    def train(name, *more, texts="reviews.txt"):
+        shape = "--layers 1 --width 16 --heads 2 --context 16 --vocab-size 300 --batch-tokens 64 --minutes 0.001 --no-compile --no-bfloat16"
+        pretrain.main(["--texts", str(tmp_path / texts), "--work", str(tmp_path / f"{name}-work"), "--out", str(tmp_path / name),
+                       *shape.split(), *map(str, more)])  # fmt: skip
+        return torch.cat([w.flatten() for w in load_file(tmp_path / name / "model.safetensors").values()])
+
+    one, two = train("one"), train("two", "--seed", 1)
+    teachers = ["--teacher", tmp_path / "one", tmp_path / "two"]
+    still = "--lr-matrix 0 --lr-embedding 0 --lr-vector 0".split()
+    assert not torch.equal(one, two) and torch.equal(train("three", *teachers, "--start", tmp_path / "one", *still), one)
+    assert not torch.equal(train("four", *teachers, "--start", tmp_path / "one"), one)
+    with pytest.raises(SystemExit, match="has had its 0.001 minutes: name more"):
+        train("one")
+    with pytest.raises(SystemExit, match="one has another vocabulary than .*five-work"):
+        train("five", *teachers, texts="others.txt")
+    with pytest.raises(SystemExit, match="are held back; name at least"):
+        monkeypatch.setattr(pretrain, "HELD_BACK", 10**6)
+        train("six")
+    assert not (tmp_path / "five").exists() and not (tmp_path / "six").exists()

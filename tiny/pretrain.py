@@ -4,12 +4,12 @@ Reads    every *.jsonl, *.jsonl.xz ({"text": ...} a line) and *.txt (one text a 
 Writes   --out: a plain Hugging Face GPT-2 folder in float16 (config.json, model.safetensors, vocab.json, merges.txt, ...)
          --work: the tokens and, every few minutes, the state of the training; start the same command again to go on
 
-    python tiny/pretrain.py --texts reviews/train.jsonl.xz reviews/unsup.jsonl.xz --work /tmp/lm --out tiny/lm --minutes 90
+    python tiny/pretrain.py --texts reviews/train.jsonl.xz reviews/unsup.jsonl.xz --out tiny/lm --minutes 90
     python tiny/pretrain.py --mean one two --work /tmp/lm --out tiny/lm         # the mean of two models, or one alone, calibrated
     python tiny/pretrain.py --out tiny/lm --measure reviews/test.jsonl.xz       # bits per byte on held-out texts
 
 On a CPU tokens are what is scarce, so every choice below buys loss per token or tokens per second: Muon on the
-matrices (Adam on embeddings, gains and biases), contexts of 128 tokens first and 256 in the last third, bfloat16
+matrices (Adam on embeddings, gains and biases), contexts of 128 tokens first and 256 in the last two fifths, bfloat16
 where the processor multiplies it natively, a fused graph from torch.compile, and a learning rate that falls to zero
 at the end of the time there is. On a GPU (--device cuda) texts are what is scarce: minutes are many epochs, and larger
 models, trained first, tell the small one how likely every token would have been (--teacher).
@@ -140,6 +140,9 @@ def train(args):
     if args.start:
         model.load_state_dict(GPT2LMHeadModel.from_pretrained(args.start, dtype=torch.float32).state_dict())
     muon, adam = optimisers(model, args)
+    for folder in [*args.teacher, *([args.start] if args.start else [])]:
+        if (Path(folder) / "vocab.json").read_bytes() != (work / "vocab.json").read_bytes():
+            sys.exit(f"{folder} has another vocabulary than {work}: its token ids mean other words; train it on the same --texts")
     teachers = [GPT2LMHeadModel.from_pretrained(folder, dtype=torch.float32).to(args.device).eval().requires_grad_(False)
                 for folder in args.teacher]  # fmt: skip
     seen, spent = 0, 0.0  # tokens, seconds of training
@@ -150,6 +153,8 @@ def train(args):
         muon.load_state_dict(saved["muon"]), adam.load_state_dict(saved["adam"])
         seen, spent = saved["seen"], saved["spent"]
         print(f"going on at {seen / 1e6:.2f} M tokens, {spent / 60:.1f} minutes")
+    if spent >= args.minutes * 60:
+        sys.exit(f"{state} has had its {args.minutes} minutes: name more to go on, or another --work to begin anew")
     rng = np.random.default_rng([args.seed, seen])
 
     def logits_of(lm, x):  # x (B, T + 1) -> (B T, V)
