@@ -133,16 +133,17 @@ def train(args):
         print(f"{len(texts)} texts, {len(tokens) / 1e6:.1f} M tokens")
     tokens = torch.from_numpy(np.load(work / "tokens.npy").astype(np.int32)).to(args.device)
     tokens, held_back = tokens[:-HELD_BACK], held_back_rows(tokens, args.context)
-    vocab_size = len(json.loads((work / "vocab.json").read_text(encoding="utf-8")))
+    vocab = (work / "vocab.json").read_bytes()
+    for folder in args.teacher + [args.start] * bool(args.start):
+        if (Path(folder) / "vocab.json").read_bytes() != vocab:
+            sys.exit(f"{folder} has another vocabulary than {work}: its token ids mean other words; train it on the same --texts")
+    vocab_size = len(json.loads(vocab))
 
     torch.manual_seed(args.seed)
     model = new_model(vocab_size, args).to(args.device)
     if args.start:
         model.load_state_dict(GPT2LMHeadModel.from_pretrained(args.start, dtype=torch.float32).state_dict())
     muon, adam = optimisers(model, args)
-    for folder in [*args.teacher, *([args.start] if args.start else [])]:
-        if (Path(folder) / "vocab.json").read_bytes() != (work / "vocab.json").read_bytes():
-            sys.exit(f"{folder} has another vocabulary than {work}: its token ids mean other words; train it on the same --texts")
     teachers = [GPT2LMHeadModel.from_pretrained(folder, dtype=torch.float32).to(args.device).eval().requires_grad_(False)
                 for folder in args.teacher]  # fmt: skip
     seen, spent = 0, 0.0  # tokens, seconds of training
@@ -210,8 +211,8 @@ def train(args):
 
 
 def mean(folders, work, out):
-    """Writes the model whose weights are the mean of those in `folders`, ends of one training: it is better than each. What
-    has read its texts many times is too sure of itself elsewhere, so its logits are scaled for the tokens held back."""
+    """Writes the model whose weights are the mean of those in `folders`, ends of one training: it is better than each; of one, the
+    same. What has read its texts many times is too sure of itself elsewhere, so its logits are scaled for the tokens held back."""
     models = [GPT2LMHeadModel.from_pretrained(folder, dtype=torch.float32).eval() for folder in folders]
     model = models[0]
     model.load_state_dict({k: sum(m.state_dict()[k] for m in models) / len(models) for k in model.state_dict()})
