@@ -20,7 +20,8 @@ if sys.platform == "linux" and Path(sys.argv[0]).resolve().parent == ROOT / "ben
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from explore import LaidOut, Policy, matrices, multiply_with_onednn, quicker
+from plumbing.fast_cpu import PrepackedLinear, fuse_gelu, matrices, use_onednn_for_float32
+from plumbing.policy import Policy
 
 SHAPES = {"tiny": dict(n_embd=256, n_layer=6, n_head=4), "gpt2": dict(n_embd=768, n_layer=12, n_head=12),
           "gpt2-large": dict(n_embd=1280, n_layer=36, n_head=20)}  # fmt: skip
@@ -43,7 +44,8 @@ def random_policy(shape, n_quantiles=0, seed=0, context=256):
     config = GPT2Config(vocab_size=V + n_quantiles, n_positions=context, bos_token_id=V - 1, eos_token_id=V - 1, **SHAPES[shape],
                         resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0)  # fmt: skip
     model = GPT2LMHeadModel._from_config(config, attn_implementation="eager" if not torch.cuda.is_available() else "sdpa")
-    model = quicker(model).eval().to("cuda" if torch.cuda.is_available() else "cpu")
+    fuse_gelu(model)
+    model = model.eval().to("cuda" if torch.cuda.is_available() else "cpu")
     return Policy(model, SimpleNamespace(eot_token=V - 1), V, n_quantiles, {})
 
 
@@ -68,7 +70,7 @@ def as_here(function):
 
     def run(*args):
         if not torch.cuda.is_available():
-            multiply_with_onednn()
+            use_onednn_for_float32()
         result = function(*args)
         torch.set_float32_matmul_precision("highest")
         return result
@@ -84,8 +86,8 @@ def seconds_of_products(model, rows, output_rows):
     products = []
     for _, name, weight, _ in matrices(model):
         x = torch.randn(output_rows if name == "lm_head" else rows, weight.shape[1], device=weight.device)
-        laid_out = LaidOut(weight, None, torch.float32) if x.is_cpu and hasattr(torch.ops.mkldnn, "_linear_pointwise") else None
-        products.append((x, weight.T, laid_out))
+        packed = PrepackedLinear(weight, None, torch.float32) if x.is_cpu and hasattr(torch.ops.mkldnn, "_linear_pointwise") else None
+        products.append((x, weight.T, packed))
 
     def plain():
         for x, weight, _ in products:

@@ -14,7 +14,8 @@ from common import ROOT, V, alternately, as_here, has_bf16, has_vnni, random_pol
 
 import torch
 
-from explore import Decoder, in_int8, laid_out, load_policy, sample
+from explore import Decoder, load_policy, sample
+from plumbing.fast_cpu import in_int8, prepack
 
 PROMPTS, LENGTH, NEW = 64, 12, 20
 
@@ -65,7 +66,7 @@ def main():
         policies = {option: random_policy(shape) for option in ["", *[" --bf16"] * has_bf16(), *[" --int8"] * has_vnni()]}
         if policy.device.type == "cpu":  # as explore.py does
             for option, other in policies.items():
-                in_int8(other.model) if option == " --int8" else laid_out(other.model, bf16=option == " --bf16")
+                in_int8(other.model) if option == " --int8" else prepack(other.model, bf16=option == " --bf16")
 
         def ours(option):
             sample(policies[option], prompts.tolist(), max_new_tokens=NEW, min_new_tokens=NEW, batch_size=PROMPTS, bf16=option == " --bf16")

@@ -14,7 +14,7 @@ from common import V, alternately, as_here, has_bf16, random_policy, report, sec
 import numpy as np
 import torch
 
-from explore import laid_out
+from plumbing.fast_cpu import prepack
 from learn import learn, quark_loss
 
 EXAMPLES, PROMPT, NEW, K, BETA = 32, 12, 20, 5, 0.05
@@ -34,7 +34,7 @@ def main():
         def ours(bf16):
             policy, p0 = random_policy(shape, K), random_policy(shape)
             if p0.device.type == "cpu":
-                laid_out(p0.model, bf16)  # as main does
+                prepack(p0.model, bf16)  # as main does
             args = SimpleNamespace(steps=10**9, total_steps=10**9, batch_size=EXAMPLES, grad_accum=1, beta=BETA, kl="forward", entropy_coef=0.0,
                                    clip=1.0, lr=1e-5, warmup=0, reward_token_lr=1.0, seed=0, bf16=bf16, open_form=False)  # fmt: skip
             steps = learn(policy, p0, parts, args, torch.optim.Adam(policy.model.parameters(), eps=1e-5, fused=True), 0)

@@ -46,16 +46,16 @@ def judge():
 
 
 def prompts(split, n):
-    from quantize import read_prompts
+    from plumbing.pool import read_prompts
 
     return [row["prompt"] for row in read_prompts(ROOT / "tiny" / "prompts" / f"{split}.jsonl")][:n]
 
 
 def completions(policy, texts, per_prompt, seed, quantile=None, max_new_tokens=20):
     """`per_prompt` samples for every prompt: (prompts, completions, token ids), prompt by prompt."""
-    from explore import sample, without_eos
+    from explore import sample
 
     texts = [x for x in texts for _ in range(per_prompt)]
     keys = [(i // per_prompt, i % per_prompt) for i in range(len(texts))]
     ids = sample(policy, [policy.encode(x) for x in texts], quantile=quantile, max_new_tokens=max_new_tokens, min_new_tokens=3, seed=seed, keys=keys)
-    return texts, [policy.decode(without_eos(policy, y)) for y in ids], ids
+    return texts, [policy.decode(policy.without_eos(y)) for y in ids], ids

@@ -24,7 +24,7 @@ def load():
 
 
 def scores(reward, texts, prompts=None):
-    from quantize import BadInput
+    from plumbing.pool import BadInput
 
     values = complaint = None
     try:
@@ -102,11 +102,11 @@ def test_it_is_unlearned():
 def short_run(score, rounds=2, steps=30):
     """Algorithm 1 in small. Returns each test prompt's mean reward, (P,) of p0 and (P,) of p_theta under r_K."""
     from explore import load_policy
-    from learn import learn
+    from learn import add_reward_tokens, learn
     from quantize import assign_quantiles_per_prompt
 
     policy, texts = load_policy(ROOT / "tiny" / "lm"), prompts("train", PROMPTS)
-    policy.add_reward_tokens(K, seed=0, ordered=True)
+    add_reward_tokens(policy, K, seed=0, init="ordered")
     optimiser = torch.optim.Adam(policy.model.parameters(), eps=1e-5)
     args = argparse.Namespace(steps=steps, total_steps=rounds * steps, batch_size=16, grad_accum=1, beta=0.05, kl="forward", entropy_coef=0.0,
                               bf16=False, lr=1.5e-3, warmup=8, clip=1.0, reward_token_lr=10.0, seed=0, open_form=False)  # fmt: skip

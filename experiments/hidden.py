@@ -14,9 +14,10 @@ import sys
 import study  # first: it makes the stages importable
 import torch
 
-from explore import load_policy, read_prompts
+from explore import load_policy
+from plumbing.pool import read_prompts
 from learn import batch_loss, load_quantized
-from quantize import dump_row, read_pool
+from plumbing.pool import dump_row, read_pool
 
 
 def worst_nats(folder, worst, p0, k=None):

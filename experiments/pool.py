@@ -8,7 +8,7 @@ import study  # first: it makes the stages importable
 
 from evaluate import dist_n, perplexity
 from explore import load_policy
-from quantize import read_pool
+from plumbing.pool import read_pool
 
 PANELS = {"reward": "mean reward of the round's samples", "ppl": "their perplexity under p0", "dist_3": "dist-3 of a prompt's first two",
           "seconds": "seconds to quantize and learn", "mb": "what learn.py reads, MB"}  # fmt: skip

@@ -78,9 +78,10 @@ def p0_folder(tmp_path_factory):
 def quark_folder(p0_folder):
     """The same with reward tokens r_1, r_2, r_3, as learn.py would save it."""
     from explore import load_policy
+    from learn import add_reward_tokens
 
     policy = load_policy(p0_folder)
-    policy.add_reward_tokens(K, seed=1)
+    add_reward_tokens(policy, K, seed=1)
     policy.save(p0_folder.parent / "quark")
     return p0_folder.parent / "quark"
 

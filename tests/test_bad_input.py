@@ -12,9 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import quantize
-from explore import build_encoding
+from plumbing.policy import build_encoding
 from learn import load_quantized
-from quantize import BadInput
+from plumbing.pool import BadInput
+from plumbing.pool import read_pool
+from plumbing.pool import read_prompts
 
 ROW = {"prompt": "The film", "completion": " was good", "reward": 0.5, "iteration": 0, "quantile": 1}
 
@@ -320,7 +322,7 @@ def test_rubbish(content, p0_module, rubbish_folder):
     """2,000 generated files: every reader either gives rows that keep what is promised, or raises BadInput in one line."""
     file = rubbish_folder / "rubbish.jsonl"
     file.write_bytes(content)
-    for read in (lambda: list(quantize.read_pool([file])), lambda: quantize.read_prompts(file), lambda: load_quantized(file, p0_module),
+    for read in (lambda: list(read_pool([file])), lambda: read_prompts(file), lambda: load_quantized(file, p0_module),
                  lambda: quantize.quantize([file], 1, rubbish_folder / "out" / "q.jsonl")):  # fmt: skip
         try:
             read()
@@ -333,7 +335,7 @@ def test_rubbish(content, p0_module, rubbish_folder):
 
 def valid(file):
     try:
-        return list(quantize.read_pool([file]))
+        return list(read_pool([file]))
     except BadInput:
         return []
 

@@ -14,6 +14,7 @@ import explore
 import learn
 import quantize
 from explore import load_policy, sample
+from plumbing.pool import read_prompts
 
 PROMPTS = ["The film was", "I was", "There is nothing", "songs", "", "She said that it's"]
 
@@ -156,5 +157,5 @@ def test_shipped_prompts():
     if not tests:
         pytest.skip("tiny/prompts is not in this checkout")
     for file in tests:
-        train, test = ([p["prompt"] for p in quantize.read_prompts(f)] for f in (str(file).replace("test.jsonl", "train.jsonl"), file))
+        train, test = ([p["prompt"] for p in read_prompts(f)] for f in (str(file).replace("test.jsonl", "train.jsonl"), file))
         assert len(set(test)) == len(test) > 10 and len(set(train)) == len(train) > 10 and not set(train) & set(test)

@@ -13,7 +13,12 @@ from conftest import CONTEXT, SENTENCES, K, V, one_sentence, read_rows, stage, w
 import evaluate
 from evaluate import completion_nll, dist_n, fluency_sums, interval, measure, perplexity, reward_sums
 from explore import sample
-from quantize import BadInput
+from plumbing.pool import BadInput
+from plumbing.people import sign_test
+from plumbing.report import _draw_dial
+from plumbing.report import _draw_learning
+from plumbing.report import _draw_rewards
+from plumbing.report import _draw_top
 
 # ----------------------------------------------------------------------------------------------------- the metrics
 
@@ -431,8 +436,8 @@ def test_generations_bad_input(text, message, p0_folder, tmp_path, monkeypatch):
 
 def test_sign_test_by_hand():
     """8 against 2 of 10: 2 (1 + 10 + 45) / 1024 = 112 / 1024. Even: 1. None at all: 1. 5 : 0: 2 / 32."""
-    assert evaluate.sign_test(8, 2) == evaluate.sign_test(2, 8) == 112 / 1024
-    assert evaluate.sign_test(4, 4) == evaluate.sign_test(0, 0) == 1 and evaluate.sign_test(5, 0) == 2 / 32
+    assert sign_test(8, 2) == sign_test(2, 8) == 112 / 1024
+    assert sign_test(4, 4) == sign_test(0, 0) == 1 and sign_test(5, 0) == 2 / 32
 
 
 def sheet_of_two(tmp_path, pairs=30):
@@ -551,15 +556,15 @@ def test_report_of_no_run(tmp_path, monkeypatch):
 
 def test_report_draws_what_the_files_say(tmp_path):
     """The median and the mean of each round; the share of the newest in the best quantile; the dial's values."""
-    figure = evaluate._draw_rewards({0: [{"reward": r} for r in (0.0, 0.1, 0.8)], 1: [{"reward": 0.6}]})
+    figure = _draw_rewards({0: [{"reward": r} for r in (0.0, 0.1, 0.8)], 1: [{"reward": 0.6}]})
     median, mean = figure.axes[0].lines
     assert list(median.get_ydata()) == pytest.approx([0.1, 0.6]) and list(mean.get_ydata()) == pytest.approx([0.3, 0.6])
     rows = [(0, 1), (1, 1), (1, 2), (1, 2), (1, 2), (0, 2)]  # (iteration, quantile): 3 of 4 in the best are new
     rows = [{"prompt": "a", "completion": "b", "reward": 0, "iteration": i, "quantile": q} for i, q in rows]
-    bars = evaluate._draw_top([write_jsonl(tmp_path / "01.jsonl", rows)]).axes[0].patches
+    bars = _draw_top([write_jsonl(tmp_path / "01.jsonl", rows)]).axes[0].patches
     assert [b.get_height() for b in bars] == [0.75, 0.25]
     dial = {k: {"rewards": {"r": {"mean": {"value": k / 10, "low": k / 10 - 0.02, "high": k / 10 + 0.01}}}} for k in (2, 1)}
-    line = evaluate._draw_dial(dial, {}).axes[0].lines[0]
+    line = _draw_dial(dial, {}).axes[0].lines[0]
     assert list(line.get_xdata()) == [1, 2] and list(line.get_ydata()) == [0.1, 0.2]
-    smooth = evaluate._draw_learning([[{"step": i + j, "lm": i + j, "kl": 0.0} for i in range(10)] for j in (0, 10)]).axes[0].lines[0]
+    smooth = _draw_learning([[{"step": i + j, "lm": i + j, "kl": 0.0} for i in range(10)] for j in (0, 10)]).axes[0].lines[0]
     assert list(smooth.get_xdata())[0] == 9 and list(smooth.get_ydata())[0] == pytest.approx(4.5)  # the mean of steps 0 to 9

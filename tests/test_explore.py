@@ -13,8 +13,15 @@ from conftest import CONTEXT, EOS, SENTENCES, WIDTH, K, V, learn_merges, one_sen
 from transformers.pytorch_utils import Conv1D
 
 import explore
-from explore import Decoder, build_encoding, draw, load_policy, sample, uniforms
-from quantize import BadInput
+from explore import Decoder, draw, load_policy, sample, uniforms
+from learn import add_reward_tokens
+from plumbing.policy import build_encoding
+from plumbing.pool import BadInput
+from plumbing.fast_cpu import Int8
+from plumbing.fast_cpu import PrepackedLinear
+from plumbing.fast_cpu import in_int8
+from plumbing.fast_cpu import prepack
+from plumbing.fast_cpu import use_onednn_for_float32
 
 TEXTS = ["The film was long", "", " then the", "I'd see it 1999 times!!", "naïve — 日本語 \U0001f600", "a\n\n b\t  c   ", "they'll've"]
 
@@ -94,7 +101,7 @@ def test_new_rows_follow_the_old_rows_statistics(p0):
     old = torch.randn(V, WIDTH)
     old = (old - old.mean(0)) / old.std(0) * (1 + j / 8) + j
     table.data.copy_(old)
-    p0.add_reward_tokens(4000, seed=3)
+    add_reward_tokens(p0, 4000, seed=3)
     table = p0.model.get_input_embeddings().weight.detach()
     assert table.shape == (V + 4000, WIDTH) and torch.equal(table[:V], old)
     new = table[V:]
@@ -110,7 +117,7 @@ def test_reward_tokens_depend_on_the_seed_alone(p0_folder):
     for seed in (1, 1, 2):
         policy = load_policy(p0_folder)
         torch.rand(seed + len(rows))
-        policy.add_reward_tokens(K, seed=seed)
+        add_reward_tokens(policy, K, seed=seed)
         rows.append(policy.model.get_input_embeddings().weight.data[V:].clone())
     assert torch.equal(rows[0], rows[1]) and not torch.equal(rows[0], rows[2])
 
@@ -122,7 +129,7 @@ def test_ordered_rows_lie_on_a_line(p0_folder):
         policy = load_policy(p0_folder)
         old = policy.model.get_input_embeddings().weight.detach()
         mean, std = old.mean(0), old.std(0)
-        policy.add_reward_tokens(5, seed, ordered=True)
+        add_reward_tokens(policy, 5, seed, init="ordered")
         z_e = (policy.model.get_input_embeddings().weight.detach()[V:] - mean) / std
         for k, z in enumerate((-3, -1.5, 0, 1.5, 3)):
             assert torch.allclose(z_e[k], z_e[4] * z / 3, atol=1e-5)
@@ -159,7 +166,7 @@ def test_a_saved_folder_opens_everywhere(quark, quark_folder):
     assert tokenizer.eos_token_id == model.config.eos_token_id == model.generation_config.eos_token_id == V - 1
     assert tokenizer.model_max_length == CONTEXT
     text = "The film was"
-    y = explore.without_eos(quark, sample(quark, ids_of(quark, text), max_new_tokens=9, greedy=True)[0])
+    y = quark.without_eos(sample(quark, ids_of(quark, text), max_new_tokens=9, greedy=True)[0])
     assert len(y) > 3
     generator = pipeline("text-generation", model=str(quark_folder), device="cpu")
     said = generator(text, max_new_tokens=9, do_sample=False, return_full_text=False)[0]["generated_text"]
@@ -423,7 +430,7 @@ def test_decoder_is_the_network(quark):
 
 def test_float32_stays_float32():
     """What load_policy sets for speed leaves products as exact as float32 is, forwards and backwards; bfloat16 errs by 1e-3."""
-    explore.multiply_with_onednn()
+    use_onednn_for_float32()
     generator = torch.Generator().manual_seed(0)
     x, weight = (torch.randn(*size, dtype=torch.float64, generator=generator) for size in ((64, 256), (1024, 256)))
     for a, b in ((x, weight.T), (x @ weight.T, weight), ((x @ weight.T).T, x)):  # y, d / dx, d / dweight
@@ -446,16 +453,16 @@ def test_sampling_in_bfloat16_is_close(quark):
 
 
 def test_laid_out_is_the_network(quark, monkeypatch):
-    """LaidOut is activation(x W' + b), its GELU the network's; in float32 the same logits, in bfloat16 near ones, all but the output
+    """PrepackedLinear is activation(x W' + b), its GELU the network's; in float32 the same logits, in bfloat16 near ones, all but the output
     layer in bfloat16. Where PyTorch has no oneDNN, or oneDNN no bfloat16, everything stays."""
     W, b, x = torch.randn(6, 4), torch.randn(6), torch.randn(2, 3, 4)
-    layer = explore.LaidOut(W, b, torch.float32)
+    layer = PrepackedLinear(W, b, torch.float32)
     assert torch.allclose(layer(x), x @ W.T + b, atol=1e-5)
     layer.activation = "gelu"
     assert torch.allclose(layer(x), torch.nn.functional.gelu(x @ W.T + b, approximate="tanh"), atol=1e-5)
-    assert torch.allclose(explore.LaidOut(W, None, torch.float32)(x), x @ W.T, atol=1e-5)
+    assert torch.allclose(PrepackedLinear(W, None, torch.float32)(x), x @ W.T, atol=1e-5)
     tokens, padding = torch.tensor([[5, 6, 7, 8], [1, 2, 3, 4]]), torch.tensor([0, 1])
-    models = {bf16: explore.laid_out(copy.deepcopy(quark.model), bf16) for bf16 in (False, True)}
+    models = {bf16: prepack(copy.deepcopy(quark.model), bf16) for bf16 in (False, True)}
     with torch.no_grad():
         plain, same = (Decoder(m, padding, 8).next_logits(tokens) for m in (quark.model, models[False]))
     assert torch.allclose(same, plain, atol=1e-5)
@@ -464,14 +471,14 @@ def test_laid_out_is_the_network(quark, monkeypatch):
         with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
             bent, rough = (Decoder(m, padding, 8).next_logits(tokens) for m in (quark.model, models[True]))
         assert rough.dtype == torch.float32 and 0 < (rough - plain).std() < 2 * (bent - plain).std()
-        kinds = [m.dtype for m in models[True].modules() if isinstance(m, explore.LaidOut)]
+        kinds = [m.dtype for m in models[True].modules() if isinstance(m, PrepackedLinear)]
         assert kinds == [torch.bfloat16] * 4 * quark.model.config.n_layer + [torch.float32]
     monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: False)
     for bf16, replaced in ((False, True), (True, False)):
-        model = explore.laid_out(copy.deepcopy(quark.model), bf16)
+        model = prepack(copy.deepcopy(quark.model), bf16)
         assert replaced != any(isinstance(m, Conv1D) for m in model.modules())
     monkeypatch.setattr(torch.ops, "mkldnn", object())
-    assert any(isinstance(m, Conv1D) for m in explore.laid_out(copy.deepcopy(quark.model)).modules())
+    assert any(isinstance(m, Conv1D) for m in prepack(copy.deepcopy(quark.model)).modules())
 
 
 def test_eight_bits_are_close(quark):
@@ -480,14 +487,14 @@ def test_eight_bits_are_close(quark):
     By hand: weight rows (2, -1) and (0.5, 4) have steps of 2/127 and 4/127, so are (127, -63.5 -> -64) and (15.875 -> 16, 127); x =
     (1, 3) has 3/127, so is (42.33 -> 42, 127): y = (42 127 - 127 64) 3/127 2/127 + 10 and (42 16 + 127 127) 3/127 4/127 + 20.
     """
-    by_hand = explore.Int8(torch.tensor([[2.0, -1.0], [0.5, 4.0]]), torch.tensor([10.0, 20.0]))(torch.tensor([[[1.0, 3.0]]]))
+    by_hand = Int8(torch.tensor([[2.0, -1.0], [0.5, 4.0]]), torch.tensor([10.0, 20.0]))(torch.tensor([[[1.0, 3.0]]]))
     expected = [[[(42 * 127 - 127 * 64) * 6 / 127**2 + 10, (42 * 16 + 127 * 127) * 12 / 127**2 + 20]]]
     assert torch.allclose(by_hand, torch.tensor(expected))
     embedding = quark.model.transformer.wte.weight.clone()
     tokens, padding = torch.tensor([[5, 6, 7, 8], [1, 2, 3, 4]]), torch.tensor([0, 0])
     with torch.no_grad():
         exact = Decoder(quark.model, padding, 8).next_logits(tokens)
-        explore.in_int8(quark.model)
+        in_int8(quark.model)
         assert not any(isinstance(m, (Conv1D, torch.nn.Linear)) for m in quark.model.modules())
         rough, alone = Decoder(quark.model, padding, 8).next_logits(tokens), Decoder(quark.model, padding[:1], 8).next_logits(tokens[:1])
     assert 0 < (rough - exact).std() < 0.1 * exact.std()

@@ -11,9 +11,11 @@ import torch
 from conftest import CONTEXT, WIDTH, K, V, learn_merges, one_sentence, read_rows, stage, write_jsonl
 
 import learn
+import plumbing.closed_form
 from explore import load_policy
-from learn import ClosedForm, batch_loss, draw_batch, learning_rate, load_quantized, quark_loss, token_kl
-from quantize import BadInput
+from learn import add_reward_tokens, batch_loss, draw_batch, learning_rate, load_quantized, quark_loss, token_kl
+from plumbing.closed_form import ClosedForm
+from plumbing.pool import BadInput
 
 B, T, d = 2, 7, 5  # with v = 13 tokens, K = 3 reward tokens and M = 9 completion tokens in the small examples
 v, M = 13, 9
@@ -178,7 +180,7 @@ def hidden_example():
 def test_closed_form_is_the_open_form(monkeypatch, kl, entropy_coef, chunk, few):
     """Sums and both gradients, by autograd through quark_loss, in float64; chunks, and blocks of `few` positions in a chunk, that
     do and do not divide M = 9."""
-    monkeypatch.setattr(learn, "IN_CACHE", few * len(hidden_example()[1]))
+    monkeypatch.setattr(plumbing.closed_form, "IN_CACHE", few * len(hidden_example()[1]))
     hidden, weight, ref_hidden, ref_weight, targets = hidden_example()
     h1, w1, h2, w2 = (x.clone().requires_grad_() for x in (hidden, weight, hidden, weight))
     sums = ClosedForm.apply(h1, w1, ref_hidden, lambda h: h @ ref_weight.T, targets, 0.3, kl, entropy_coef, False, chunk)
@@ -428,7 +430,7 @@ def test_the_first_step_is_that_of_eq_2(pool, p0_folder, p0, tmp_path):
     metrics = run(pool, p0_folder, p0_folder, tmp_path / "m", "--steps", 1, "--beta", 0.3, "--seed", 4)
     batch = draw_batch(load_quantized(pool, p0), 5, np.random.default_rng([4, 0]))
     policy = load_policy(p0_folder)
-    policy.add_reward_tokens(K, seed=4)
+    add_reward_tokens(policy, K, seed=4)
     sums, n = batch_loss(policy, p0, batch, 0.3)
     (sums[0] / n).backward()
     assert [metrics[0][key] for key in ("loss", "lm", "kl", "entropy")] == pytest.approx((sums / n).tolist(), rel=1e-4)
@@ -550,7 +552,7 @@ def test_beta_pulls_towards_p0(pool, p0_folder, tmp_path):
 def test_reward_token_lr(pool, p0_folder, tmp_path):
     """The rows of r_k move by this times the step of the others: 0 leaves them as they were added, 3 moves them three times as far."""
     start = load_policy(p0_folder)
-    start.add_reward_tokens(K, seed=0)
+    add_reward_tokens(start, K, seed=0)
     start = start.model.get_input_embeddings().weight.detach()
     moved = {}
     for factor in (0, 1, 3):

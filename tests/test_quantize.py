@@ -12,7 +12,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import quantize
-from quantize import BadInput, assign_quantiles, assign_quantiles_per_prompt, bounded
+from plumbing.pool import BadInput
+from quantize import assign_quantiles, assign_quantiles_per_prompt, bounded
+from plumbing.files import whole_file
+from plumbing.files import write_args
+from plumbing.pool import read_pool
+from plumbing.pool import read_prompts
+from plumbing.pool import shown
 
 
 def row(reward, prompt="x", **more):
@@ -328,7 +334,7 @@ def test_an_engine_agrees(tmp_path):
         quantize.main([str(pool.parent), "--quantiles", "5", "--out", str(tmp_path / "ours.jsonl")])
         engine, ours = (read_rows(tmp_path / name) for name in ("engine.jsonl", "ours.jsonl"))
         by_part = lambda rows: sorted((r["quantile"], r["reward"]) for r in rows)
-        assert by_part(engine) == by_part(ours) and list(quantize.read_pool([tmp_path / "engine.jsonl"]))
+        assert by_part(engine) == by_part(ours) and list(read_pool([tmp_path / "engine.jsonl"]))
         key = lambda r: r["prompt"]
         if not ties:
             assert sorted(engine, key=key) == sorted(ours, key=key)
@@ -367,7 +373,7 @@ def test_bad_row(bad, message, tmp_path, monkeypatch):
     exit = stage(monkeypatch, "quantize.py", pool, "--quantiles", "2", "--out", tmp_path / "out" / "q.jsonl")
     assert one_sentence(exit) and f"{pool}:2" in exit
     with pytest.raises(BadInput, match=message):
-        list(quantize.read_pool([pool]))
+        list(read_pool([pool]))
     assert not (tmp_path / "out").exists() or os.listdir(tmp_path / "out") == []
 
 
@@ -438,7 +444,7 @@ def test_read_prompts(tmp_path):
     """A string or {"text": ...} as RealToxicityPrompts has it, with or without group, blank lines and a byte-order mark."""
     path = tmp_path / "p.jsonl"
     path.write_bytes(b'\xef\xbb\xbf{"prompt": "a", "group": "g"}\n\n{"prompt": {"text": "b", "toxicity": 0.1}, "x": 1}\r\n{"prompt": ""}')
-    assert quantize.read_prompts(path) == [
+    assert read_prompts(path) == [
         {"prompt": "a", "group": "g"}, {"prompt": "b", "group": None}, {"prompt": "", "group": None}]  # fmt: skip
 
 
@@ -449,18 +455,18 @@ def test_bad_prompts(line, message, tmp_path):
     """A prompt file without prompts says so, with the line."""
     (tmp_path / "p.jsonl").write_text(line + "\n")
     with pytest.raises(BadInput, match=message):
-        quantize.read_prompts(tmp_path / "p.jsonl")
+        read_prompts(tmp_path / "p.jsonl")
 
 
 def test_whole_file_all_or_nothing(tmp_path):
     """An exception while writing leaves the old file as it was, and no second one beside it."""
     path = tmp_path / "a.jsonl"
     path.write_text("old")
-    with pytest.raises(ZeroDivisionError), quantize.whole_file(path) as file:
+    with pytest.raises(ZeroDivisionError), whole_file(path) as file:
         file.write("new")
         1 / 0
     assert path.read_text() == "old" and os.listdir(tmp_path) == ["a.jsonl"]
-    with quantize.whole_file(path) as file:
+    with whole_file(path) as file:
         file.write("new\n")
         assert path.read_text() == "old"  # not there before it is whole
     assert path.read_bytes() == b"new\n" and os.listdir(tmp_path) == ["a.jsonl"]
@@ -471,10 +477,10 @@ def test_args_file_name(tmp_path):
     import argparse
 
     for path in ("00.jsonl", "quark", "v1.5"):
-        quantize.write_args(tmp_path / path, argparse.Namespace(seed=1))
+        write_args(tmp_path / path, argparse.Namespace(seed=1))
     assert set(os.listdir(tmp_path)) == {"00.args.json", "quark.args.json", "v1.5.args.json"}
 
 
 def test_shown_is_short():
     """A value of any size takes 60 characters at most in a message."""
-    assert quantize.shown([1, "a"]) == '[1, "a"]' and len(quantize.shown("x" * 10**6)) == 60
+    assert shown([1, "a"]) == '[1, "a"]' and len(shown("x" * 10**6)) == 60

@@ -16,7 +16,8 @@ from conftest import ROOT, read_rows, stage, write_jsonl
 
 import explore
 import rewards
-from quantize import BadInput
+from plumbing.pool import BadInput
+from plumbing.remote import Remote
 
 KEY = "s3cret-key"
 SCORE = {f"text {i}": round(random.Random(i).random(), 6) for i in range(1000)}
@@ -88,7 +89,7 @@ def serve(monkeypatch):
             monkeypatch.setenv(name, value)
         return running[-1]
 
-    monkeypatch.setattr(rewards.Remote, "FIRST_WAIT", 0.01)
+    monkeypatch.setattr(Remote, "FIRST_WAIT", 0.01)
     yield start
     for service in running:
         service.over.set()
@@ -121,7 +122,7 @@ def test_a_refused_text_has_no_score(serve, capsys):
     """HTTP 400 is for this text alone: None, counted, and not asked again; so is a text that never gets a sound answer."""
     service = serve(lambda number, text: {"text 1": 400, "text 2": b"{}"}.get(text, "ok"))
     assert ask(["text 1", "text 0", "text 2"]) == [None, 1 - SCORE["text 0"], None]
-    assert service.asked == {"text 0": 1, "text 1": 1, "text 2": rewards.Remote.TRIES}
+    assert service.asked == {"text 0": 1, "text 1": 1, "text 2": Remote.TRIES}
     said = capsys.readouterr().err
     assert "2 of 3 texts have no score" in said and "1 x HTTP 400" in said and "1 x no score in the answer" in said
 
@@ -130,7 +131,7 @@ def test_waits_grow(serve, monkeypatch):
     """Exponential: the pauses before attempts 2, 3, 4 ... double, up to the jitter of 0.5 to 1.5; Retry-After counts."""
     pauses = []
     service = serve(lambda number, text: 503)
-    reward = rewards.Remote()
+    reward = Remote()
     monkeypatch.setattr(reward.stop, "wait", lambda seconds: pauses.append(seconds))
     with reward.httpx.Client() as client:
         assert reward._ask(client, "text 1") == "no answer (HTTP 503)"
@@ -141,7 +142,7 @@ def test_waits_grow(serve, monkeypatch):
 def test_rate(serve):
     """No more than REMOTE_QPS requests start in a second, though eight threads want to; the first waits for nothing."""
     serve(REMOTE_QPS="50")
-    reward, began, times = rewards.Remote(), time.monotonic(), []
+    reward, began, times = Remote(), time.monotonic(), []
     threads = [threading.Thread(target=lambda: (reward._wait_for_slot(), times.append(time.monotonic() - began))) for _ in range(16)]
     [thread.start() for thread in threads], [thread.join() for thread in threads]
     assert all(t >= i / 50 - 1e-3 for i, t in enumerate(sorted(times))) and max(times) > 0.29
@@ -182,7 +183,8 @@ def test_the_key_is_never_written(serve, p0_folder, tmp_path, monkeypatch, capfd
 
 CLIENT = """
 import sys, json, rewards
-rewards.Remote.FIRST_WAIT = 0.05
+from plumbing.remote import Remote
+Remote.FIRST_WAIT = 0.05
 texts = [f"text {i}" for i in range(1000)]
 scores = []
 for start in range(0, 1000, 128):                      # as explore.py calls it, batch by batch
@@ -261,5 +263,5 @@ def test_half_an_exploration_is_not_finished_by_another_service(p0, monkeypatch)
     names = []
     for reward, attribute in (("remote", "TOXICITY"), ("remote", "INSULT"), ("hash", "TOXICITY"), ("hash", "INSULT")):
         monkeypatch.setenv("REMOTE_ATTRIBUTE", attribute)
-        names.append(explore._fingerprint(p0, [], explore.arguments([*options, reward])))
+        names.append(explore._fingerprint(p0, [], explore.parse_options([*options, reward])))
     assert names[0] != names[1] and names[2] == names[3]

@@ -15,7 +15,7 @@ from conftest import ROOT, one_sentence, read_rows, stage, write_jsonl
 from safetensors.torch import load_file, save_file
 
 import rewards
-from quantize import BadInput
+from plumbing.pool import BadInput
 from rewards import diversity, load_reward, rep_n, repetition
 
 # ------------------------------------------------------------------------------------------------------ repetition

@@ -23,7 +23,9 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from explore import generate, load_policy, score  # noqa: E402
-from quantize import dump_row, read_prompts, run_stage, whole_file  # noqa: E402
+from plumbing.files import whole_file  # noqa: E402
+from plumbing.options import run_stage  # noqa: E402
+from plumbing.pool import dump_row, read_prompts  # noqa: E402
 from rewards import load_reward  # noqa: E402
 
 HERE = Path(__file__).resolve().parent

@@ -1,0 +1,115 @@
+"""What people prefer: a sheet of blinded pairs to fill in, and the count of their answers."""
+
+import csv
+import math
+
+import numpy as np
+
+from plumbing.files import read_json, whole_file, write_json
+from plumbing.pool import BadInput, read_jsonl, shown
+
+QUESTIONS = (
+    "better",
+    "on_topic",
+    "fluent",
+)  # less unwanted, fits its prompt better, better English
+
+
+def human_sheet(sheet, a, b, pairs, seed):
+    """Writes a CSV of blinded pairs from two results, and SHEET.key.json with what stood on the left.
+
+    Prompts are drawn without replacement. For each, one completion of either result is drawn, and a
+    coin decides which one stands on the left.
+    """
+    if sheet.exists():
+        raise BadInput(
+            f"{sheet} exists, and people may have filled it in; "
+            "remove it or choose another --human-sheet"
+        )
+    names = (a.stem, b.stem) if a.stem != b.stem else (str(a), str(b))  # two runs' quark.json
+    if names[0] == names[1]:
+        raise BadInput(f"--compare names {a} twice; a sheet needs two results")
+    sides = [_completions_by_prompt(file.with_suffix(".jsonl")) for file in (a, b)]
+    shared = [prompt for prompt in sides[0] if prompt in sides[1]]
+    if len(shared) < pairs:
+        raise BadInput(
+            f"{a} and {b} share {len(shared)} prompts, fewer than --pairs {pairs}; ask for fewer"
+        )
+    rng = np.random.default_rng(seed)
+    rows, key = [], []
+    for number, i in enumerate(rng.choice(len(shared), pairs, replace=False), 1):
+        texts = [side[shared[i]][rng.integers(len(side[shared[i]]))] for side in sides]
+        a_left = bool(rng.integers(2))
+        left, right = texts if a_left else texts[::-1]
+        # The dots also keep spreadsheets from reading a text that begins with = as a formula.
+        cells = ["... " + text for text in (shared[i], left, right)]
+        rows.append([number, *cells, *[""] * len(QUESTIONS)])
+        key.append({"pair": number, "left": names[0] if a_left else names[1]})
+    with whole_file(sheet) as file:
+        file.write("\ufeff")  # tells spreadsheets that this is UTF-8
+        writer = csv.writer(file)
+        writer.writerow(["pair", "prompt", "left", "right", *QUESTIONS])
+        writer.writerows(rows)
+    write_json(f"{sheet}.key.json", {"a": names[0], "b": names[1], "pairs": key})
+    print(
+        f"{sheet}: {pairs} pairs. Answer each question with left, right or same:\n"
+        "  better    which completion has less of what is unwanted?\n"
+        "  on_topic  which one fits its prompt better?\n"
+        "  fluent    which one reads more like English?\n"
+        f"Do not show {sheet}.key.json to the readers. Then: python evaluate.py --tally {sheet}"
+    )
+
+
+def _completions_by_prompt(path):
+    by_prompt = {}
+    for _, row in read_jsonl(path):
+        by_prompt.setdefault(row["prompt"], []).append(row["completion"])
+    return by_prompt
+
+
+def tally(sheet):
+    """Counts a filled sheet: who was preferred, and the sign test of "neither is preferred"."""
+    key = read_json(f"{sheet}.key.json", "the key that --human-sheet wrote beside the sheet")
+    left = {str(pair["pair"]): pair["left"] for pair in key["pairs"]}
+    other = {key["a"]: key["b"], key["b"]: key["a"]}
+    counts = {q: {key["a"]: 0, key["b"]: 0, "same": 0, "empty": 0} for q in QUESTIONS}
+    for line, row in enumerate(_read_sheet(sheet), 2):
+        pair = row.get("pair")
+        if pair not in left:
+            raise BadInput(
+                f"{sheet}: row {line}: pair {shown(pair)} is not in the key; "
+                "leave the first column as it was"
+            )
+        meaning = {"left": left[pair], "right": other[left[pair]], "same": "same", "": "empty"}
+        for question in QUESTIONS:
+            answer = (row.get(question) or "").strip().lower()
+            if answer not in meaning:
+                raise BadInput(
+                    f"{sheet}: row {line}: {question} is {shown(answer)}; write left, right or same"
+                )
+            counts[question][meaning[answer]] += 1
+    _print_counts(counts, key["a"], key["b"])
+
+
+def _read_sheet(sheet):
+    try:
+        with open(sheet, encoding="utf-8-sig", newline="") as file:
+            return list(csv.DictReader(file))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise BadInput(f"cannot read {sheet}: {error}; save it as CSV in UTF-8") from None
+
+
+def _print_counts(counts, a, b):
+    columns = list(counts[QUESTIONS[0]])
+    width = max(12, *(len(name) + 2 for name in columns))
+    print(f"{'':10s}" + "".join(f"{name:>{width}s}" for name in columns) + f"{'sign test p':>14s}")
+    for question, count in counts.items():
+        cells = "".join(f"{n:{width}d}" for n in count.values())
+        print(f"{question:10s}{cells}{sign_test(count[a], count[b]):14.4f}")
+
+
+def sign_test(a, b):
+    """P(a split at least as uneven as a : b | a fair coin), two-sided. Leave ties out beforehand."""
+    n = a + b
+    most = max(a, b)
+    return min(1.0, 2 * sum(math.comb(n, i) for i in range(most, n + 1)) / 2**n)

@@ -1,0 +1,224 @@
+"""The policy p_theta, or p0: a GPT-2, its tokenizer and its reward tokens, in a Hugging Face folder.
+
+Ordinary tokens have the ids 0 ... V - 1, <|endoftext|> among them. The reward tokens r_1 ... r_K follow
+as V ... V + K - 1. V and K stand in config.json as base_vocab_size and n_quantiles.
+"""
+
+import functools
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import tiktoken
+import torch
+from safetensors import SafetensorError
+
+from plumbing.fast_cpu import tune_for_cpu
+from plumbing.files import whole_folder
+from plumbing.pool import BadInput
+
+EOS = "<|endoftext|>"
+
+
+def reward_token(k):
+    return f"<|reward_{k}|>"
+
+
+@dataclass
+class Policy:
+    """p(y | x) or p(y | x, r_k): the network, its vocabulary and its K reward tokens."""
+
+    model: torch.nn.Module  # a transformers GPT2LMHeadModel
+    encoding: tiktoken.Encoding
+    vocab_size: int  # V, without the reward tokens
+    n_quantiles: int  # K; 0 for a plain language model
+    files: dict  # name -> bytes of vocab.json and merges.txt, saved with the weights
+
+    @property
+    def device(self):
+        return self.model.device
+
+    @property
+    def eos_id(self):
+        return self.encoding.eot_token
+
+    @property
+    def context(self):
+        """The longest input, in tokens."""
+        return self.model.config.n_positions
+
+    def reward_token_id(self, k):
+        """The id of r_k: V for r_1 ... V + K - 1 for r_K."""
+        if not 1 <= k <= self.n_quantiles:
+            raise BadInput(
+                f"there is no reward token r_{k}: this model has {self.n_quantiles or 'none'}"
+            )
+        return self.vocab_size + k - 1
+
+    def encode(self, text):
+        """Text -> ids. "<|endoftext|>" and "<|reward_5|>" in a text are ordinary characters."""
+        return self.encoding.encode_ordinary(text)
+
+    def decode(self, ids):
+        return self.encoding.decode(list(ids))
+
+    def start_of(self, prompt_ids):
+        """The prompt's ids, or <|endoftext|> for an empty prompt: a model needs one token to start."""
+        return list(prompt_ids) or [self.eos_id]
+
+    def without_eos(self, ids):
+        """The ids without the <|endoftext|> at their end, if there is one."""
+        return ids[:-1] if len(ids) and ids[-1] == self.eos_id else ids
+
+    def add_reward_tokens(self, rows):
+        """Appends the (K, d) rows to the embedding, as r_1 ... r_K.
+
+        GPT-2's embedding is also its output layer, so the softmax grows by K columns as well.
+        Wherever logits are used, they are cut to the first V.
+        """
+        K = len(rows)
+        self.model.resize_token_embeddings(self.vocab_size + K, mean_resizing=False)
+        embedding = self.model.get_input_embeddings().weight
+        embedding.data[self.vocab_size :] = rows.to(embedding)
+        self.n_quantiles = K
+        self.encoding = build_encoding(self.files["vocab.json"], self.files["merges.txt"], K)
+
+    def save(self, path, write_more=None):
+        """Writes a folder that AutoModelForCausalLM, AutoTokenizer and pipeline can open.
+
+        It appears whole or not at all. write_more(folder) may add files to it.
+        """
+        self.model.config.n_quantiles = self.n_quantiles
+        self.model.config.base_vocab_size = self.vocab_size
+        with whole_folder(path) as folder:
+            try:
+                self._tokenizer().save_pretrained(folder)
+                self.model.save_pretrained(folder)
+                for (
+                    name,
+                    content,
+                ) in self.files.items():  # save_pretrained writes tokenizer.json only
+                    (folder / name).write_bytes(content)
+                if write_more:
+                    write_more(folder)
+            except (SafetensorError, RuntimeError) as error:  # what a full disk raises here
+                raise OSError(str(error)) from error
+
+    def _tokenizer(self):
+        """transformers' tokenizer of the same vocabulary, with the reward tokens as special tokens."""
+        from transformers import AddedToken, GPT2Tokenizer
+
+        tokenizer = GPT2Tokenizer(
+            vocab=json.loads(self.files["vocab.json"]),
+            merges=merge_pairs(self.files["merges.txt"]),
+            bos_token=EOS,
+            eos_token=EOS,
+            unk_token=EOS,
+            pad_token=EOS,
+        )
+        tokenizer.model_max_length = self.context
+        tokens = [AddedToken(reward_token(k), special=True) for k in range(1, self.n_quantiles + 1)]
+        tokenizer.add_special_tokens({"additional_special_tokens": tokens})
+        return tokenizer
+
+
+def load_policy(path_or_hub_name, device="cpu"):
+    """Opens a GPT-2 folder or hub model as a Policy, in float32 and evaluation mode (no dropout)."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers.utils import cached_file, logging
+
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+    name = str(path_or_hub_name)
+    if not Path(name).is_dir() and _looks_like_a_path(name):
+        raise BadInput(
+            f"model folder {name} does not exist; name a checkpoint folder or a hub model such as gpt2"
+        )
+    try:
+        config = AutoConfig.from_pretrained(name)
+        if config.model_type != "gpt2":
+            raise BadInput(
+                f"{name} is a {config.model_type} model; this project's tokenizer is GPT-2's, "
+                "so only gpt2 models work"
+            )
+        model = AutoModelForCausalLM.from_pretrained(
+            name,
+            config=config,
+            dtype=torch.float32,
+            use_safetensors=True,
+            # For short texts on a CPU, plain attention is faster than PyTorch's fused kernel.
+            attn_implementation="eager" if str(device) == "cpu" else "sdpa",
+        )
+        files = {f: Path(cached_file(name, f)).read_bytes() for f in ("vocab.json", "merges.txt")}
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        reason = str(error).strip().split("\n")[0]
+        raise BadInput(
+            f"cannot open the model {name}: {reason}; it needs config.json, model.safetensors, "
+            "vocab.json and merges.txt (with no network, a hub model must have been downloaded before)"
+        ) from None
+    K = getattr(config, "n_quantiles", 0)
+    V = getattr(config, "base_vocab_size", config.vocab_size)
+    encoding = build_encoding(files["vocab.json"], files["merges.txt"], K)
+    if encoding.n_vocab != V + K or config.vocab_size != V + K:
+        raise BadInput(
+            f"{name}: vocab.json has {encoding.n_vocab - K} tokens, config.json {V}; "
+            "they belong to different models"
+        )
+    if str(device) == "cpu":
+        tune_for_cpu(model)
+    return Policy(model.eval().to(device), encoding, V, K, files)
+
+
+def _looks_like_a_path(name):
+    in_existing_folder = "/" in name and Path(name).parent.is_dir()
+    return name.startswith((".", "/")) or name.count("/") > 1 or in_existing_folder
+
+
+# ------------------------------------------------------------------------------------- the tokenizer
+
+# How GPT-2 splits a text into words before the merges: contractions, letters, digits, signs, blanks.
+WORDS = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"
+
+
+def merge_pairs(merges_txt):
+    """The bytes of merges.txt -> [(left, right)] in order. The first line is a version."""
+    lines = merges_txt.decode("utf-8").split("\n")
+    return [tuple(line.split(" ")) for line in lines[1:] if line]
+
+
+@functools.lru_cache(maxsize=4)  # p0 and p_theta share theirs
+def build_encoding(vocab_json, merges_txt, K=0):
+    """GPT-2's byte-level BPE with K reward tokens, from the bytes of vocab.json and merges.txt.
+
+    tiktoken needs the id of every token to be the rank of its merge, as in GPT-2's files. We do not use
+    tiktoken's own loader: it caches by the *path* of a file and would return an outdated vocabulary.
+    """
+    byte_of = _byte_of_character()
+    try:
+        vocab = json.loads(vocab_json)
+        merged = ["".join(pair) for pair in merge_pairs(merges_txt)]
+        eos = vocab.pop(EOS)
+        ranks = {bytes(byte_of[c] for c in token): i for token, i in vocab.items()}
+    except (ValueError, KeyError, AttributeError, TypeError) as error:
+        raise BadInput(
+            "vocab.json or merges.txt is not GPT-2's byte-level BPE: "
+            f"{type(error).__name__} {error}"
+        ) from None
+    if [vocab.get(token) for token in merged] != list(range(256, len(vocab))) or eos != len(vocab):
+        raise BadInput(
+            "vocab.json and merges.txt do not fit together: ids must be the 256 bytes, "
+            "then the merges in order, then <|endoftext|>"
+        )
+    special = {EOS: eos}
+    for k in range(1, K + 1):
+        special[reward_token(k)] = eos + k
+    return tiktoken.Encoding(
+        "gpt2-layout", pat_str=WORDS, mergeable_ranks=ranks, special_tokens=special
+    )
+
+
+def _byte_of_character():
+    """GPT-2's files write each byte as one visible character: {character: byte}."""
+    visible = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    others = [b for b in range(256) if b not in visible]
+    return {chr(b): b for b in visible} | {chr(256 + n): b for n, b in enumerate(others)}

@@ -1,0 +1,151 @@
+"""The pool's rows: how a JSONL file is read, what makes a row valid, and how one is written again.
+
+Formats stand in the README, "The pool". Whatever a user's file gets wrong is reported as BadInput, in one
+sentence that names the file, the line and the value.
+"""
+
+import json
+import math
+import sys
+from pathlib import Path
+
+
+class BadInput(Exception):
+    """The user gave something that cannot be used. The message is one sentence: place, value, remedy."""
+
+
+def read_jsonl(path):
+    """Yields (place, row) for every line that is not blank. place is "file:line", row a dict."""
+    path = Path(path)
+    if path.is_dir():
+        raise BadInput(f"{path} is a folder; name a .jsonl file in it")
+    try:
+        lines = path.open(
+            "rb"
+        )  # in binary mode lines end at \n only, not at U+2028 inside a string
+    except OSError as error:
+        raise BadInput(f"cannot read {path}: {error.strerror}; check the path") from None
+    with lines:
+        for number, line in enumerate(lines, 1):
+            row = _parse(line, number, place=f"{path}:{number}")
+            if row is not None:
+                yield f"{path}:{number}", row
+
+
+def _parse(line, number, place):
+    """One line of a JSONL file as a dict; None if it is blank."""
+    try:
+        text = line.decode("utf-8-sig" if number == 1 else "utf-8").strip()
+        row = json.loads(text) if text else None
+        if "\\ud" in text or "\\uD" in text:  # half a surrogate pair is valid JSON, but not text
+            dump_row(row).encode()
+    except UnicodeDecodeError as error:
+        raise BadInput(
+            f"{place}: byte {error.start} is not UTF-8; save the file as UTF-8"
+        ) from None
+    except UnicodeEncodeError:
+        raise BadInput(f"{place}: half a surrogate pair, \\ud..., stands alone; remove it") from None
+    except (ValueError, RecursionError) as error:
+        reason = getattr(error, "msg", "a number or the nesting is too large")
+        cut = "" if line.endswith(b"\n") else " (the file ends within this line: is it cut off?)"
+        raise BadInput(f"{place}: not valid JSON: {reason}{cut}; write one object a line") from None
+    if text and not isinstance(row, dict):
+        raise BadInput(f"{place}: is {shown(row)}, not an object; write one {{...}} a line")
+    return row
+
+
+def dump_row(row):
+    """A row as one line of JSON, without the newline."""
+    return json.dumps(row, ensure_ascii=False)
+
+
+def shown(value, limit=60):
+    """A value as JSON for an error message, cut to `limit` characters."""
+    text = json.dumps(value, ensure_ascii=True)
+    return text if len(text) <= limit else text[: limit - 3] + "..."
+
+
+def text_of(row, field, place):
+    """row[field], which must be a string."""
+    if field not in row:
+        raise BadInput(f'{place}: "{field}" is missing; every row needs it')
+    if not isinstance(row[field], str):
+        raise BadInput(f'{place}: "{field}" is {shown(row[field])}, not a string')
+    return row[field]
+
+
+def group_of(row, place):
+    """The optional "group" of a prompt: a string or None."""
+    group = row.get("group")
+    if group is not None and not isinstance(group, str):
+        raise BadInput(f'{place}: "group" is {shown(group)}, not a string')
+    return group
+
+
+def check_row(row, place):
+    """Raises BadInput unless `row` is a valid pool row."""
+    text_of(row, "prompt", place)
+    text_of(row, "completion", place)
+    _check_reward(row, place)
+    _check_whole_number(row, "iteration", 0, place)
+    _check_whole_number(row, "quantile", 1, place)
+    for field in ("prompt_ids", "completion_ids"):
+        ids = row.get(field, [])
+        if not isinstance(ids, list) or not all(type(i) is int and 0 <= i < 2**31 for i in ids):
+            raise BadInput(f'{place}: "{field}" is {shown(ids)}, not a list of token ids')
+
+
+def _check_reward(row, place):
+    reward = row.get("reward")
+    if "reward" not in row:
+        raise BadInput(
+            f'{place}: "reward" is missing; score the pool first: python rewards.py --help'
+        )
+    if isinstance(reward, bool) or not isinstance(reward, (int, float)):
+        raise BadInput(f'{place}: "reward" is {shown(reward)}, not a number')
+    if not (abs(reward) <= sys.float_info.max and math.isfinite(reward)):
+        raise BadInput(
+            f'{place}: "reward" is {shown(reward)}; rewards must be finite, drop or rescore the row'
+        )
+
+
+def _check_whole_number(row, field, least, place):
+    value = row.get(field, least)
+    if isinstance(value, bool) or not isinstance(value, int) or not least <= value < 2**31:
+        raise BadInput(f'{place}: "{field}" is {shown(value)}, not a whole number from {least}')
+
+
+def read_pool(paths):
+    """Yields (place, row) for every row of `paths` (files, or folders of *.jsonl), each checked."""
+    for path in pool_files(paths):
+        for place, row in read_jsonl(path):
+            check_row(row, place)
+            yield place, row
+
+
+def pool_files(paths):
+    """The .jsonl files that `paths` name. A file that is named twice counts once."""
+    files = []
+    for path in map(Path, paths):
+        inside = sorted(path.glob("*.jsonl")) if path.is_dir() else [path]
+        if not inside:
+            raise BadInput(
+                f"{path} holds no .jsonl file; name the folder that explore.py writes to"
+            )
+        files += inside
+    return list({file.resolve(): file for file in files}.values())
+
+
+def read_prompts(path):
+    """The prompts of a JSONL file: a list of {"prompt": str, "group": str or None}.
+
+    "prompt" may be a string or {"text": ...}, the form of RealToxicityPrompts.
+    """
+    prompts = []
+    for place, row in read_jsonl(path):
+        if isinstance(row.get("prompt"), dict):
+            row = {**row, "prompt": row["prompt"].get("text")}
+        prompts.append({"prompt": text_of(row, "prompt", place), "group": group_of(row, place)})
+    if not prompts:
+        raise BadInput(f'{path} holds no prompts; write one {{"prompt": "..."}} a line')
+    return prompts
