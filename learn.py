@@ -84,13 +84,37 @@ def masked_mean(term, mask):
 
 
 def batch_loss(
-    policy, reference, batch, beta, kl="forward", entropy_coef=0.0, bf16=False, open_form=False
+    policy, reference, batch, beta, kl="forward", entropy_coef=0.0, bf16=False, closed_form=False
 ):
     """Eq. 2 on `batch`, a list of (k, prompt_ids, completion_ids). k = None in all: no reward token.
 
     Returns a (4,) tensor, the sums over completion tokens of loss, lm, kl and entropy, and the number of
     completion tokens. bf16: both transformers multiply in bfloat16, the objective stays in float32.
-    open_form: compute quark_loss by autograd instead of ClosedForm.
+    closed_form: the same numbers with the gradient written out (plumbing/closed_form.py).
+    """
+    hidden, ref_hidden, targets = completion_states(policy, reference, batch, bf16)
+    if closed_form:
+        weight = policy.model.lm_head.weight[: policy.vocab_size]
+        p0_logits = reference.model.lm_head
+        sums = ClosedForm.apply(
+            hidden, weight, ref_hidden, p0_logits, targets, beta, kl, entropy_coef, bf16
+        )
+        return sums, len(targets)
+    policy_logits = policy.model.lm_head(hidden)  # (M, V + K), all completions one after the other
+    with torch.no_grad():
+        reference_logits = reference.model.lm_head(ref_hidden)[:, : policy.vocab_size]
+    mask = torch.ones_like(targets)
+    loss, parts = quark_loss(
+        policy_logits[None], reference_logits[None], targets[None], mask[None], beta, kl, entropy_coef
+    )
+    means = torch.stack([loss, parts["lm"], parts["kl"], parts["entropy"]])
+    return means * len(targets), len(targets)
+
+
+def completion_states(policy, reference, batch, bf16=False):
+    """The last hidden states at the positions that predict the M tokens of y in the batch.
+
+    Returns (M, d) of the policy, which reads r_k; (M, d) of p0, which does not; and the (M,) tokens.
     """
     policy_in, reference_in, rows, columns, targets = [], [], [], [], []
     for row, (k, prompt_ids, completion_ids) in enumerate(batch):
@@ -100,52 +124,14 @@ def batch_loss(
         policy_in.append([*r_k, *x, *y[:-1]])  # r_k is prepended to the prompt ...
         reference_in.append([*x, *y[:-1]])  # ... and p0 never sees it
         rows += [row] * len(y)
-        columns += range(len(x) - 1, len(x) - 1 + len(y))  # in p0's input: the position before y_t
+        columns += range(len(x) - 1, len(x) - 1 + len(y))  # in p0's input, the position before y_t
         targets += y
-    rows, columns, targets = (
-        torch.tensor(t, device=policy.device) for t in (rows, columns, targets)
-    )
+    rows, columns, targets = (torch.tensor(t, device=policy.device) for t in (rows, columns, targets))
     shift = len(r_k)  # in the policy's input everything stands one column further right
-    hidden = last_hidden(policy, policy_in, bf16)[rows, columns + shift]  # (M, d): M tokens of y
+    hidden = policy.hidden_states(policy_in, bf16)[rows, columns + shift]
     with torch.no_grad():
-        ref_hidden = last_hidden(reference, reference_in, bf16)[rows, columns]
-    weight = policy.model.lm_head.weight[: policy.vocab_size]
-    if not open_form:
-        sums = ClosedForm.apply(
-            hidden,
-            weight,
-            ref_hidden,
-            reference.model.lm_head,
-            targets,
-            beta,
-            kl,
-            entropy_coef,
-            bf16,
-        )
-        return sums, len(targets)
-    with torch.no_grad():
-        reference_logits = reference.model.lm_head(ref_hidden)[None, :, : len(weight)]
-    policy_logits = (hidden @ weight.T)[None]  # (1, M, V): all completions, one after the other
-    mask = torch.ones_like(targets)[None]
-    loss, parts = quark_loss(
-        policy_logits, reference_logits, targets[None], mask, beta, kl, entropy_coef
-    )
-    means = torch.stack([loss, parts["lm"], parts["kl"], parts["entropy"]])
-    return means * len(targets), len(targets)
-
-
-def last_hidden(policy, sequences, bf16=False):
-    """Lists of ids -> the network's last hidden states (B, T, d).
-
-    Padded on the right, where causal attention needs no mask.
-    """
-    longest = max(map(len, sequences))
-    padded = [ids + [policy.eos_id] * (longest - len(ids)) for ids in sequences]
-    with torch.autocast(policy.device.type, dtype=torch.bfloat16, enabled=bf16):
-        output = policy.model.transformer(
-            torch.tensor(padded, device=policy.device), use_cache=False
-        )
-    return output.last_hidden_state.to(policy.model.dtype)
+        ref_hidden = reference.hidden_states(reference_in, bf16)[rows, columns]
+    return hidden, ref_hidden, targets
 
 
 # ---------------------------------------------------------------------- reward tokens, data, schedule
@@ -216,7 +202,7 @@ def learn(policy, reference, parts, args, optimiser, first_step):
                 args.kl,
                 args.entropy_coef,
                 args.bf16,
-                args.open_form,
+                args.closed_form,
             )
             (sums[0] / n_tokens).backward()  # a mean over the whole batch's completion tokens
             totals += sums.detach()
@@ -349,6 +335,9 @@ def main(argv=None):
     args.total_steps = args.total_steps or first_step + args.steps
     _check_schedule(args, first_step, rank)
 
+    if rank == 0:
+        form = "closed form (plumbing/closed_form.py)" if args.closed_form else "quark_loss"
+        print(f"objective: Eq. 2 by {form}", flush=True)
     metrics = []
     steps = learn(policy, reference, parts, args, optimiser, first_step)
     bar = tqdm(steps, total=args.steps, desc="learning", unit="step", disable=rank > 0)
@@ -447,7 +436,11 @@ def parse_options(argv=None):
     add("--kl", choices=["forward", "reverse"], default="forward", help=text)
     text = "weight of the entropy bonus: 0.06 in the authors' code (default 0)"
     add("--entropy-coef", type=float, default=0.0, help=text)
-    add("--open-form", action="store_true", help="compute it by quark_loss")
+    text = (
+        "compute the gradient from its formula instead of by autograd through\n"
+        "quark_loss: the same numbers, less memory with a large vocabulary"
+    )
+    add("--closed-form", action="store_true", help=text)
     text = "put nothing in front of the prompts: plain fine-tuning (not Quark)"
     add("--no-reward-token", action="store_true", help=text)
     group = parser.add_argument_group("training")

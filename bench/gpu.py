@@ -78,7 +78,7 @@ def learning(shape, examples, operations):
     policy, p0, rng = random_policy(shape, K), random_policy(shape), np.random.default_rng(0)
     parts = [[(k, rng.integers(V - 1, size=PROMPT), rng.integers(V - 1, size=NEW)) for _ in range(examples)] for k in range(1, K + 1)]
     args = SimpleNamespace(steps=10**9, total_steps=10**9, batch_size=examples, grad_accum=1, beta=0.05, kl="forward", entropy_coef=0.0, clip=0,
-                           lr=1e-5, warmup=0, reward_token_lr=1.0, seed=0, bf16=True, open_form=False)  # fmt: skip
+                           lr=1e-5, warmup=0, reward_token_lr=1.0, seed=0, bf16=True, closed_form=False)  # fmt: skip
     steps = learn(policy, p0, parts, args, torch.optim.Adam(policy.model.parameters(), eps=1e-5, fused=True), 0)
     times, memory = peak_memory(lambda: alternately({"learn.py": lambda: next(steps)}, repeats=10))
     seconds = statistics.median(times["learn.py"])

@@ -48,7 +48,7 @@ def in_process(what, V):
 
         parts = [[(k, rng.integers(V - 1, size=12), rng.integers(V - 1, size=20)) for _ in range(64)] for k in range(1, 6)]
         args = SimpleNamespace(steps=5, total_steps=5, batch_size=64, grad_accum=1, beta=0.05, kl="forward", entropy_coef=0.0, clip=1.0,
-                               lr=1e-5, warmup=0, reward_token_lr=1.0, seed=0, bf16=False, open_form=False)  # fmt: skip
+                               lr=1e-5, warmup=0, reward_token_lr=1.0, seed=0, bf16=False, closed_form=False)  # fmt: skip
         list(learn(policy, reference, parts, args, torch.optim.Adam(policy.model.parameters(), eps=1e-5, fused=True), 0))
 
 

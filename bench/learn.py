@@ -36,7 +36,7 @@ def main():
             if p0.device.type == "cpu":
                 prepack(p0.model, bf16)  # as main does
             args = SimpleNamespace(steps=10**9, total_steps=10**9, batch_size=EXAMPLES, grad_accum=1, beta=BETA, kl="forward", entropy_coef=0.0,
-                                   clip=1.0, lr=1e-5, warmup=0, reward_token_lr=1.0, seed=0, bf16=bf16, open_form=False)  # fmt: skip
+                                   clip=1.0, lr=1e-5, warmup=0, reward_token_lr=1.0, seed=0, bf16=bf16, closed_form=False)  # fmt: skip
             steps = learn(policy, p0, parts, args, torch.optim.Adam(policy.model.parameters(), eps=1e-5, fused=True), 0)
             return lambda: next(steps)
 

@@ -109,7 +109,7 @@ def short_run(score, rounds=2, steps=30):
     add_reward_tokens(policy, K, seed=0, init="ordered")
     optimiser = torch.optim.Adam(policy.model.parameters(), eps=1e-5)
     args = argparse.Namespace(steps=steps, total_steps=rounds * steps, batch_size=16, grad_accum=1, beta=0.05, kl="forward", entropy_coef=0.0,
-                              bf16=False, lr=1.5e-3, warmup=8, clip=1.0, reward_token_lr=10.0, seed=0, open_form=False)  # fmt: skip
+                              bf16=False, lr=1.5e-3, warmup=8, clip=1.0, reward_token_lr=10.0, seed=0, closed_form=False)  # fmt: skip
     x, y, ids = pool_of_p0()
     for i in range(rounds):
         if i:

@@ -70,6 +70,18 @@ class Policy:
         """The ids without the <|endoftext|> at their end, if there is one."""
         return ids[:-1] if len(ids) and ids[-1] == self.eos_id else ids
 
+    def hidden_states(self, sequences, bf16=False):
+        """Lists of ids -> the last hidden states (B, T, d), in the dtype of the weights.
+
+        Padded on the right, where causal attention needs no mask.
+        """
+        longest = max(map(len, sequences))
+        padded = [[*ids, *[self.eos_id] * (longest - len(ids))] for ids in sequences]
+        tokens = torch.tensor(padded, device=self.device)
+        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=bf16):
+            hidden = self.model.base_model(tokens, use_cache=False).last_hidden_state
+        return hidden.to(self.model.dtype)
+
     def add_reward_tokens(self, rows):
         """Appends the (K, d) rows to the embedding, as r_1 ... r_K.
 

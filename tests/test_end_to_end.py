@@ -83,7 +83,7 @@ def test_other_settings_want_another_folder(tmp_path):
 
     assert run()[0] == run()[0] == run(SAMPLE_BATCH="16", GRAD_ACCUM="2", BF16="")[0] == 0
     for settings, message in [({"K": "7"}, "K=5, and now it is K=7"), ({"QUANTIZE": ""}, "QUANTIZE=--per-prompt --keep-top 0.8, and now it is QUANTIZE=;"),
-                              ({"ITERATIONS": "8"}, "ITERATIONS=6, and now it is ITERATIONS=8"), ({"LEARN": "--open-form"}, "LEARN=, and now")]:  # fmt: skip
+                              ({"ITERATIONS": "8"}, "ITERATIONS=6, and now it is ITERATIONS=8"), ({"LEARN": "--closed-form"}, "LEARN=, and now")]:  # fmt: skip
         status, said = run(**settings)
         assert status == 1 and "\n" not in said and f"{tmp_path}/run was made with {message}" in said, said
     (tmp_path / "my.py").write_text("def f(): return\n")

@@ -4,11 +4,13 @@ import json
 import math
 import os
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 import torch
-from conftest import CONTEXT, WIDTH, K, V, learn_merges, one_sentence, read_rows, stage, write_jsonl
+from conftest import CONTEXT, ROOT, WIDTH, K, V, learn_merges, one_sentence, read_rows, stage, write_jsonl
 
 import learn
 import plumbing.closed_form
@@ -242,15 +244,15 @@ def test_batch_loss_is_the_slow_sum(other, p0, kl):
     assert sums.tolist() == pytest.approx([lm + 0.3 * divergence - 0.06 * entropy, lm, divergence, entropy], rel=1e-4)
 
 
-def test_batch_gradients_are_those_of_the_open_form(other, p0):
-    """Every parameter of the policy gets the gradient that autograd gives through quark_loss; p0 gets none."""
+def test_batch_gradients_are_those_of_whole_sequences(other, p0):
+    """Every parameter of the policy gets the gradient that autograd gives through quark_loss on each whole sequence, by default and
+    with closed_form; p0 gets none."""
     other.model.double(), p0.model.double()
-    batch_loss(other, p0, BATCH, 0.3, "forward", 0.06)[0][0].backward()
-    closed = [p.grad.clone() for p in other.model.parameters()]
-    other.model.zero_grad()
-    batch_loss(other, p0, BATCH, 0.3, "forward", 0.06, open_form=True)[0][0].backward()
-    opened = [p.grad.clone() for p in other.model.parameters()]
-    other.model.zero_grad()
+    gradients = []
+    for closed_form in (False, True):
+        batch_loss(other, p0, BATCH, 0.3, "forward", 0.06, closed_form=closed_form)[0][0].backward()
+        gradients.append([p.grad.clone() for p in other.model.parameters()])
+        other.model.zero_grad()
     for k, x, y in BATCH:
         x = x or [V - 1]
         logits = other.model(torch.tensor([[V + k - 1] + x + y])).logits[:, len(x) : len(x) + len(y)]
@@ -258,8 +260,8 @@ def test_batch_gradients_are_those_of_the_open_form(other, p0):
             ref_logits = p0.model(torch.tensor([x + y])).logits[:, len(x) - 1 : len(x) - 1 + len(y)]
         loss, _ = quark_loss(logits, ref_logits, torch.tensor([y]), torch.ones(1, len(y)), 0.3, "forward", 0.06)
         (loss * len(y)).backward()
-    assert len(closed) > 20
-    for a, b, c in zip(closed, opened, (p.grad for p in other.model.parameters()), strict=True):
+    assert len(gradients[0]) > 20
+    for a, b, c in zip(*gradients, (p.grad for p in other.model.parameters()), strict=True):
         assert torch.allclose(a, c, rtol=1e-8, atol=1e-10) and torch.allclose(b, c, rtol=1e-8, atol=1e-10)
     assert all(p.grad is None for p in p0.model.parameters())
 
@@ -442,15 +444,33 @@ def test_the_first_step_is_that_of_eq_2(pool, p0_folder, p0, tmp_path):
     assert metrics[0]["grad_norm"] == pytest.approx(norm, rel=1e-4)
 
 
-def test_the_open_form_is_what_one_edits(pool, p0_folder, tmp_path, monkeypatch):
-    """--open-form trains as without it, but through quark_loss: an edit there is an edit of the training."""
-    options = ["--steps", 3, "--beta", 0.3, "--kl", "reverse", "--entropy-coef", 0.06]
-    closed, opened = (run(pool, p0_folder, p0_folder, tmp_path / name, *options, *more) for name, more in (("c", []), ("o", ["--open-form"])))
-    for a, b in zip(closed, opened, strict=True):
+def test_what_is_read_is_what_trains(pool, p0_folder, tmp_path, capsys):
+    """An edit of quark_loss is an edit of the training, without any flag: learn.py with the term of beta tripled in its source trains as
+    the original with three times the beta. The stage says which of the two forms it runs."""
+    source = (ROOT / "learn.py").read_text()
+    line = "loss = lm + beta * divergence"
+    assert source.count(line) == 1
+    edited = tmp_path / "learn.py"
+    edited.write_text(source.replace(line, "loss = lm + 3 * beta * divergence"))
+    options = ["--steps", "4", "--lr", "1e-2", "--warmup", "1", "--batch-size", "5", "--device", "cpu"]
+    metrics = {}
+    for name, script, beta in (("original", ROOT / "learn.py", 0.4), ("edited", edited, 0.4), ("tripled", ROOT / "learn.py", 1.2)):
+        out = tmp_path / name
+        command = [sys.executable, script, "--pool", pool, "--model", p0_folder, "--reference", p0_folder, "--out", out, "--beta", beta, *options]
+        done = subprocess.run([*map(str, command)], env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=True)
+        assert "objective: Eq. 2 by quark_loss\n" in done.stdout
+        metrics[name] = [{k: v for k, v in row.items() if k != "tokens_per_s"} for row in read_rows(out / "metrics.jsonl")]
+    assert metrics["edited"] == metrics["tripled"] != metrics["original"]
+
+
+def test_the_closed_form_trains_alike(pool, p0_folder, tmp_path, capsys):
+    """--closed-form: the same metrics step by step, to rounding; and the stage says so."""
+    opened = run(pool, p0_folder, p0_folder, tmp_path / "o", "--steps", 4)
+    assert "by quark_loss" in capsys.readouterr().out
+    closed = run(pool, p0_folder, p0_folder, tmp_path / "c", "--steps", 4, "--closed-form")
+    assert "by closed form" in capsys.readouterr().out
+    for a, b in zip(opened, closed, strict=True):
         assert a == pytest.approx(b, rel=1e-3)
-    monkeypatch.setattr(learn, "quark_loss", lambda *given: (lambda loss, parts: (3 * loss, parts))(*quark_loss(*given)))
-    edited = run(pool, p0_folder, p0_folder, tmp_path / "e", *options, "--open-form")
-    assert edited[0]["loss"] == pytest.approx(3 * opened[0]["loss"]) and edited[0]["grad_norm"] == pytest.approx(3 * opened[0]["grad_norm"])
 
 
 def test_no_reward_token(pool, p0_folder, p0, tmp_path):

@@ -95,7 +95,7 @@ from explore import load_policy
 from plumbing.processes import finish, processes
 from learn import add_reward_tokens, learn
 settings = dict(steps=20, total_steps=20, batch_size=7, grad_accum=2, beta=0.3, kl="forward", entropy_coef=0.01, clip=1.0, lr=3e-3,
-                warmup=2, reward_token_lr=2.0, seed=0, bf16=False, open_form=False)
+                warmup=2, reward_token_lr=2.0, seed=0, bf16=False, closed_form=False)
 rng, out = np.random.default_rng(0), {}
 parts = [[(k, rng.integers(0, 200, rng.integers(1, 9)), rng.integers(0, 200, rng.integers(1, 9))) for _ in range(5)] for k in (1, 2, 3)]
 for dtype in (torch.float32, torch.float64):
