@@ -24,7 +24,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from explore import Decoder, deduplicate, generate, score
+from explore import generate, score
 from plumbing.fast_cpu import prepack
 from plumbing.files import check_writable, whole_file, write_json
 from plumbing.options import add_sampling_options, check_sampling_options, pick_device, run_stage
@@ -80,46 +80,41 @@ def text_sums(completions, token_ids):
 
 @torch.no_grad()
 def completion_nll(policy, rows, batch_size=64):
-    """(N, 2) array: -log p(completion | prompt) in nats, and its number of tokens. Texts are encoded anew, so that
-    completions of any origin are measured alike; an empty completion has (0, 0). No reward token is put in front."""
-    result = np.zeros((len(rows), 2))
-    encoded = [
-        (policy.start_of(policy.encode(r["prompt"])), policy.encode(r["completion"])) for r in rows
-    ]
-    for i, (x, y) in enumerate(encoded):
-        if len(y) >= policy.context:
-            raise BadInput(
-                f"a completion of {len(y)} tokens is longer than the context of the perplexity model, {policy.context}"
-            )
-        encoded[i] = x[-(policy.context - len(y) + 1) :], y
+    """-log p(completion | prompt) in nats, and its number of tokens: an (N, 2) array.
+
+    Texts are encoded anew, so that completions of any origin are measured alike. An empty completion
+    has (0, 0). No reward token is put in front.
+    """
+    encoded = [_encode(policy, row) for row in rows]
     order = [i for i in range(len(rows)) if encoded[i][1]]
-    order.sort(
-        key=lambda i: (len(encoded[i][1]) // 8, encoded[i][0])
-    )  # similar lengths, and one prompt's completions, together
+    order.sort(key=lambda i: len(encoded[i][0]) + len(encoded[i][1]))  # less padding in a batch
+    result = np.zeros((len(rows), 2))
     for start in range(0, len(order), batch_size):
         part = order[start : start + batch_size]
-        longest = max(len(encoded[i][1]) for i in part)
-        tokens, padding, row_of = deduplicate(policy, [encoded[i][0] for i in part])
-        decoder = Decoder(policy.model, padding, tokens.shape[1] + longest)
-        hidden = decoder.hidden(tokens)[
-            row_of, -1:
-        ]  # (B, 1, d): what predicts y_1, from the prompt alone
-        decoder.keep(row_of)
-        targets = torch.tensor(
-            [encoded[i][1] + [0] * (longest - len(encoded[i][1])) for i in part],
-            device=policy.device,
-        )  # (B, T)
-        is_token = torch.tensor(
-            [[t < len(encoded[i][1]) for t in range(longest)] for i in part], device=policy.device
-        )
-        if longest > 1:
-            hidden = torch.cat([hidden, decoder.hidden(targets[:, :-1])], dim=1)
-        logits = policy.model.lm_head(policy.model.transformer.ln_f(hidden[is_token]))
-        log_p = logits[:, : policy.vocab_size].log_softmax(-1)  # (M, V)
-        nll = torch.zeros(targets.shape, device=policy.device)
-        nll[is_token] = -log_p.gather(1, targets[is_token][:, None]).squeeze(1)
-        result[part] = torch.stack([nll.sum(1), is_token.sum(1)], dim=1).cpu().numpy()
+        hidden = policy.hidden_states(
+            [encoded[i][0] + encoded[i][1][:-1] for i in part]
+        )  # (B, T, d)
+        for row, i in enumerate(part):
+            x, y = encoded[i]
+            predicts_y = hidden[
+                row, len(x) - 1 : len(x) - 1 + len(y)
+            ]  # the position before each y_t
+            log_p = policy.model.lm_head(predicts_y)[:, : policy.vocab_size].log_softmax(-1)
+            targets = torch.tensor(y, device=policy.device)
+            result[i] = -log_p.gather(1, targets[:, None]).sum().item(), len(y)
     return result
+
+
+def _encode(policy, row):
+    """The ids of the prompt and of the completion. A prompt too long for the context is cut."""
+    x = policy.start_of(policy.encode(row["prompt"]))
+    y = policy.encode(row["completion"])
+    if len(y) >= policy.context:
+        raise BadInput(
+            f"a completion of {len(y)} tokens is longer than the context of the perplexity model, "
+            f"{policy.context}"
+        )
+    return x[-(policy.context - len(y) + 1) :], y  # y_T is predicted, not read: one place more
 
 
 def perplexity(policy, rows):

@@ -27,8 +27,9 @@ from pathlib import Path
 import numpy as np
 import torch
 from tqdm import tqdm
+from transformers import DynamicCache
 
-from plumbing.fast_cpu import in_int8, prepack
+from plumbing.fast_cpu import prepack
 from plumbing.files import AppendLog, check_writable, whole_file
 from plumbing.options import (
     add_sampling_options,
@@ -62,6 +63,7 @@ def sample(
     keys=None,
     batch_size=64,
     bf16=False,
+    network=None,
 ):
     """y ~ p(. | x, r_k) for every x in `prompt_ids`, a list of lists of ids. Returns lists of ids.
 
@@ -70,6 +72,8 @@ def sample(
     of row i depend on (seed, iteration, keys[i]) only, so neither the batch size nor the order of the
     rows changes what is drawn. keys: (prompt number, sample number) pairs.
     bf16: the network multiplies in bfloat16; logits and drawing stay in float32.
+    network: what gives the next token's logits in place of the policy's own model, an object with
+    next_logits(tokens) -> (B, V) and keep(rows), such as CachedModel.
     """
     N = len(prompt_ids)
     keys = keys if keys is not None else [(i, 0) for i in range(N)]
@@ -81,20 +85,16 @@ def sample(
             f"{max_new_tokens} new tokens leave no room for a prompt in a context of {policy.context}"
         )
     contexts = [front + policy.start_of(ids)[-room:] for ids in prompt_ids]
+    network = network or CachedModel(policy.model)
+    drawing = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
     completions = [None] * N
     with torch.autocast(policy.device.type, dtype=torch.bfloat16, enabled=bf16):
         for rows in batches_by_length(contexts, batch_size):
+            batch = [contexts[i] for i in rows]
             uniform = np.stack([uniforms(seed, iteration, *keys[i], max_new_tokens) for i in rows])
+            is_greedy = [greedy[i] for i in rows]
             done = _sample_batch(
-                policy,
-                [contexts[i] for i in rows],
-                uniform,
-                [greedy[i] for i in rows],
-                max_new_tokens,
-                min_new_tokens,
-                temperature,
-                top_k,
-                top_p,
+                policy, network, batch, uniform, is_greedy, max_new_tokens, min_new_tokens, drawing
             )
             for i, ids in zip(rows, done):
                 completions[i] = ids
@@ -114,173 +114,147 @@ def uniforms(seed, iteration, prompt, sample_number, T):
 
 
 def _sample_batch(
-    policy, contexts, uniform, greedy, max_new_tokens, min_new_tokens, temperature, top_k, top_p
+    policy, network, contexts, uniform, greedy, max_new_tokens, min_new_tokens, drawing
 ):
-    """The sampling loop for B prompts, padded on the left so that all end in the same column."""
-    device, V, B = policy.device, policy.vocab_size, len(contexts)
-    tokens, padding, row_of = deduplicate(policy, contexts)
-    precise = (
-        torch.float32 if device.type == "mps" else torch.float64
-    )  # Apple's GPUs know no float64
+    """The sampling loop for B contexts of r_k and x. uniform (B, max_new_tokens); greedy (B,)."""
+    device, B = policy.device, len(contexts)
+    tokens, padding, row_of = deduplicate(contexts, policy.eos_id, device)
+    precise = torch.float32 if device.type == "mps" else torch.float64  # Apple's GPUs lack float64
     uniform = torch.from_numpy(uniform).to(device, precise)
     greedy = torch.tensor(greedy, device=device)
-    network = Decoder(policy.model, padding, tokens.shape[1] + max_new_tokens)
-    alive = list(range(B))
+    if hasattr(network, "start"):
+        network.start(padding)
     completions = [[] for _ in range(B)]
-    for step in range(max_new_tokens):
-        logits = network.next_logits(tokens)[
-            :, :V
-        ]  # (B, V): reward tokens can be read, never written
-        if step == 0:
+    alive = list(range(B))
+    for t in range(max_new_tokens):
+        logits = network.next_logits(tokens)[:, : policy.vocab_size]  # r_k is read, never written
+        if t == 0:  # each prompt was read once; from here on, a row is a sample
             network.keep(row_of)
             logits = logits[row_of]
-        if step < min_new_tokens:
+        if t < min_new_tokens:
             logits[:, policy.eos_id] = -torch.inf
-        chosen = logits.argmax(-1) if greedy.any() else None
-        if not greedy.all():
-            scaled = logits if temperature == 1 else logits / temperature
-            drawn = draw(scaled, uniform[:, step], top_p, top_k)
-            chosen = drawn if chosen is None else torch.where(greedy, chosen, drawn)
-        for row, token in zip(alive, chosen.tolist()):
+        if greedy.all():
+            y_t = logits.argmax(-1)
+        else:
+            y_t = draw(logits, uniform[:, t], **drawing)
+            y_t = torch.where(greedy, logits.argmax(-1), y_t)
+        for row, token in zip(alive, y_t.tolist()):
             completions[row].append(token)
-        going = chosen != policy.eos_id
-        if not going.all():  # finished rows leave the batch
-            kept = going.nonzero().squeeze(1)
-            alive = [alive[i] for i in kept.tolist()]
+        going = (y_t != policy.eos_id).nonzero().squeeze(1)
+        if len(going) < len(alive):  # finished rows leave the batch
+            alive = [alive[i] for i in going.tolist()]
             if not alive:
                 break
-            network.keep(kept)
-            chosen, uniform, greedy = (t[kept] for t in (chosen, uniform, greedy))
-        tokens = chosen[:, None]
+            network.keep(going)
+            y_t, uniform, greedy = y_t[going], uniform[going], greedy[going]
+        tokens = y_t[:, None]
     return completions
 
 
-def deduplicate(policy, contexts):
-    """Deduplicate the prompts and left-pad them to one length.
+def deduplicate(contexts, pad, device):
+    """Deduplicate the contexts and left-pad them to one length, so that all end in the last column.
 
-    Returns tokens (P, T), the padding of each row (P,), and for each sample the row of its prompt (N,).
+    Returns tokens (P, T), the padding of each row (P,), and for each sample the row of its context (B,).
     """
-    number = {context: i for i, context in enumerate(dict.fromkeys(map(tuple, contexts)))}
-    longest = max(map(len, number))
-    tokens = [[policy.eos_id] * (longest - len(c)) + list(c) for c in number]
-    padding = [longest - len(c) for c in number]
-    row_of = [number[tuple(c)] for c in contexts]
-    return (torch.tensor(t, device=policy.device) for t in (tokens, padding, row_of))
+    row_of = {context: i for i, context in enumerate(dict.fromkeys(map(tuple, contexts)))}
+    longest = max(map(len, row_of))
+    padding = [longest - len(context) for context in row_of]
+    tokens = [[pad] * n + list(context) for n, context in zip(padding, row_of)]
+    rows = [row_of[tuple(context)] for context in contexts]
+    return (torch.tensor(t, device=device) for t in (tokens, padding, rows))
 
 
-class Decoder:
-    """The network of `model` one column of tokens after the other, keys and values of the columns before in a cache.
+class CachedModel:
+    """The next token's logits by transformers' own forward pass, with its cache of keys and values.
 
-    It computes what model(...) does, in fewer and larger operations: the cache has its full length T from the beginning,
-    where transformers copies it to lengthen it, which takes half of the time at 64 tokens. padding: (B,) columns that are
-    empty at the left of each row.
+    A batch begins with start(padding). Whatever else has these three methods can be given to `sample`
+    as its `network`.
     """
 
-    def __init__(self, model, padding, T):
-        self.model, self.padding, self.T, self.columns, self.cache = model, padding, T, 0, []
+    def __init__(self, model):
+        self.model = model
 
-    def keep(self, rows):
-        """These rows (a tensor of numbers, the same one several times if need be) go on, and no others."""
-        self.padding = self.padding[rows]
-        self.cache = [(keys[rows], values[rows]) for keys, values in self.cache]
+    def start(self, padding):
+        """A new batch. padding (P,): how many columns at the left of each row are empty."""
+        self.padding = padding
+        self.columns = 0
+        self.cache = DynamicCache(config=self.model.config)
 
     def next_logits(self, tokens):
         """(B, t) further tokens -> (B, V + K) logits of the token after the last one."""
-        x = self.hidden(tokens)
-        with torch.autocast(
-            x.device.type, enabled=False
-        ):  # with bf16's three digits many logits would be equal
-            return self.model.lm_head(self.model.transformer.ln_f(x[:, -1]))
+        self.columns += tokens.shape[1]
+        column = torch.arange(self.columns, device=tokens.device)
+        is_token = column >= self.padding[:, None]  # (B, columns)
+        position = (column - self.padding[:, None]).clamp(min=0)  # the first real token is at 0
+        output = self.model.base_model(
+            input_ids=tokens,
+            attention_mask=is_token.long(),
+            position_ids=position[:, -tokens.shape[1] :],
+            past_key_values=self.cache,
+            use_cache=True,
+        )
+        hidden = output.last_hidden_state[:, -1]
+        with torch.autocast(hidden.device.type, enabled=False):  # bfloat16 would make logits equal
+            return self.model.lm_head(hidden.to(self.model.dtype))
 
-    def hidden(self, tokens):
-        """(B, t) further tokens -> (B, t, d), what leaves the last block."""
-        transformer, config, (B, t) = self.model.transformer, self.model.config, tokens.shape
-        old, new = self.columns, self.columns + t
-        wide = min(
-            self.T, -(-new // 32) * 32
-        )  # attention reads 32 columns more at a time: shapes that recur reuse their memory
-        column = torch.arange(wide, device=tokens.device)
-        # the first real token is at 0, whatever the padding; columns before it, or beyond the context, hold padding
-        position = (column[old:new] - self.padding[:, None]).clamp(0, config.n_positions - 1)
-        seen = (column <= column[old:new, None]) & (
-            column >= self.padding[:, None, None]
-        )  # (B, t, wide): not the future, no padding
-        barred = torch.zeros_like(seen, dtype=torch.float32).masked_fill(~seen, -1e9)[:, None]
-        x = transformer.wte(tokens) + transformer.wpe(position)  # (B, t, d)
-        for number, block in enumerate(transformer.h):
-            q, k, v = (
-                part.view(B, t, config.n_head, -1).transpose(1, 2)
-                for part in block.attn.c_attn(block.ln_1(x)).chunk(3, dim=-1)
-            )
-            if old == 0:
-                self.cache.append(
-                    (
-                        k.new_zeros(*k.shape[:2], k.shape[3], self.T),
-                        v.new_zeros(*v.shape[:2], self.T, v.shape[3]),
-                    )
-                )
-            keys, values = self.cache[
-                number
-            ]  # (B, heads, d / heads, T), and the last two the other way round
-            keys[..., old:new], values[:, :, old:new] = k.transpose(2, 3), v
-            attention = ((q * block.attn.scaling) @ keys[..., :wide] + barred).softmax(-1).to(
-                v.dtype
-            ) @ values[:, :, :wide]
-            x = x + block.attn.c_proj(attention.transpose(1, 2).reshape(B, t, -1))
-            x = x + block.mlp.c_proj(block.mlp.act(block.mlp.c_fc(block.ln_2(x))))
-        self.columns = new
-        return x
+    def keep(self, rows):
+        """Only these rows go on, in this order. A row may be named several times."""
+        self.padding = self.padding[rows]
+        self.cache.batch_select_indices(rows)
 
 
-def draw(logits, uniform, top_p=1.0, top_k=0):
-    """Inverse CDF: the first token at which the cumulative probability exceeds u. (B, V) logits, (B,) u -> (B,) ids.
+def draw(logits, uniform, top_p=1.0, top_k=0, temperature=1.0):
+    """Draws a token by the inverse CDF: the first one whose cumulative probability exceeds u.
 
-    top_p < 1 draws from the nucleus, the smallest set of likeliest tokens that holds at least that much probability. Most rows
-    need no sorting for it: a token is inside where the tokens likelier than it hold less than top_p. Where it is outside, u's
-    place within that token's stretch of the CDF is again uniform from 0 to 1, and draws from the nucleus alone.
-    top_k > 0 leaves only the k likeliest tokens in p, and what is as likely as the last of them.
+    (B, V) logits, (B,) u in [0, 1) -> (B,) ids. top_p < 1: only from the nucleus, the smallest set of
+    likeliest tokens that holds at least top_p. top_k > 0: only from the k likeliest tokens, and those
+    that are as likely as the last of them.
     """
+    if temperature != 1:
+        logits = logits / temperature
     if 0 < top_k < logits.shape[1]:
-        logits = logits.masked_fill(logits < logits.topk(top_k).values[:, -1:], -torch.inf)
+        kth = logits.topk(top_k).values[:, -1:]
+        logits = logits.masked_fill(logits < kth, -torch.inf)
     p = logits.softmax(-1)
-    if (
-        top_p < 1 and uniform.dtype != torch.float64
-    ):  # of a float32 too little would be left for a second draw
+    if top_p < 1 and uniform.dtype != torch.float64:  # too few digits for a second draw
         return _draw_from_nucleus(p, uniform, top_p)
     cdf, ids = _inverse_cdf(p, uniform)
     if top_p < 1:
-        own = p.gather(1, ids)
-        outside = (torch.where(p > own, p, 0.0).sum(-1) >= top_p).nonzero().squeeze(1)
-        if len(outside):
-            start, stretch = (cdf.gather(1, ids) - own)[outside, 0], own[outside, 0]
-            place = (uniform[outside] * cdf[outside, -1] - start) / stretch
-            ids[outside, 0] = _draw_from_nucleus(p[outside], place.clamp(0, 1 - 2**-53), top_p)
-    return ids.squeeze(1)
+        _redraw_outside_nucleus(p, cdf, ids, uniform, top_p)
+    return ids
 
 
 def _inverse_cdf(p, uniform):
-    """(B, V) probabilities, whatever their sum, (B,) u -> their cumulative sums (B, V), and ids (B, 1)."""
-    cdf = p.cumsum(-1, dtype=uniform.dtype)  # in float64 no sum of 50,000 terms rounds a token away
-    return cdf, torch.searchsorted(cdf, uniform[:, None] * cdf[:, -1:], right=True).clamp(
-        max=p.shape[1] - 1
-    )
+    """(B, V) probabilities, whatever their sum, and (B,) u -> their cumulative sums and (B,) ids."""
+    cdf = p.cumsum(-1, dtype=uniform.dtype)  # in float64, rare tokens among 50,000 are not lost
+    uniform = uniform.clamp(max=1 - torch.finfo(uniform.dtype).eps / 2)  # float32 may round it to 1
+    return cdf, torch.searchsorted(cdf, uniform[:, None] * cdf[:, -1:], right=True).squeeze(1)
 
 
-def _draw_from_nucleus(p, uniform, top_p):
-    p, order = _likeliest(p, top_p)
-    p = p.masked_fill(
-        p.cumsum(-1) - p >= top_p, 0.0
-    )  # cut where the tokens before already hold top_p
-    return order.gather(1, _inverse_cdf(p, uniform)[1]).squeeze(1)
+def _redraw_outside_nucleus(p, cdf, ids, uniform, top_p):
+    """Draws again, in place, where a drawn token lies outside the nucleus.
+
+    This spares sorting most rows: a token is inside where the likelier ones hold less than top_p.
+    Where it is outside, u's place within the token's stretch of the CDF is again uniform in [0, 1),
+    so it can draw from the nucleus alone. Sorting every row takes four times as long.
+    """
+    own = p.gather(1, ids[:, None])
+    likelier = torch.where(p > own, p, 0.0).sum(-1)
+    outside = (likelier >= top_p).nonzero().squeeze(1)
+    if len(outside):
+        start = (cdf.gather(1, ids[:, None]) - own)[outside, 0]
+        place = (uniform[outside] * cdf[outside, -1] - start) / own[outside, 0]
+        ids[outside] = _draw_from_nucleus(p[outside], place.clamp(0, 1 - 2**-53), top_p)
 
 
-def _likeliest(p, mass, first=1024):
-    """(p, ids) in descending order, at least so many that every row holds `mass`; to sort all V is most of sampling's time."""
-    if p.shape[1] > first:
-        top, order = p.topk(first)
-        if (top.sum(-1) >= mass).all():
-            return top, order
-    return p.sort(dim=-1, descending=True)
+def _draw_from_nucleus(p, uniform, top_p, first=1024):
+    """Sorts by p and cuts where the tokens before hold top_p. First only the `first` likeliest."""
+    top, order = p.topk(min(first, p.shape[1]))
+    if (top.sum(-1) < top_p).any():
+        top, order = p.sort(dim=-1, descending=True)
+    before = top.cumsum(-1) - top
+    _, drawn = _inverse_cdf(top.masked_fill(before >= top_p, 0.0), uniform)
+    return order.gather(1, drawn[:, None]).squeeze(1)
 
 
 # ---------------------------------------------------------------------------------------- the stage
@@ -419,16 +393,10 @@ def main(argv=None):
     if processes()[0] == 0:
         check_writable(args.out)
     device = pick_device(args.device)
-    if args.int8 and device != "cpu":
-        raise BadInput(
-            f"--int8 is for CPUs, and this would run on {device}; add --device cpu, or use --bf16"
-        )
     cache = Path(args.out).parent / "remote.cache"
     reward = load_reward(args.reward, args.reward_model, cache=cache, device=device)
     policy = load_policy(args.model, device)
-    if args.int8:
-        in_int8(policy.model)
-    elif device == "cpu":
+    if device == "cpu":
         prepack(policy.model, args.bf16)
     rows = explore(policy, prompts, reward, args)
     if processes()[0] == 0:
@@ -478,7 +446,6 @@ def parse_options(argv=None):
     add("--num-prompts", type=int, help=text)
     text = "what stands in front of x: r_K, or nothing (default K)"
     add("--reward-token", choices=["K", "none"], default="K", help=text)
-    add("--int8", action="store_true", help="sample with weights of 8 bits, on a CPU only")
     add_sampling_options(parser, num_samples=1, top_p=1.0)
     args = parser.parse_args(argv)
     check_sampling_options(parser, args)

@@ -105,7 +105,13 @@ def batch_loss(
         reference_logits = reference.model.lm_head(ref_hidden)[:, : policy.vocab_size]
     mask = torch.ones_like(targets)
     loss, parts = quark_loss(
-        policy_logits[None], reference_logits[None], targets[None], mask[None], beta, kl, entropy_coef
+        policy_logits[None],
+        reference_logits[None],
+        targets[None],
+        mask[None],
+        beta,
+        kl,
+        entropy_coef,
     )
     means = torch.stack([loss, parts["lm"], parts["kl"], parts["entropy"]])
     return means * len(targets), len(targets)
@@ -126,7 +132,9 @@ def completion_states(policy, reference, batch, bf16=False):
         rows += [row] * len(y)
         columns += range(len(x) - 1, len(x) - 1 + len(y))  # in p0's input, the position before y_t
         targets += y
-    rows, columns, targets = (torch.tensor(t, device=policy.device) for t in (rows, columns, targets))
+    rows, columns, targets = (
+        torch.tensor(t, device=policy.device) for t in (rows, columns, targets)
+    )
     shift = len(r_k)  # in the policy's input everything stands one column further right
     hidden = policy.hidden_states(policy_in, bf16)[rows, columns + shift]
     with torch.no_grad():

@@ -78,27 +78,3 @@ class PrepackedLinear(torch.nn.Module):
         return torch.ops.mkldnn._linear_pointwise(
             x.to(self.dtype), self.weight, self.bias, self.activation, [], "tanh"
         )
-
-
-def in_int8(model):
-    """Every matrix product of `model` in integers of 8 bits, in place: to sample from only, as after laid_out."""
-    for part, name, weight, bias in matrices(model):
-        setattr(part, name, Int8(weight, 0.0 if bias is None else bias))
-
-
-class Int8(torch.nn.Module):
-    """x -> x @ weight.T + bias, each row of x and of the (outputs, inputs) weight in steps of 1/127 of its largest number."""
-
-    def __init__(self, weight, bias=0.0):
-        super().__init__()
-        self.steps, self.step = self.rounded(weight)
-        self.bias = bias
-
-    def rounded(self, rows):
-        step = rows.abs().amax(1, keepdim=True).clamp(min=1e-12) / 127
-        return (rows / step).round().to(torch.int8), step
-
-    def forward(self, x):
-        steps, step = self.rounded(x.flatten(0, -2))
-        y = torch._int_mm(steps, self.steps.T) * (step * self.step.T) + self.bias
-        return y.view(*x.shape[:-1], -1)
