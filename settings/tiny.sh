@@ -1,0 +1,49 @@
+# Settings of the small runs: tiny/lm on a laptop, in minutes. docs/small-runs.md gives the reasons.
+# Each line sets a variable only if you have not set it in front of the command.
+NAME=tiny
+
+# What is explored
+PROMPTS=${PROMPTS:-tiny/prompts/train.jsonl}               # X
+TEST_PROMPTS=${TEST_PROMPTS:-tiny/prompts/test.jsonl}
+SAMPLE_BATCH=${SAMPLE_BATCH:-256}                          # completions sampled together
+case $TASK in
+    sentiment)
+        EXPLORE=${EXPLORE:---decode sample --top-p 0.95}   # a small model's rarest tokens are noise
+        ;;
+    toxicity)
+        EXPLORE=${EXPLORE:---decode sample --top-p 0.97}
+        QUANTIZE=${QUANTIZE---per-prompt --keep-top 0.9}
+        ;;
+    repetition)                                            # longer completions, so fewer of them
+        NEW_TOKENS=${NEW_TOKENS:-64}
+        NUM_PROMPTS=${NUM_PROMPTS:-192} NUM_SAMPLES=${NUM_SAMPLES:-5}
+        EXPLORE_P0=${EXPLORE_P0:---decode sample --top-p 0.6}
+        EXPLORE=${EXPLORE:---decode sample --top-p 1}
+        K=${K:-2}
+        QUANTIZE=${QUANTIZE---last 1 --keep-p0} FORGET=${FORGET-}
+        ITERATIONS=${ITERATIONS:-4} STEPS=${STEPS:-150} BATCH=${BATCH:-20} LR=${LR:-3e-3}
+        ;;
+esac
+NUM_PROMPTS=${NUM_PROMPTS:-384}                            # of the 851, drawn by SEED
+NUM_SAMPLES=${NUM_SAMPLES:-4}                              # completions per prompt and round
+
+# What is learned from. Not in the paper: quantiles within each prompt, and a pool that is cut back.
+K=${K:-5}                                                  # quantiles
+QUANTIZE=${QUANTIZE---per-prompt --keep-top 0.8}           # further options of quantize.py
+FORGET=${FORGET-1}                                         # 1: a row that was left out stays out
+
+# How it is learned
+BETA=${BETA:-0.05}                                         # weight of the KL term
+ITERATIONS=${ITERATIONS:-6}                                # rounds of explore, quantize, learn
+STEPS=${STEPS:-60}                                         # updates a round
+BATCH=${BATCH:-16}                                         # examples an update
+LR=${LR:-5e-4}                                             # peak learning rate of Adam
+WARMUP=${WARMUP:-30}                                       # updates
+CLIP=${CLIP:-1}                                            # largest gradient norm
+REWARD_TOKEN_INIT=${REWARD_TOKEN_INIT:-ordered}            # with both, the reward tokens
+REWARD_TOKEN_LR=${REWARD_TOKEN_LR:-10}                     # are heeded after fewer updates
+if [ -z "${BF16+set}" ] && grep -qsE 'avx512_bf16|amx_bf16' /proc/cpuinfo; then
+    BF16=--bf16                                            # where the CPU has it
+fi
+
+export HF_HUB_OFFLINE=${HF_HUB_OFFLINE-1}                  # nothing is downloaded; 0: hub names work
