@@ -1,22 +1,20 @@
-"""Stage 4, *evaluate*: generate under the best reward token, then measure reward, fluency, diversity.
+"""Stage 4, *evaluate*: generate under the best reward token, then measure reward, fluency,
+diversity.
 
 Reads    --model, --reference (p0), --prompts (JSONL; an optional "group" splits the tables)
-Writes   --out NAME: NAME.json, every metric as {"value", "low", "high"}; NAME.jsonl, the completions
+Writes   --out NAME: the metrics as NAME.json, {"value", "low", "high"}; the texts as NAME.jsonl
 
     python evaluate.py --model runs/sentiment-tiny/model/06 --reference tiny/lm \\
         --prompts tiny/prompts/test.jsonl --reward sentiment --out runs/sentiment-tiny/eval/quark
-    python evaluate.py --generations theirs.jsonl --reference tiny/lm --reward sentiment --out theirs
-    python evaluate.py --compare runs/sentiment-tiny/eval/base.json runs/sentiment-tiny/eval/quark.json
+    python evaluate.py --generations theirs.jsonl --reference tiny/lm --reward sentiment --out x
     python evaluate.py --report runs/sentiment-tiny           # report.html and its figures
-    python evaluate.py --human-sheet sheet.csv --compare .../base.json .../quark.json
-    python evaluate.py --tally sheet.csv                      # what people preferred
+    python evaluate.py --compare .../eval/base.json .../eval/quark.json
 
-The paper samples 25 completions a prompt from the nucleus of 0.9 (for repetition one, greedy). It measures
-fluency under a larger model; here p0 does it, unless --ppl-model names another. Every interval is a 95 %
-bootstrap over prompts.
+The paper samples 25 completions a prompt from the nucleus of 0.9 (for repetition one, greedy). It
+measures fluency under a larger model; here p0 does it, unless --ppl-model names another. Every
+interval is a 95 % bootstrap over prompts.
 """
 
-import argparse
 import functools
 import math
 from pathlib import Path
@@ -24,16 +22,15 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from explore import generate, score
+from explore import sample_prompts
+from plumbing import options
 from plumbing.fast_cpu import prepack
 from plumbing.files import check_writable, whole_file, write_json
-from plumbing.options import add_sampling_options, check_sampling_options, pick_device, run_stage
 from plumbing.people import human_sheet, tally
 from plumbing.policy import load_policy
-from plumbing.pool import BadInput, dump_row, group_of, read_jsonl, read_prompts, text_of
-from plumbing.processes import processes
+from plumbing.pool import BadInput, dump_row, read_generations, read_prompts
 from plumbing.report import in_brackets, print_completions, print_tables, read_table, report
-from rewards import diversity, load_reward, rep_n
+from rewards import diversity, load_reward, rep_n, score
 
 # -------------------------------------------------------------------------------------- the metrics
 #
@@ -59,7 +56,7 @@ def reward_sums(rewards):
 
 
 def dist_n(completions, n):
-    """dist-n of one prompt: unique n-grams of words in all its completions / words in all of them."""
+    """dist-n of one prompt: unique n-grams of words in its completions / words in them."""
     words = [y.split() for y in completions]
     unique = set()
     for w in words:
@@ -82,8 +79,8 @@ def text_sums(completions, token_ids):
 def completion_nll(policy, rows, batch_size=64):
     """-log p(completion | prompt) in nats, and its number of tokens: an (N, 2) array.
 
-    Texts are encoded anew, so that completions of any origin are measured alike. An empty completion
-    has (0, 0). No reward token is put in front.
+    Texts are encoded anew, so that completions of any origin are measured alike. An empty
+    completion has (0, 0). No reward token is put in front.
     """
     encoded = [_encode(policy, row) for row in rows]
     order = [i for i in range(len(rows)) if encoded[i][1]]
@@ -118,7 +115,7 @@ def _encode(policy, row):
 
 
 def perplexity(policy, rows):
-    """exp(total nats / total tokens) of the completions given their prompts, over the whole corpus."""
+    """exp(total nats / total tokens) of all completions given their prompts (corpus-level)."""
     nats, tokens = completion_nll(policy, rows).sum(0)
     return math.exp(nats / tokens) if tokens else math.nan
 
@@ -160,7 +157,8 @@ def _draws(P, seed, resamples):
 def measure(rows, nll, reward_names):
     """All metrics of generated rows, and those of each group of prompts.
 
-    rows: {"prompt_number", "completion", "completion_ids", "rewards": {name: r}, "group"}; nll: (N, 2).
+    rows: {"prompt_number", "completion", "completion_ids", "rewards": {name: r}, "group"}; nll: (N,
+    2).
     """
     members = {}
     for i, row in enumerate(rows):
@@ -182,7 +180,7 @@ def measure(rows, nll, reward_names):
 
 
 def _intervals(sums):
-    """The sums of several prompts -> {"rewards": {reward: {metric: interval}}, metric: interval}."""
+    """The sums of some prompts -> {"rewards": {reward: {metric: interval}}, metric: interval}."""
     _, first_rewards, first_others = sums[0]
     table = {"rewards": {}}
     for name, metrics in first_rewards.items():
@@ -210,34 +208,15 @@ def evaluate(rows, ppl_policy, rewards):
     return measure(rows, nll, list(rewards))
 
 
-def generations(path, policy):
-    """Completions of any origin: rows with "prompt", "completion" and, optionally, "group".
-
-    "completion_ids" are kept where they spell the completion; otherwise the text is encoded.
-    """
-    rows, numbers = [], {}
-    for place, row in read_jsonl(path):
-        prompt = text_of(row, "prompt", place)
-        completion = text_of(row, "completion", place)
-        group = group_of(row, place)
-        ids = row.get("completion_ids")
-        known = isinstance(ids, list) and all(
-            type(i) is int and 0 <= i < policy.vocab_size for i in ids
-        )
-        if not known or policy.decode(policy.without_eos(ids)) != completion:
-            ids = policy.encode(completion)
-        rows.append(
-            {
-                "prompt": prompt,
-                "completion": completion,
-                "completion_ids": ids,
-                "group": group,
-                "prompt_number": numbers.setdefault((prompt, group), len(numbers)),
-            }
-        )
-    if not rows:
-        raise BadInput(f"{path} has no rows; each needs a prompt and a completion")
-    return rows
+def generate(policy, prompts, args, quantile):
+    """args.num_samples completions of each prompt under r_k, as rows, prompt by prompt."""
+    rows = {}
+    for batch in sample_prompts(policy, prompts, args, quantile):
+        rows |= batch
+    for n, row in rows.items():
+        row["prompt_number"] = n // args.num_samples
+        row["group"] = prompts[row["prompt_number"]].get("group")
+    return [rows[n] for n in sorted(rows)]
 
 
 def main(argv=None):
@@ -258,14 +237,12 @@ def main(argv=None):
 
 
 def _measure(args):
-    if processes()[1] > 1:
-        raise BadInput("evaluate.py runs as one process; start it without torchrun")
     check_writable(f"{args.out}.json")
     own = args.generations and Path(args.generations).resolve()
     if own == Path(f"{args.out}.jsonl").resolve():
         raise BadInput(f"--out {args.out} would replace {args.generations}; choose another --out")
     out = Path(args.out)
-    device = pick_device(args.device)
+    device = options.pick_device(args.device)
     prompts = None if args.generations else read_prompts(args.prompts)
     rewards = {}
     for name in args.reward:
@@ -278,7 +255,7 @@ def _measure(args):
     header = {"model": args.model, "reference": args.reference, "ppl_model": ppl_model}
 
     if args.generations:
-        rows = generations(args.generations, load_policy(args.reference, device))
+        rows = read_generations(args.generations, load_policy(args.reference, device))
         n = len({r["prompt"] for r in rows})
         header["generations"] = args.generations
         header |= {"n_prompts": n, "n_samples": len(rows) / n, "decode": None, "reward_token": None}
@@ -292,10 +269,7 @@ def _measure(args):
         prepack(policy.model, args.bf16)
     header |= {"n_prompts": len(prompts), "n_samples": args.num_samples, "decode": args.decode}
     for suffix, quantile in _reward_tokens(args.reward_token, policy.n_quantiles):
-        rows = generate(policy, prompts, args, args.seed, quantile=quantile)
-        for number, row in enumerate(rows):
-            row["prompt_number"] = number // args.num_samples
-            row["group"] = prompts[row["prompt_number"]]["group"]
+        rows = generate(policy, prompts, args, quantile)
         table = evaluate(rows, ppl_policy, rewards)
         name = out.with_name(out.name + suffix)
         _write(name, {**header, "reward_token": quantile, **table}, rows, args)
@@ -332,49 +306,43 @@ def _reward_tokens(choice, K):
 
 
 def parse_options(argv=None):
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
+    parser = options.stage_parser(__doc__)
     add = parser.add_argument
     add("--model", help="p_theta or p0: a checkpoint folder or hub name")
-    text = 'measure these rows instead of a --model: JSONL with "prompt" and\n"completion", by any method'
+    text = 'instead of --model: measure these rows with "prompt" and "completion"'
     add("--generations", metavar="JSONL", help=text)
     text = "p0, whose perplexity measures fluency unless a --ppl-model is named"
     add("--reference", help=text)
     add("--prompts", help='JSONL with "prompt" and, optionally, "group"')
-    text = "one or several; the second may be a judge that was not trained on"
-    add("--reward", nargs="+", help=text)
+    add("--reward", nargs="+", help="one or several; the second may be a judge not trained on")
     add("--out", help="NAME: writes NAME.json and NAME.jsonl")
-    text = "K (default), 1 ... K, none, or all: one table a token"
-    add("--reward-token", default="K", help=text)
     text = "model of the perplexity (default: --reference); none: no perplexity"
     add("--ppl-model", help=text)
-    add_sampling_options(parser, num_samples=25, top_p=0.9)
+    ablations = options.add_sampling_options(parser, num_samples=25, top_p=0.9)
+    text = "K, a number from 1 to K, none, or all: a table for each token"
+    ablations.add_argument("--reward-token", default="K", help=text)
     add = parser.add_argument_group("looking at results; nothing is generated").add_argument
     add("--compare", nargs="+", metavar="JSON", help="print these results side by side")
     text = "draw a run of run_all.sh: RUN/report.html and RUN/figures/*.png"
     add("--report", metavar="RUN", help=text)
     text = "with --compare of two results: write blinded pairs for people"
     add("--human-sheet", metavar="CSV", help=text)
-    add("--pairs", type=int, default=50, help="rows of the --human-sheet (default 50)")
-    text = "count a filled --human-sheet; its key lies beside it"
-    add("--tally", metavar="CSV", help=text)
+    add("--pairs", type=options.COUNT, default=50, help="rows of the --human-sheet")
+    add("--tally", metavar="CSV", help="count a filled --human-sheet; its key lies beside it")
     args = parser.parse_args(argv)
-    if args.human_sheet and (not args.compare or len(args.compare) != 2 or args.pairs < 1):
-        parser.error("--human-sheet needs --compare with two results, and --pairs of at least 1")
+    if args.human_sheet and len(args.compare or []) != 2:
+        parser.error("--human-sheet needs --compare with two results")
     if args.tally or args.compare or args.report:
         return args
     if args.generations and args.model:
         parser.error("--generations is measured as it stands; leave --model out")
-    needed = ["reference", "reward", "out"]
-    if not args.generations:
-        needed = ["model", "reference", "prompts", "reward", "out"]
-    for name in needed:
+    needed = ("reference", "reward", "out") if args.generations else ()
+    for name in needed or ("model", "reference", "prompts", "reward", "out"):
         if not getattr(args, name):
             parser.error(f"--{name} is missing")
-    check_sampling_options(parser, args)
+    options.check_lengths(parser, args)
     return args
 
 
 if __name__ == "__main__":
-    run_stage(main)
+    options.run_stage(main)

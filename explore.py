@@ -1,7 +1,7 @@
 """Stage 1, *explore*: sample completions y ~ p(. | x, r_K), score them, write them to the pool D.
 
-Algorithm 1 of the paper calls it "initialisation" when the model has no reward tokens (the model is p0,
-and nothing stands in front of the prompt), and "exploration" when it has.
+Algorithm 1 of the paper calls it "initialisation" when the model has no reward tokens (the model is
+p0, and nothing stands in front of the prompt), and "exploration" when it has.
 
 Reads    --prompts, a JSONL file with "prompt"; --model, a GPT-2 folder or hub name
 Writes   --out, one row a sample: {"prompt", "completion", "reward", "iteration", "prompt_ids",
@@ -12,36 +12,26 @@ Writes   --out, one row a sample: {"prompt", "completion", "reward", "iteration"
     python explore.py --model runs/try/model/01 --prompts my.jsonl --reward my_reward.py:shouting \\
         --iteration 1 --out runs/try/pool/01.jsonl
 
-Where we differ: the authors' code samples from the 50 likeliest tokens without meaning to (--top-k 50),
-and it can generate reward tokens. Here nothing is cut off unless an option says so, and a reward token is
-never generated.
+Where we differ: the authors' code samples from the 50 likeliest tokens without meaning to (--top-k
+50), and it can generate reward tokens. Here nothing is cut off unless an option says so, and a
+reward token is never generated.
 """
 
-import argparse
-import glob
-import hashlib
-import json
-import os
 from pathlib import Path
 
 import numpy as np
 import torch
 from tqdm import tqdm
-from transformers import DynamicCache
 
+from plumbing import options
 from plumbing.fast_cpu import prepack
-from plumbing.files import AppendLog, check_writable, whole_file
-from plumbing.options import (
-    add_sampling_options,
-    check_options,
-    check_sampling_options,
-    pick_device,
-    run_stage,
-)
-from plumbing.policy import load_policy
+from plumbing.files import check_writable, whole_file
+from plumbing.policy import CachedModel, load_policy
 from plumbing.pool import BadInput, dump_row, read_prompts, shown
 from plumbing.processes import finish, gather, processes, wait_for_all
-from rewards import load_reward
+from plumbing.resume import open_log, remove_logs
+from plumbing.summaries import print_pool
+from rewards import load_reward, score
 
 # ----------------------------------------------------------------------------------------- sampling
 
@@ -67,23 +57,19 @@ def sample(
 ):
     """y ~ p(. | x, r_k) for every x in `prompt_ids`, a list of lists of ids. Returns lists of ids.
 
-    quantile: k of the reward token in front of x; None for no token. greedy: one bool, or one per row.
-    A completion ends with <|endoftext|>, which is kept, or after `max_new_tokens`. The random numbers
-    of row i depend on (seed, iteration, keys[i]) only, so neither the batch size nor the order of the
-    rows changes what is drawn. keys: (prompt number, sample number) pairs.
+    quantile is the k of the reward token in front of x, None for no token. greedy is one bool, or
+    one per row. A completion ends with <|endoftext|>, which is kept, or after `max_new_tokens`.
+    Row i's random numbers depend on (seed, iteration, keys[i]) only; keys are pairs of a prompt's
+    and a sample's number. So neither batch size nor order changes what is drawn.
     bf16: the network multiplies in bfloat16; logits and drawing stay in float32.
-    network: what gives the next token's logits in place of the policy's own model, an object with
-    next_logits(tokens) -> (B, V) and keep(rows), such as CachedModel.
+    network: an object with next_logits(tokens) -> (B, V) and keep(rows), such as CachedModel, to
+    take the place of the policy's own model.
     """
     N = len(prompt_ids)
     keys = keys if keys is not None else [(i, 0) for i in range(N)]
     greedy = [greedy] * N if isinstance(greedy, bool) else list(greedy)
     front = [] if quantile is None else [policy.reward_token_id(quantile)]
-    room = policy.context - max_new_tokens - len(front)
-    if room < 1:
-        raise BadInput(
-            f"{max_new_tokens} new tokens leave no room for a prompt in a context of {policy.context}"
-        )
+    room = policy.room_for_prompt(max_new_tokens, len(front))
     contexts = [front + policy.start_of(ids)[-room:] for ids in prompt_ids]
     network = network or CachedModel(policy.model)
     drawing = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
@@ -154,7 +140,8 @@ def _sample_batch(
 def deduplicate(contexts, pad, device):
     """Deduplicate the contexts and left-pad them to one length, so that all end in the last column.
 
-    Returns tokens (P, T), the padding of each row (P,), and for each sample the row of its context (B,).
+    Returns tokens (P, T), the padding of each row (P,), and for each sample the row of its context
+    (B,).
     """
     row_of = {context: i for i, context in enumerate(dict.fromkeys(map(tuple, contexts)))}
     longest = max(map(len, row_of))
@@ -164,51 +151,12 @@ def deduplicate(contexts, pad, device):
     return (torch.tensor(t, device=device) for t in (tokens, padding, rows))
 
 
-class CachedModel:
-    """The next token's logits by transformers' own forward pass, with its cache of keys and values.
-
-    A batch begins with start(padding). Whatever else has these three methods can be given to `sample`
-    as its `network`.
-    """
-
-    def __init__(self, model):
-        self.model = model
-
-    def start(self, padding):
-        """A new batch. padding (P,): how many columns at the left of each row are empty."""
-        self.padding = padding
-        self.columns = 0
-        self.cache = DynamicCache(config=self.model.config)
-
-    def next_logits(self, tokens):
-        """(B, t) further tokens -> (B, V + K) logits of the token after the last one."""
-        self.columns += tokens.shape[1]
-        column = torch.arange(self.columns, device=tokens.device)
-        is_token = column >= self.padding[:, None]  # (B, columns)
-        position = (column - self.padding[:, None]).clamp(min=0)  # the first real token is at 0
-        output = self.model.base_model(
-            input_ids=tokens,
-            attention_mask=is_token.long(),
-            position_ids=position[:, -tokens.shape[1] :],
-            past_key_values=self.cache,
-            use_cache=True,
-        )
-        hidden = output.last_hidden_state[:, -1]
-        with torch.autocast(hidden.device.type, enabled=False):  # bfloat16 would make logits equal
-            return self.model.lm_head(hidden.to(self.model.dtype))
-
-    def keep(self, rows):
-        """Only these rows go on, in this order. A row may be named several times."""
-        self.padding = self.padding[rows]
-        self.cache.batch_select_indices(rows)
-
-
 def draw(logits, uniform, top_p=1.0, top_k=0, temperature=1.0):
     """Draws a token by the inverse CDF: the first one whose cumulative probability exceeds u.
 
-    (B, V) logits, (B,) u in [0, 1) -> (B,) ids. top_p < 1: only from the nucleus, the smallest set of
-    likeliest tokens that holds at least top_p. top_k > 0: only from the k likeliest tokens, and those
-    that are as likely as the last of them.
+    (B, V) logits, (B,) u in [0, 1) -> (B,) ids. top_p < 1: only from the nucleus, the smallest set
+    of likeliest tokens that holds at least top_p. top_k > 0: only from the k likeliest tokens, and
+    those that are as likely as the last of them.
     """
     if temperature != 1:
         logits = logits / temperature
@@ -225,7 +173,7 @@ def draw(logits, uniform, top_p=1.0, top_k=0, temperature=1.0):
 
 
 def _inverse_cdf(p, uniform):
-    """(B, V) probabilities, whatever their sum, and (B,) u -> their cumulative sums and (B,) ids."""
+    """(B, V) p, whatever its sum, and (B,) u -> the cumulative sums (B, V) and ids (B,)."""
     cdf = p.cumsum(-1, dtype=uniform.dtype)  # in float64, rare tokens among 50,000 are not lost
     uniform = uniform.clamp(max=1 - torch.finfo(uniform.dtype).eps / 2)  # float32 may round it to 1
     return cdf, torch.searchsorted(cdf, uniform[:, None] * cdf[:, -1:], right=True).squeeze(1)
@@ -261,201 +209,144 @@ def _draw_from_nucleus(p, uniform, top_p, first=1024):
 
 
 def explore(policy, prompts, reward, args):
-    """Samples and scores args.num_samples completions a prompt: {number: pool row}, on process 0.
+    """Samples args.num_samples completions of each prompt under r_K, and scores them with r.
 
-    Each scored batch goes to the append log OUT.*.part, from which a run that was interrupted goes on.
+    Returns {number: pool row} on process 0. Each scored batch goes to an append log, from which a
+    run that was interrupted goes on.
     """
-    part = AppendLog(f"{args.out}.{_fingerprint(policy, prompts, args)}.part")
-    rows = {}
-    for row in part.rows:
-        rows[row.pop("number")] = row
+    log, rows = open_log(policy, prompts, args)
+    wait_for_all()  # no process writes before all have read
     rank, world = processes()
-    wait_for_all()  # nobody writes before all have read
-    if rows and rank == 0:
-        total = len(prompts) * args.num_samples
-        print(f"going on: {len(rows)} of {total} samples were kept in {part.own}", flush=True)
-    k = policy.n_quantiles if args.reward_token == "K" else None  # r_K
-    batches = sample_prompts(
-        policy, prompts, args, args.seed, args.iteration, k or None, rows, rank, world
-    )
-    for batch in batches:
-        for row, value in zip(batch.values(), score(list(batch.values()), reward)):
+    K = policy.n_quantiles or None  # p0 has no reward token
+    k = K if args.reward_token == "K" else None
+    for batch in sample_prompts(policy, prompts, args, k, args.iteration, rows, rank, world):
+        values = score(list(batch.values()), reward)
+        for row, value in zip(batch.values(), values):
             row["reward"] = value  # None: no score
-        part.append([{**row, "number": number} for number, row in batch.items()])
+        log.append([{**row, "number": number} for number, row in batch.items()])
         rows |= batch
     return gather(rows)
 
 
-def sample_prompts(
-    policy, prompts, args, seed, iteration=0, quantile=None, known=(), rank=0, world=1
-):
+def sample_prompts(policy, prompts, args, quantile, iteration=0, known=(), rank=0, world=1):
     """Yields {number: pool row without a reward}, a batch at a time.
 
-    number = number of the prompt * num_samples + number of the sample. Batches are formed before they
-    are dealt out to the `world` processes, so the number of processes changes no sample. Batches whose
-    numbers are all in `known` are left out.
+    number = number of the prompt * num_samples + number of the sample. Batches are formed before
+    they are dealt out to the `world` processes, so the number of processes changes no sample.
+    Batches whose numbers are all in `known` are left out.
     """
     encoded = [policy.encode(p["prompt"]) for p in prompts]
-    room = policy.context - args.max_new_tokens - 1  # one place is always kept for the reward token
-    if room < 1:
-        raise BadInput(
-            f"--max-new-tokens {args.max_new_tokens} leaves no room for a prompt in a context of "
-            f"{policy.context}"
-        )
+    room = policy.room_for_prompt(args.max_new_tokens, 1)  # r_K always has its place
     cut = sum(len(ids) > room for ids in encoded)
     if cut and rank == 0:
-        print(
-            f"{cut} of {len(prompts)} prompts are longer than {room} tokens and lose their beginning"
-        )
+        print(f"{cut} of {len(prompts)} prompts are longer than {room} tokens: cut from the left")
     encoded = [ids[-room:] for ids in encoded]
     keys = [(i, j) for i in range(len(prompts)) for j in range(args.num_samples)]
     if args.decode == "mixed":  # half greedy, alternating over prompts, samples and rounds
         greedy = [(i + j + iteration) % 2 == 0 for i, j in keys]
     else:
         greedy = [args.decode == "greedy"] * len(keys)
+    settings = {"quantile": quantile, "iteration": iteration, **sampling_settings(args)}
     batches = batches_by_length([encoded[i] for i, _ in keys], args.batch_size)
     todo = [batch for batch in batches[rank::world] if not all(n in known for n in batch)]
     total = sum(map(len, todo))
     with tqdm(total=total, desc="sampling", unit="sample", disable=rank > 0) as bar:
         for batch in todo:
-            completions = sample(
-                policy,
-                [encoded[keys[n][0]] for n in batch],
-                quantile=quantile,
-                max_new_tokens=args.max_new_tokens,
-                min_new_tokens=args.min_new_tokens,
-                temperature=args.temperature,
-                top_k=args.top_k,
-                top_p=args.top_p,
-                greedy=[greedy[n] for n in batch],
-                seed=seed,
-                iteration=iteration,
-                keys=[keys[n] for n in batch],
-                batch_size=len(batch),
-                bf16=args.bf16,
-            )
+            ids = [encoded[keys[n][0]] for n in batch]
+            own = {"greedy": [greedy[n] for n in batch], "keys": [keys[n] for n in batch]}
+            completions = sample(policy, ids, batch_size=len(batch), **own, **settings)
             rows = {}
-            for n, ids in zip(batch, completions):
-                i, _ = keys[n]
+            for n, prompt_ids, y in zip(batch, ids, completions):
                 rows[n] = {
-                    "prompt": prompts[i]["prompt"],
-                    "completion": policy.decode(policy.without_eos(ids)),
+                    "prompt": prompts[keys[n][0]]["prompt"],
+                    "completion": policy.decode(policy.without_eos(y)),
                     "iteration": iteration,
-                    "prompt_ids": encoded[i],
-                    "completion_ids": ids,
+                    "prompt_ids": prompt_ids,
+                    "completion_ids": y,
                 }
             yield rows
             bar.update(len(batch))
 
 
-def generate(policy, prompts, args, seed, iteration=0, quantile=None):
-    """The rows of sample_prompts as one list, in the order of the prompts."""
-    rows = {}
-    for batch in sample_prompts(policy, prompts, args, seed, iteration, quantile):
-        rows |= batch
-    return [rows[number] for number in sorted(rows)]
+def show_prompt(policy, reward, args):
+    """Prints a completion of one prompt under no token and under each of r_1 ... r_K."""
+    ids = policy.encode(args.prompt)
+    greedy = args.decode == "greedy"
+    for k in [None, *range(1, policy.n_quantiles + 1)]:
+        y = sample(policy, [ids], quantile=k, greedy=greedy, **sampling_settings(args))[0]
+        text = policy.decode(policy.without_eos(y))
+        r = ""
+        if reward:
+            (value,) = reward(prompts=[args.prompt], completions=[text], completion_ids=[y])
+            r = "no score  " if value is None else f"{value:.3f}  "
+        token = f"r_{k}" if k else "no token"
+        print(f"{token:10s}{r}{shown(args.prompt + ' |' + text, 150)}")
 
 
-def score(rows, reward, chunk=4096):
-    """r(x, y) of every row: a list of float or None."""
-    scores = []
-    starts = range(0, len(rows), chunk)
-    for start in tqdm(starts, desc="scoring", disable=len(rows) <= chunk):
-        part = rows[start : start + chunk]
-        scores += reward(
-            prompts=[r["prompt"] for r in part],
-            completions=[r["completion"] for r in part],
-            completion_ids=[r["completion_ids"] for r in part],
-        )
-    return scores
-
-
-def _fingerprint(policy, prompts, args):
-    """A checksum of all that decides what is sampled and scored: settings, prompts, reward, model."""
-    settings = {k: v for k, v in vars(args).items() if k not in ("out", "device")}
-    service = None
-    if args.reward == "remote":
-        service = [os.environ.get("REMOTE_URL"), os.environ.get("REMOTE_ATTRIBUTE")]
-    digest = hashlib.sha256(json.dumps([settings, prompts, service], sort_keys=True).encode())
-    if ":" in args.reward:
-        digest.update(Path(args.reward.rsplit(":", 1)[0]).read_bytes())
-    some_weights = policy.model.transformer.ln_f.weight  # every training step changes them
-    digest.update(some_weights.detach().cpu().numpy().tobytes())
-    return digest.hexdigest()[:8]
+def sampling_settings(args):
+    names = ("max_new_tokens", "min_new_tokens", "temperature", "top_k", "top_p", "seed", "bf16")
+    return {name: getattr(args, name) for name in names}
 
 
 def main(argv=None):
     args = parse_options(argv)
-    prompts = read_prompts(args.prompts)
-    if args.num_prompts and args.num_prompts < len(prompts):
-        order = np.random.default_rng(args.seed).permutation(len(prompts))
-        prompts = [prompts[i] for i in sorted(order[: args.num_prompts])]
-    if processes()[0] == 0:
-        check_writable(args.out)
-    device = pick_device(args.device)
-    cache = Path(args.out).parent / "remote.cache"
-    reward = load_reward(args.reward, args.reward_model, cache=cache, device=device)
+    device = options.pick_device(args.device)
+    reward = None
+    if args.reward:
+        cache = Path(args.out).parent / "remote.cache" if args.out else None
+        reward = load_reward(args.reward, args.reward_model, cache=cache, device=device)
+    if args.prompts:
+        prompts = read_prompts(args.prompts, args.num_prompts, args.seed)
+        if processes()[0] == 0:
+            check_writable(args.out)
     policy = load_policy(args.model, device)
     if device == "cpu":
         prepack(policy.model, args.bf16)
+    if args.prompt is not None:
+        return show_prompt(policy, reward, args)
     rows = explore(policy, prompts, reward, args)
     if processes()[0] == 0:
-        _write_pool(rows, args)
+        _write_pool([rows[number] for number in sorted(rows)], args)
     finish()
-    _remove_parts(args.out)  # the pool holds every process's samples now
+    remove_logs(args.out)  # the pool holds every process's samples now
 
 
 def _write_pool(rows, args):
-    """Writes the rows that have a score, in the order of the prompts, and prints a summary."""
-    rows = [rows[number] for number in sorted(rows)]
     kept = [row for row in rows if row["reward"] is not None]
     if not kept:
-        _remove_parts(args.out)  # so that the next start tries again
+        remove_logs(args.out)  # so that the next start tries again
         raise BadInput(
             f"reward {args.reward} scored none of the {len(rows)} samples; nothing was written"
         )
     with whole_file(args.out, args) as file:
         for row in kept:
             file.write(dump_row(row) + "\n")
-    values = np.array([row["reward"] for row in kept])
-    dropped = ""
-    if len(kept) < len(rows):
-        dropped = f", {len(rows) - len(kept)} without a score dropped"
-    span = f"from {values.min():.4f} to {values.max():.4f}"
-    print(f"{len(kept)} samples{dropped}; reward mean {values.mean():.4f}, {span}")
-    for row in kept[:2]:
-        print(f"  {row['reward']:.3f}  {shown(row['prompt'] + ' |' + row['completion'], 150)}")
-
-
-def _remove_parts(out):
-    for part in Path(out).parent.glob(glob.escape(Path(out).name) + ".*.part*"):
-        part.unlink(missing_ok=True)
+    print_pool(kept, len(rows) - len(kept))
 
 
 def parse_options(argv=None):
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
+    parser = options.stage_parser(__doc__)
     add = parser.add_argument
     add("--model", required=True, help="p: a checkpoint folder or hub name")
-    add("--prompts", required=True, help='X: JSONL with "prompt", a string or {"text": ...}')
-    add("--reward", required=True, help="r: a built-in name or path/to/file.py:function")
-    add("--out", required=True, help="pool file to write, e.g. pool/00.jsonl")
-    add("--iteration", type=int, default=0, help="round number, written into the rows (default 0)")
-    text = "take this many of the prompts, the same ones in every round\nwith the same --seed (default: all)"
-    add("--num-prompts", type=int, help=text)
-    text = "what stands in front of x: r_K, or nothing (default K)"
-    add("--reward-token", choices=["K", "none"], default="K", help=text)
-    add_sampling_options(parser, num_samples=1, top_p=1.0)
+    add("--prompts", help='X: JSONL with "prompt", a string or {"text": ...}')
+    text = "instead of --prompts: print a completion of TEXT under no token and under each r_k"
+    add("--prompt", metavar="TEXT", help=text)
+    add("--reward", help="r: a built-in name or path/to/file.py:function")
+    add("--out", help="pool file to write, e.g. pool/00.jsonl")
+    add("--iteration", type=options.SEED, default=0, help="the round, written into the rows")
+    text = "take this many of the prompts, the same ones in every round with one --seed"
+    add("--num-prompts", type=options.COUNT, help=text)
+    ablations = options.add_sampling_options(parser, num_samples=1, top_p=1.0)
+    text = "what stands in front of x: r_K, or nothing"
+    ablations.add_argument("--reward-token", choices=["K", "none"], default="K", help=text)
     args = parser.parse_args(argv)
-    check_sampling_options(parser, args)
-    rules = [
-        ("iteration", 0 <= args.iteration < 2**31, "from 0"),
-        ("num_prompts", args.num_prompts is None or args.num_prompts >= 1, "at least 1"),
-    ]
-    check_options(parser, args, rules)
+    options.check_lengths(parser, args)
+    if (args.prompt is None) == (args.prompts is None):
+        parser.error("name either --prompts FILE or --prompt TEXT")
+    if args.prompts and not (args.reward and args.out):
+        parser.error("--prompts needs --reward and --out as well")
     return args
 
 
 if __name__ == "__main__":
-    run_stage(main)
+    options.run_stage(main)

@@ -1,6 +1,7 @@
 """Stage 2, *quantize*: sort the pool D by reward and cut it into K equal parts D^1 ... D^K.
 
-The rows of D^k will carry the reward token r_k, so r_K marks the best ones (Section 3.1 of the paper).
+The rows of D^k will carry the reward token r_k, so r_K marks the best ones (Section 3.1 of the
+paper).
 
 Reads    pool files, one JSON object a line: {"prompt", "completion", "reward", "iteration", ...}
 Writes   the same rows, each with "quantile": k in 1 ... K, into one JSONL file
@@ -8,22 +9,22 @@ Writes   the same rows, each with "quantile": k in 1 ... K, into one JSONL file
     python quantize.py runs/try/pool --quantiles 5 --out runs/try/quantized/00.jsonl
     python quantize.py my_pool.jsonl --quantiles 3 --out q.jsonl && head -3 q.jsonl
 
-Where we differ: the authors' code sorts stably, so among equal rewards the *older* sample gets the better
-token (--ties age), and N mod K leftover samples all join the worst part. Here ties are broken at random,
-and the sizes of the parts differ by at most one. Ranking within each prompt and bounding the pool are not
-in the paper.
+Where we differ: the authors' code sorts stably, so among equal rewards the *older* sample gets the
+better token (--ties age), and N mod K leftover samples all join the worst part. Here ties are
+broken at random, and the sizes of the parts differ by at most one. Ranking within each prompt and
+bounding the pool are not in the paper.
 """
 
-import argparse
 import math
 from array import array
 from pathlib import Path
 
 import numpy as np
 
+from plumbing import options
 from plumbing.files import whole_file
-from plumbing.options import check_options, run_stage
 from plumbing.pool import BadInput, dump_row, pool_files, read_pool
+from plumbing.summaries import print_parts
 
 # ------------------------------------------------------------------------------------ the quantiles
 
@@ -31,17 +32,13 @@ from plumbing.pool import BadInput, dump_row, pool_files, read_pool
 def assign_quantiles(rewards, K, seed=0, ties="random"):
     """(N,) rewards -> (N,) quantiles in 1 ... K, where K marks the highest rewards.
 
-    The sizes of the parts differ by at most one. ties: "random", in an order drawn from `seed`; "age",
-    the earlier row is the better one; "together", equal rewards share the part of their mean rank,
-    whatever that does to the sizes.
-    Raises BadInput if K < 1, if K > N (a part would be empty) or if a reward is not finite.
+    The sizes of the parts differ by at most one. ties: "random", in an order drawn from `seed`;
+    "age", the earlier row is the better one; "together", equal rewards share the part of their mean
+    rank, whatever that does to the sizes. Raises BadInput if K < 1, if K > N (a part would be
+    empty) or if a reward is not finite.
     """
     rewards = np.asarray(rewards, dtype=np.float64)
-    if K < 1 or K > len(rewards):
-        raise BadInput(
-            f"cannot cut {len(rewards)} samples into K = {K} quantiles; "
-            f"choose K from 1 to {len(rewards)}"
-        )
+    _check_K(K, len(rewards))
     if not np.isfinite(rewards).all():
         bad = int(np.argmin(np.isfinite(rewards)))
         raise BadInput(f"reward number {bad} is not a finite number")
@@ -49,7 +46,7 @@ def assign_quantiles(rewards, K, seed=0, ties="random"):
 
 
 def _cut(rewards, K, rng, offset, ties):
-    """Rank i of N (0 = worst) goes to part floor((i + offset) K / N) + 1, for an offset in [0, 1)."""
+    """Rank i of N (0 = worst) goes to part floor((i + offset) K / N) + 1; 0 <= offset < 1."""
     N = len(rewards)
     tie_break = -np.arange(N) if ties == "age" else rng.random(N)
     ranks = np.empty(N)
@@ -65,11 +62,12 @@ def assign_quantiles_per_prompt(rewards, prompts, K, seed=0, ties="random"):
     """The same within each prompt. rewards (N,); prompts (N,) integers, equal for the same prompt.
 
     Global quantiles partly encode how hard a prompt is. These compare a sample only with the other
-    samples of its prompt. If a prompt has fewer than K samples, a random offset spreads its ranks over
-    1 ... K, so that all parts fill evenly.
+    samples of its prompt. If a prompt has fewer than K samples, a random offset spreads its ranks
+    over 1 ... K, so that all parts fill evenly.
     """
     rewards = np.asarray(rewards, dtype=np.float64)
     prompts = np.asarray(prompts)
+    _check_K(K, len(rewards))
     rng = np.random.default_rng(seed)
     quantiles = np.empty(len(rewards), dtype=np.int64)
     by_prompt = np.argsort(prompts, kind="stable")
@@ -82,8 +80,9 @@ def assign_quantiles_per_prompt(rewards, prompts, K, seed=0, ties="random"):
 def bounded(rewards, iterations, last=None, keep_top=None, seed=0, keep_p0=False):
     """Which rows stay in a bounded pool: (N,) bool.
 
-    First the newest `last` iterations are kept, with keep_p0 also iteration 0; then, of those, the best
-    fraction `keep_top`, rounded up. Among equal rewards, `seed` decides which ones are dropped.
+    First the newest `last` iterations are kept, with keep_p0 also iteration 0; then, of those, the
+    best fraction `keep_top`, rounded up. Among equal rewards, `seed` decides which ones are
+    dropped.
     """
     rewards = np.asarray(rewards, dtype=np.float64)
     iterations = np.asarray(iterations)
@@ -102,40 +101,29 @@ def bounded(rewards, iterations, last=None, keep_top=None, seed=0, keep_p0=False
 # ---------------------------------------------------------------------------------------- the stage
 
 
-def quantize(
-    paths,
-    K,
-    out,
-    seed=0,
-    per_prompt=False,
-    last=None,
-    keep_top=None,
-    keep_p0=False,
-    ties="random",
-    random=False,
-    args=None,
-):
+def quantize(args):
     """Reads the pool twice: once for the rewards, once to write each row with its quantile.
 
     Only a few numbers a row are kept in memory, so a pool of 10^6 rows needs tens of MB.
     Returns the (N,) rewards and quantiles; 0 marks a row that was left out.
     """
-    files = pool_files(paths)
-    _check_out(out, paths, files)
-    rewards, iterations, prompts = _read_numbers(files, per_prompt, last)
-    keep = bounded(rewards, iterations, last, keep_top, seed, keep_p0)
-    if random:  # the paper's ablation: the token says nothing about the reward
+    K, seed, ties = args.quantiles, args.seed, args.ties
+    files = pool_files(args.pool)
+    _check_out(args.out, args.pool, files)
+    rewards, iterations, prompts = _read_numbers(files, args.per_prompt, args.last)
+    keep = bounded(rewards, iterations, args.last, args.keep_top, seed, args.keep_p0)
+    ranked_by = rewards
+    if args.random:  # the paper's ablation: the token says nothing about the reward
         ranked_by = np.random.default_rng([seed, 2]).random(len(rewards))
-    else:
-        ranked_by = rewards
     quantiles = np.zeros(len(rewards), dtype=np.int64)
-    if per_prompt:
-        _check_per_prompt(prompts[keep], K)
+    if args.per_prompt:
+        if K > 1 and np.bincount(prompts[keep]).max() == 1:
+            raise BadInput("--per-prompt needs several samples of a prompt; raise --num-samples")
         quantiles[keep] = assign_quantiles_per_prompt(ranked_by[keep], prompts[keep], K, seed, ties)
     else:
         quantiles[keep] = assign_quantiles(ranked_by[keep], K, seed, ties)
 
-    with whole_file(out, args) as file:
+    with whole_file(args.out, args) as file:
         n = 0
         for _, row in read_pool(files):
             if n < len(rewards) and quantiles[n]:
@@ -150,7 +138,7 @@ def quantize(
 
 
 def _read_numbers(files, per_prompt, last):
-    """(N,) arrays: each row's reward and iteration; with per_prompt also the number of its prompt."""
+    """(N,) rewards, iterations and, with per_prompt, numbers that stand for the prompts."""
     rewards, iterations, prompts = array("d"), array("i"), array("q")
     number_of = {}
     for place, row in read_pool(files):
@@ -166,6 +154,13 @@ def _read_numbers(files, per_prompt, last):
     return np.frombuffer(rewards), np.array(iterations), np.array(prompts)
 
 
+def _check_K(K, N):
+    if not 1 <= K <= N:
+        raise BadInput(
+            f"cannot cut {N} samples into K = {K} quantiles; choose --quantiles from 1 to {N}"
+        )
+
+
 def _check_out(out, paths, files):
     out = Path(out).resolve()
     folders = [Path(path).resolve() for path in paths]
@@ -176,77 +171,38 @@ def _check_out(out, paths, files):
         )
 
 
-def _check_per_prompt(prompts, K):
-    if np.bincount(prompts).max() == 1 and K > 1:
-        raise BadInput(
-            "--per-prompt needs several samples of a prompt, and here every prompt has one; "
-            "raise --num-samples or --last"
-        )
-    if not 1 <= K <= len(prompts):
-        raise BadInput(
-            f"cannot cut {len(prompts)} samples into K = {K} quantiles; "
-            f"choose --quantiles from 1 to {len(prompts)}"
-        )
-
-
 def main(argv=None):
     args = parse_options(argv)
-    rewards, quantiles = quantize(
-        args.pool,
-        args.quantiles,
-        args.out,
-        args.seed,
-        args.per_prompt,
-        args.last,
-        args.keep_top,
-        args.keep_p0,
-        args.ties,
-        args.random,
-        args,
-    )
-    if (quantiles == 0).any():
-        print(f"left out {int((quantiles == 0).sum())} of {len(rewards)} rows")
-    for k in range(args.quantiles, 0, -1):
-        part = rewards[quantiles == k]
-        span = "empty"
-        if len(part):
-            span = f"reward {part.min():.4f} to {part.max():.4f}, mean {part.mean():.4f}"
-        print(f"r_{k}  {len(part):7d} rows  {span}")
+    rewards, quantiles = quantize(args)
+    print_parts(rewards, quantiles, args.quantiles)
 
 
 def parse_options(argv=None):
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = options.stage_parser(__doc__)
     add = parser.add_argument
     add("pool", nargs="+", help="pool files, or folders of them")
-    add("--quantiles", type=int, default=5, metavar="K", help="K, number of parts (default 5)")
+    add("--quantiles", type=int, default=5, metavar="K", help="K, the number of parts")
     add("--out", required=True, help="JSONL file to write, e.g. quantized/00.jsonl")
-    add("--seed", type=int, default=0, help="orders equal rewards (default 0)")
+    add("--seed", type=options.SEED, default=0, help="orders equal rewards")
     add = parser.add_argument_group("ablations").add_argument
-    add(
-        "--ties",
-        choices=["random", "age", "together"],
-        default="random",
-        help="equal rewards: in random order; by age, the older one better (the authors' code); "
-        "or all in one part, which makes the parts unequal (default random)",
+    ties = ["random", "age", "together"]
+    text = (
+        "equal rewards: in random order; by age, the older one better (the authors' code); "
+        "or all in one part, whatever its size"
     )
+    add("--ties", choices=ties, default="random", help=text)
     add("--random", action="store_true", help="give every sample a random quantile")
     add = parser.add_argument_group("not in the paper").add_argument
     add("--per-prompt", action="store_true", help="rank a sample only within its own prompt")
-    add("--last", type=int, metavar="N", help="keep the newest N iterations (default: all)")
+    add("--last", type=options.COUNT, metavar="N", help="keep only the newest N iterations")
     add("--keep-p0", action="store_true", help="with --last: keep iteration 0 as well")
-    add("--keep-top", type=float, metavar="F", help="keep the best fraction F (default: all)")
+    fraction = options.number(float, above=0, most=1)
+    add("--keep-top", type=fraction, metavar="F", help="keep only the best fraction F")
     args = parser.parse_args(argv)
-    rules = [
-        ("last", args.last is None or args.last >= 1, "at least 1"),
-        ("keep_p0", not args.keep_p0 or args.last is not None, "together with --last N"),
-        ("keep_top", args.keep_top is None or 0 < args.keep_top <= 1, "above 0 and at most 1"),
-        ("seed", 0 <= args.seed < 2**31, "from 0 to 2^31 - 1"),
-    ]
-    check_options(parser, args, rules)
+    if args.keep_p0 and args.last is None:
+        parser.error("--keep-p0 says what stays besides the newest iterations; add --last N")
     return args
 
 
 if __name__ == "__main__":
-    run_stage(main)
+    options.run_stage(main)

@@ -1,32 +1,36 @@
 """The reward r(x, y): how good completion y of prompt x is. The file that an assignment edits.
 
-A reward is a function of two lists of equal length that returns a list of numbers, higher is better:
+A reward is a function of two lists of equal length that returns a list of numbers, higher is
+better:
 
     def shouting(prompts, completions, **kwargs):
         return [sum(c.isupper() for c in y) / max(1, len(y)) for y in completions]
 
-It is called with keywords, so a function written for TRL's trainers works unchanged. `None` means "no
-score": the sample is left out, and counted. The paper's metrics (evaluate.py) need rewards in [0, 1].
+It is called with keywords, so a function written for TRL's trainers works unchanged. `None` means
+"no score": the sample is left out, and counted. The paper's metrics (evaluate.py) need rewards in
+[0, 1].
 
 Reads    a JSONL file with "prompt" and "completion": a pool, or lines that you wrote by hand
-Writes   to the screen: the mean, the spread, the best and the worst; with --out, the rows with "reward"
+Writes   to the screen the mean, the spread, the best and the worst; with --out, the scored rows
 
     python rewards.py --reward repetition --pool runs/repetition-tiny/pool/00.jsonl
     python rewards.py --reward my_reward.py:shouting --pool my_samples.jsonl --out scored.jsonl
 
-Where we differ: the paper's toxicity reward is a commercial service that closes on 31 December 2026. Here
-a local classifier takes its place, or any other that --reward-model names.
+Where we differ: the paper's toxicity reward is a commercial service that closes on 31 December
+2026. Here a local classifier takes its place, or any other that --reward-model names.
 """
 
-import argparse
 import hashlib
 import math
 from pathlib import Path
 
+from tqdm import tqdm
+
+from plumbing import options
 from plumbing.files import whole_file
-from plumbing.options import run_stage
-from plumbing.pool import BadInput, dump_row, read_jsonl, shown, text_of
+from plumbing.pool import BadInput, dump_row, read_jsonl, text_of
 from plumbing.reward_file import checked, import_function
+from plumbing.summaries import print_scores
 
 SHIPPED = Path(__file__).resolve().parent / "tiny"  # the small judges that come with the project
 
@@ -34,7 +38,7 @@ SHIPPED = Path(__file__).resolve().parent / "tiny"  # the small judges that come
 
 
 def rep_n(tokens, n):
-    """rep-n = 1 - unique n-grams / all n-grams of one sequence of words or ids; 0 without n-grams."""
+    """rep-n = 1 - unique n-grams / all n-grams of a sequence of words or ids; 0 if it has none."""
     ngrams = [tuple(tokens[i : i + n]) for i in range(len(tokens) - n + 1)]
     return 1 - len(set(ngrams)) / len(ngrams) if ngrams else 0.0
 
@@ -47,7 +51,8 @@ def diversity(tokens):
 def repetition(prompts, completions, completion_ids=None, **kwargs):
     """The diversity of each completion, in token ids if they are given, otherwise in words.
 
-    Fewer than four tokens cannot repeat a 4-gram. They get 0, or the model would learn to say nothing.
+    Fewer than four tokens cannot repeat a 4-gram. They get 0, or the model would learn to say
+    nothing.
     """
     sequences = completion_ids or [y.split() for y in completions]
     return [diversity(tokens) if len(tokens) >= 4 else 0.0 for tokens in sequences]
@@ -94,7 +99,7 @@ def toxicity(reward_model=None, **options):
     return reward
 
 
-# --------------------------------------------------------------------------- for tests and for class
+# ------------------------------------------------------------------------- for tests and for class
 
 
 def length(prompts, completions, **kwargs):
@@ -111,7 +116,7 @@ def hash_reward(prompts, completions, **kwargs):
     return values
 
 
-# ------------------------------------------------------------------------------------ finding a reward
+# -------------------------------------------------------------------------------- finding a reward
 
 PLAIN = {"repetition": repetition, "length": length, "hash": hash_reward}
 JUDGES = {"sentiment": sentiment, "sentiment_label": sentiment_label, "toxicity": toxicity}
@@ -120,9 +125,9 @@ JUDGES = {"sentiment": sentiment, "sentiment_label": sentiment_label, "toxicity"
 def load_reward(spec, reward_model=None, cache=None, **options):
     """The reward called `spec`: a built-in name, or "path/to/file.py:function".
 
-    Options: reward_model, device and batch_size of a judge; cache, a file for the answers of `remote`.
-    Returns a function (prompts=, completions=, ...) -> list of float or None, finite and of the same
-    length. Whatever else a reward does is reported as BadInput.
+    Options: reward_model, device and batch_size of a judge; cache, a file for the answers of
+    `remote`. Returns a function (prompts=, completions=, ...) -> list of float or None, finite and
+    of the same length. Whatever else a reward does is reported as BadInput.
     """
     if spec in PLAIN:
         function = PLAIN[spec]
@@ -141,6 +146,20 @@ def load_reward(spec, reward_model=None, cache=None, **options):
             "your own: --reward path/to/file.py:function"
         )
     return checked(function, spec)
+
+
+def score(rows, reward, chunk=4096):
+    """r(x, y) of every row: a list of float or None."""
+    scores = []
+    starts = range(0, len(rows), chunk)
+    for start in tqdm(starts, desc="scoring", disable=len(rows) <= chunk):
+        part = rows[start : start + chunk]
+        scores += reward(
+            prompts=[r["prompt"] for r in part],
+            completions=[r["completion"] for r in part],
+            completion_ids=[r["completion_ids"] for r in part],
+        )
+    return scores
 
 
 # ---------------------------------------------------------------------------------- trying a reward
@@ -162,7 +181,7 @@ def main(argv=None):
         completions=[row["completion"] for row in rows],
         completion_ids=ids if all(ids) else None,
     )
-    _print_scores(rows, scores)
+    print_scores(rows, scores)
     if args.out:
         with whole_file(args.out) as file:
             for row, score in zip(rows, scores):
@@ -183,33 +202,16 @@ def _read_rows(path):
     return rows
 
 
-def _print_scores(rows, scores):
-    scored = sorted((s, i) for i, s in enumerate(scores) if s is not None)
-    print(f"{len(scored)} of {len(rows)} scored")
-    if not scored:
-        return
-    quartiles = [scored[int(q * (len(scored) - 1))][0] for q in (0, 0.25, 0.5, 0.75, 1)]
-    print("min, quartiles, max: " + "  ".join(f"{q:.4f}" for q in quartiles))
-    print(f"mean {sum(s for s, _ in scored) / len(scored):.4f}")
-    for title, part in (("worst", scored[:3]), ("best", scored[:-4:-1])):
-        for s, i in part:
-            text = shown(rows[i]["prompt"] + " |" + rows[i]["completion"], 100)
-            print(f"{title:>6} {s:.4f}  {text}")
-
-
 def parse_options(argv=None):
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = options.stage_parser(__doc__)
     add = parser.add_argument
     names = ", ".join([*PLAIN, *JUDGES, "remote"])
     add("--reward", required=True, help=f"{names}, or path/to/file.py:function")
     add("--pool", required=True, help='JSONL with "prompt" and "completion"')
-    text = "folder or hub name of the judge (default: the one in tiny/)"
-    add("--reward-model", help=text)
+    add("--reward-model", help="folder or hub name of the judge (default: the one in tiny/)")
     add("--out", help="write the rows with their rewards here")
     return parser.parse_args(argv)
 
 
 if __name__ == "__main__":
-    run_stage(main)
+    options.run_stage(main)

@@ -1,7 +1,8 @@
 """Eq. 2 with its gradient written out: the same numbers as learn.quark_loss, in less memory.
 
-`learn.py --closed-form` asks for it. It pays where the vocabulary is large (GPT-2 has 50,257 tokens):
-autograd through quark_loss keeps half a dozen tensors of (completion tokens, V) alive at the same time.
+`learn.py --closed-form` asks for it. It pays where the vocabulary is large (GPT-2 has 50,257
+tokens): autograd through quark_loss keeps half a dozen tensors of (completion tokens, V) alive at
+the same time.
 
 With the one-hot target e_y and p = softmax(z), the LM term and the KL are one cross entropy against
 the soft target e_y + beta p0, which sums to 1 + beta:
@@ -20,9 +21,9 @@ IN_CACHE = 2**19  # numbers that a CPU's cache holds, with what is computed from
 class ClosedForm(torch.autograd.Function):
     """(4,) sums of loss, lm, kl and entropy over M positions. Only the loss has a gradient.
 
-    hidden (M, d) and weight (V, d) are the policy's last hidden states and output layer; ref_hidden and
-    ref_output, a function, are p0's. `chunk` positions at a time go through the output layer, and only
-    the gradients of hidden and weight are kept.
+    hidden (M, d) and weight (V, d) are the policy's last hidden states and output layer; ref_hidden
+    and ref_output, a function, are p0's. `chunk` positions at a time go through the output layer,
+    and only the gradients of hidden and weight are kept.
     """
 
     @staticmethod

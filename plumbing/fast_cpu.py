@@ -13,10 +13,12 @@ def tune_for_cpu(model):
 
 
 def use_onednn_for_float32():
-    """Makes PyTorch multiply float32 matrices with oneDNN instead of MKL, which is slow on AMD CPUs.
+    """Makes PyTorch multiply float32 matrices with oneDNN instead of MKL, which is slow on AMD
+    CPUs.
 
     PyTorch calls this "medium" precision and would allow bfloat16 inside. oneDNN does that only on
-    CPUs with AMX, so those keep the default, and float32 stays float32 (test_float32_stays_float32).
+    CPUs with AMX, so those keep the default, and float32 stays float32
+    (test_float32_stays_float32).
     """
     has = torch.cpu.get_capabilities()
     if has.get("avx512_f") and not has.get("amx_bf16"):
@@ -24,14 +26,14 @@ def use_onednn_for_float32():
 
 
 def fuse_gelu(model):
-    """Replaces GPT-2's GELU, which transformers computes in eight operations, by PyTorch's kernel."""
+    """Computes GPT-2's GELU in one PyTorch kernel; transformers needs eight operations."""
     if model.config.activation_function == "gelu_new":
         for block in model.transformer.h:
             block.mlp.act = torch.nn.GELU(approximate="tanh")
 
 
 def matrices(model):
-    """Every linear layer: (parent module, its name there, (outputs, inputs) weight, bias or None)."""
+    """Yields each linear layer: (parent module, name in it, (outputs, inputs) weight, bias)."""
     layers = []
     for block in model.transformer.h:
         layers += [(block.attn, "c_attn"), (block.attn, "c_proj")]

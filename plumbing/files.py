@@ -127,9 +127,9 @@ def _fsync(path):
 class AppendLog:
     """A JSONL file that keeps finished rows while a stage runs, so that a crash loses none of them.
 
-    The file is `path` followed by the number of the process (RANK under torchrun, otherwise 0). Each
-    process appends to its own file. At the start, `rows` holds those of all files, whatever the number
-    of processes was last time. A last line that was cut off by the crash is dropped.
+    The file is `path` followed by the number of the process (RANK under torchrun, otherwise 0).
+    Each process appends to its own file. At the start, `rows` holds those of all files, whatever
+    the number of processes was last time. A last line that was cut off by the crash is dropped.
     """
 
     def __init__(self, path):
@@ -180,7 +180,7 @@ class AppendLog:
 
 
 def _lock(file):
-    """Raises BlockingIOError while another process holds the lock. The system frees it at the end."""
+    """Raises BlockingIOError while another process holds the lock."""
     with contextlib.suppress(ImportError):  # Windows has no fcntl, and no lock here
         import fcntl
 
@@ -201,7 +201,7 @@ def write_args(path, args):
 
 
 def read_json(path, what):
-    """The JSON object in a file. what: the kind of file that was asked for, for the error message."""
+    """The JSON object in a file. what: for the error message, what kind of file was expected."""
     try:
         value = json.loads(Path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:

@@ -16,7 +16,8 @@ QUESTIONS = (
 
 
 def human_sheet(sheet, a, b, pairs, seed):
-    """Writes a CSV of blinded pairs from two results, and SHEET.key.json with what stood on the left.
+    """Writes a CSV of blinded pairs from two results, and SHEET.key.json with what stood on the
+    left.
 
     Prompts are drawn without replacement. For each, one completion of either result is drawn, and a
     coin decides which one stands on the left.
@@ -109,7 +110,7 @@ def _print_counts(counts, a, b):
 
 
 def sign_test(a, b):
-    """P(a split at least as uneven as a : b | a fair coin), two-sided. Leave ties out beforehand."""
+    """P(a split at least as uneven as a : b | a fair coin), two-sided, ties left out."""
     n = a + b
     most = max(a, b)
     return min(1.0, 2 * sum(math.comb(n, i) for i in range(most, n + 1)) / 2**n)

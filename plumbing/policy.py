@@ -1,7 +1,8 @@
-"""The policy p_theta, or p0: a GPT-2, its tokenizer and its reward tokens, in a Hugging Face folder.
+"""The policy p_theta, or p0: a GPT-2, its tokenizer and its reward tokens, in a Hugging Face
+folder.
 
-Ordinary tokens have the ids 0 ... V - 1, <|endoftext|> among them. The reward tokens r_1 ... r_K follow
-as V ... V + K - 1. V and K stand in config.json as base_vocab_size and n_quantiles.
+Ordinary tokens have the ids 0 ... V - 1, <|endoftext|> among them. The reward tokens r_1 ... r_K
+follow as V ... V + K - 1. V and K stand in config.json as base_vocab_size and n_quantiles.
 """
 
 import functools
@@ -12,6 +13,7 @@ from pathlib import Path
 import tiktoken
 import torch
 from safetensors import SafetensorError
+from transformers import DynamicCache
 
 from plumbing.fast_cpu import tune_for_cpu
 from plumbing.files import whole_folder
@@ -62,8 +64,18 @@ class Policy:
     def decode(self, ids):
         return self.encoding.decode(list(ids))
 
+    def room_for_prompt(self, max_new_tokens, n_reward_tokens):
+        """How many tokens of a prompt fit into the context, beside a reward token and y."""
+        room = self.context - max_new_tokens - n_reward_tokens
+        if room < 1:
+            raise BadInput(
+                f"{max_new_tokens} new tokens leave no room for a prompt in a context of "
+                f"{self.context}"
+            )
+        return room
+
     def start_of(self, prompt_ids):
-        """The prompt's ids, or <|endoftext|> for an empty prompt: a model needs one token to start."""
+        """The prompt's ids; <|endoftext|> for an empty prompt: a model must read one token."""
         return list(prompt_ids) or [self.eos_id]
 
     def without_eos(self, ids):
@@ -117,7 +129,7 @@ class Policy:
                 raise OSError(str(error)) from error
 
     def _tokenizer(self):
-        """transformers' tokenizer of the same vocabulary, with the reward tokens as special tokens."""
+        """The same tokenizer in transformers, with the reward tokens as special tokens."""
         from transformers import AddedToken, GPT2Tokenizer
 
         tokenizer = GPT2Tokenizer(
@@ -135,7 +147,7 @@ class Policy:
 
 
 def load_policy(path_or_hub_name, device="cpu"):
-    """Opens a GPT-2 folder or hub model as a Policy, in float32 and evaluation mode (no dropout)."""
+    """Opens a GPT-2 folder or hub model as a Policy, in float32 and without dropout."""
     from transformers import AutoConfig, AutoModelForCausalLM
     from transformers.utils import cached_file, logging
 
@@ -144,7 +156,7 @@ def load_policy(path_or_hub_name, device="cpu"):
     name = str(path_or_hub_name)
     if not Path(name).is_dir() and _looks_like_a_path(name):
         raise BadInput(
-            f"model folder {name} does not exist; name a checkpoint folder or a hub model such as gpt2"
+            f"model folder {name} does not exist; name a folder or a hub model such as gpt2"
         )
     try:
         config = AutoConfig.from_pretrained(name)
@@ -166,7 +178,8 @@ def load_policy(path_or_hub_name, device="cpu"):
         reason = str(error).strip().split("\n")[0]
         raise BadInput(
             f"cannot open the model {name}: {reason}; it needs config.json, model.safetensors, "
-            "vocab.json and merges.txt (with no network, a hub model must have been downloaded before)"
+            "vocab.json and merges.txt (with no network, a hub model must have been downloaded "
+            "before)"
         ) from None
     K = getattr(config, "n_quantiles", 0)
     V = getattr(config, "base_vocab_size", config.vocab_size)
@@ -186,9 +199,51 @@ def _looks_like_a_path(name):
     return name.startswith((".", "/")) or name.count("/") > 1 or in_existing_folder
 
 
-# ------------------------------------------------------------------------------------- the tokenizer
+# -------------------------------------------------------------------- the network, token by token
 
-# How GPT-2 splits a text into words before the merges: contractions, letters, digits, signs, blanks.
+
+class CachedModel:
+    """The next token's logits by transformers' own forward pass, with its cache of keys and values.
+
+    A batch begins with start(padding). Whatever else has these three methods can be given to
+    `sample` as its `network`.
+    """
+
+    def __init__(self, model):
+        self.model = model
+
+    def start(self, padding):
+        """A new batch. padding (P,): how many columns at the left of each row are empty."""
+        self.padding = padding
+        self.columns = 0
+        self.cache = DynamicCache(config=self.model.config)
+
+    def next_logits(self, tokens):
+        """(B, t) further tokens -> (B, V + K) logits of the token after the last one."""
+        self.columns += tokens.shape[1]
+        column = torch.arange(self.columns, device=tokens.device)
+        is_token = column >= self.padding[:, None]  # (B, columns)
+        position = (column - self.padding[:, None]).clamp(min=0)  # the first real token is at 0
+        output = self.model.base_model(
+            input_ids=tokens,
+            attention_mask=is_token.long(),
+            position_ids=position[:, -tokens.shape[1] :],
+            past_key_values=self.cache,
+            use_cache=True,
+        )
+        hidden = output.last_hidden_state[:, -1]
+        with torch.autocast(hidden.device.type, enabled=False):  # bfloat16 would make logits equal
+            return self.model.lm_head(hidden.to(self.model.dtype))
+
+    def keep(self, rows):
+        """Only these rows go on, in this order. A row may be named several times."""
+        self.padding = self.padding[rows]
+        self.cache.batch_select_indices(rows)
+
+
+# ---------------------------------------------------------------------------------- the tokenizer
+
+# How GPT-2 splits a text before the merges: contractions, letters, digits, signs, blanks.
 WORDS = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"
 
 
@@ -202,8 +257,9 @@ def merge_pairs(merges_txt):
 def build_encoding(vocab_json, merges_txt, K=0):
     """GPT-2's byte-level BPE with K reward tokens, from the bytes of vocab.json and merges.txt.
 
-    tiktoken needs the id of every token to be the rank of its merge, as in GPT-2's files. We do not use
-    tiktoken's own loader: it caches by the *path* of a file and would return an outdated vocabulary.
+    tiktoken needs the id of every token to be the rank of its merge, as in GPT-2's files. We do not
+    use tiktoken's own loader: it caches by the *path* of a file and would return an outdated
+    vocabulary.
     """
     byte_of = _byte_of_character()
     try:

@@ -1,7 +1,7 @@
 """The pool's rows: how a JSONL file is read, what makes a row valid, and how one is written again.
 
-Formats stand in the README, "The pool". Whatever a user's file gets wrong is reported as BadInput, in one
-sentence that names the file, the line and the value.
+Formats stand in the README, "The pool". Whatever a user's file gets wrong is reported as BadInput,
+in one sentence that names the file, the line and the value.
 """
 
 import json
@@ -9,9 +9,11 @@ import math
 import sys
 from pathlib import Path
 
+import numpy as np
+
 
 class BadInput(Exception):
-    """The user gave something that cannot be used. The message is one sentence: place, value, remedy."""
+    """The user gave something unusable. The message is one sentence: place, value, remedy."""
 
 
 def read_jsonl(path):
@@ -44,7 +46,9 @@ def _parse(line, number, place):
             f"{place}: byte {error.start} is not UTF-8; save the file as UTF-8"
         ) from None
     except UnicodeEncodeError:
-        raise BadInput(f"{place}: half a surrogate pair, \\ud..., stands alone; remove it") from None
+        raise BadInput(
+            f"{place}: half a surrogate pair, \\ud..., stands alone; remove it"
+        ) from None
     except (ValueError, RecursionError) as error:
         reason = getattr(error, "msg", "a number or the nesting is too large")
         cut = "" if line.endswith(b"\n") else " (the file ends within this line: is it cut off?)"
@@ -136,10 +140,11 @@ def pool_files(paths):
     return list({file.resolve(): file for file in files}.values())
 
 
-def read_prompts(path):
+def read_prompts(path, limit=None, seed=0):
     """The prompts of a JSONL file: a list of {"prompt": str, "group": str or None}.
 
-    "prompt" may be a string or {"text": ...}, the form of RealToxicityPrompts.
+    "prompt" may be a string or {"text": ...}, the form of RealToxicityPrompts. limit: only so many
+    of them, drawn by `seed`, in the order of the file.
     """
     prompts = []
     for place, row in read_jsonl(path):
@@ -148,4 +153,37 @@ def read_prompts(path):
         prompts.append({"prompt": text_of(row, "prompt", place), "group": group_of(row, place)})
     if not prompts:
         raise BadInput(f'{path} holds no prompts; write one {{"prompt": "..."}} a line')
+    if limit and limit < len(prompts):
+        drawn = np.random.default_rng(seed).permutation(len(prompts))[:limit]
+        prompts = [prompts[i] for i in sorted(drawn)]
     return prompts
+
+
+def read_generations(path, policy):
+    """Completions of any origin: rows with "prompt", "completion" and, optionally, "group".
+
+    "completion_ids" are kept where they spell the completion; otherwise the text is encoded.
+    """
+    rows, numbers = [], {}
+    for place, row in read_jsonl(path):
+        prompt = text_of(row, "prompt", place)
+        completion = text_of(row, "completion", place)
+        group = group_of(row, place)
+        ids = row.get("completion_ids")
+        known = isinstance(ids, list) and all(
+            type(i) is int and 0 <= i < policy.vocab_size for i in ids
+        )
+        if not known or policy.decode(policy.without_eos(ids)) != completion:
+            ids = policy.encode(completion)
+        rows.append(
+            {
+                "prompt": prompt,
+                "completion": completion,
+                "completion_ids": ids,
+                "group": group,
+                "prompt_number": numbers.setdefault((prompt, group), len(numbers)),
+            }
+        )
+    if not rows:
+        raise BadInput(f"{path} has no rows; each needs a prompt and a completion")
+    return rows

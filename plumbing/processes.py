@@ -39,12 +39,17 @@ def gather(rows):
     return union
 
 
-def sum_over_processes(tensors):
-    """Replaces each tensor by its sum over all processes."""
-    if processes()[1] > 1:
-        pending = [torch.distributed.all_reduce(t, async_op=True) for t in tensors]
-        for work in pending:
-            work.wait()
+def sum_over_processes(totals, parameters):
+    """Replaces `totals` and the gradient of every parameter by their sums over all processes."""
+    if processes()[1] == 1:
+        return
+    for p in parameters:
+        if p.grad is None:  # this process had no row of the batch
+            p.grad = torch.zeros_like(p)
+    tensors = [totals, *(p.grad for p in parameters)]
+    pending = [torch.distributed.all_reduce(t, async_op=True) for t in tensors]
+    for work in pending:
+        work.wait()
 
 
 def finish():

@@ -1,6 +1,7 @@
 """The reward `remote`: 1 - the score of a service that speaks Perspective's protocol.
 
-It POSTs {"comment": {"text": y}, "requestedAttributes": {A: {}}, ...}. Settings are environment variables:
+It POSTs {"comment": {"text": y}, "requestedAttributes": {A: {}}, ...}. Settings are environment
+variables:
 
     REMOTE_URL        address of the service's analyze method
     REMOTE_KEY        sent as the header X-Goog-Api-Key, stored nowhere
@@ -26,9 +27,9 @@ from plumbing.pool import BadInput
 class Remote:
     """A reward function. A text that gets no score gets None.
 
-    Throttling (429), server errors (5xx) and network errors are tried again, TRIES times in all, after
-    1, 2, 4 ... seconds times a random factor, or after as long as the server asks for. Each answer is
-    saved in the file `cache` as soon as it arrives.
+    Throttling (429), server errors (5xx) and network errors are tried again, TRIES times in all,
+    after 1, 2, 4 ... seconds times a random factor, or after as long as the server asks for. Each
+    answer is saved in the file `cache` as soon as it arrives.
     """
 
     TRIES = 8
@@ -108,7 +109,7 @@ class Remote:
         return [1 - self.known[y] if y in self.known else None for y in completions]
 
     def _ask(self, client, text):
-        """Gets and keeps the score of one text. Returns None, or the reason why there is no score."""
+        """Gets and keeps the score of a text. Returns None, or the reason if there is no score."""
         question = {
             "comment": {"text": text},
             "requestedAttributes": {self.attribute: {}},

@@ -28,7 +28,7 @@ def import_function(path, name):
         ) from error
     if not callable(getattr(module, name, None)):
         raise BadInput(
-            f"reward file {path} has no function {name!r}; write --reward {path}:NAME_OF_YOUR_FUNCTION"
+            f"reward file {path} has no function {name!r}; write --reward {path}:YOUR_FUNCTION"
         )
     return getattr(module, name)
 
@@ -36,8 +36,8 @@ def import_function(path, name):
 def checked(function, spec):
     """`function`, called with the keywords that it accepts, its result checked.
 
-    The result is a list of float or None, one for each completion. Anything else is BadInput, with the
-    reward's name, the index and the text.
+    The result is a list of float or None, one for each completion. Anything else is BadInput, with
+    the reward's name, the index and the text.
     """
     parameters = inspect.signature(function).parameters.values()
     takes_all = any(p.kind is p.VAR_KEYWORD for p in parameters)

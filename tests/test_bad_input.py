@@ -323,7 +323,7 @@ def test_rubbish(content, p0_module, rubbish_folder):
     file = rubbish_folder / "rubbish.jsonl"
     file.write_bytes(content)
     for read in (lambda: list(read_pool([file])), lambda: read_prompts(file), lambda: load_quantized(file, p0_module),
-                 lambda: quantize.quantize([file], 1, rubbish_folder / "out" / "q.jsonl")):  # fmt: skip
+                 lambda: quantize.main([str(file), "--quantiles", "1", "--out", str(rubbish_folder / "out" / "q.jsonl")])):  # fmt: skip
         try:
             read()
         except BadInput as error:

@@ -214,7 +214,7 @@ resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[1]), int(sys.argv[1])))
 import importlib
 stage = importlib.import_module(sys.argv[2])
 sys.argv = [sys.argv[2] + ".py", *sys.argv[3:]]
-stage.run_stage(stage.main)
+stage.options.run_stage(stage.main)
 """
 
 

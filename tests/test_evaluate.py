@@ -13,12 +13,9 @@ from conftest import CONTEXT, SENTENCES, K, V, one_sentence, read_rows, stage, w
 import evaluate
 from evaluate import completion_nll, dist_n, fluency_sums, interval, measure, perplexity, reward_sums
 from explore import sample
-from plumbing.pool import BadInput
+from plumbing.pool import BadInput, read_generations
 from plumbing.people import sign_test
-from plumbing.report import _draw_dial
-from plumbing.report import _draw_learning
-from plumbing.report import _draw_rewards
-from plumbing.report import _draw_top
+from plumbing.figures import _draw_dial, _draw_learning, _draw_rewards, _draw_top
 
 # ----------------------------------------------------------------------------------------------------- the metrics
 
@@ -417,7 +414,7 @@ def test_generations_without_ids(p0, p0_folder, tmp_path):
     split = [p0.encode(c)[0] for c in " good"]
     rows = [{"prompt": "I", "completion": " good"}, {"prompt": "I", "completion": " good", "completion_ids": p0.encode(" bad")},
             {"prompt": "I", "completion": " good", "completion_ids": [V + 7]}, {"prompt": "I", "completion": " good", "completion_ids": split}]
-    read = evaluate.generations(write_jsonl(tmp_path / "g.jsonl", rows), p0)
+    read = read_generations(write_jsonl(tmp_path / "g.jsonl", rows), p0)
     assert [r["completion_ids"] for r in read] == [p0.encode(" good")] * 3 + [split] and split != p0.encode(" good")
     assert [r["prompt_number"] for r in read] == [0] * 4
 

@@ -514,10 +514,9 @@ def test_clipping(pool, p0_folder, tmp_path):
     assert norms == pytest.approx([free[0]["grad_norm"], 0.1], rel=1e-3) and free[0]["grad_norm"] > 0.2
 
 
-@pytest.mark.parametrize("dropout", [0, 0.2])
-def test_resumed_training_is_uninterrupted_training(dropout, pool, p0_folder, tmp_path):
+def test_resumed_training_is_uninterrupted_training(pool, p0_folder, tmp_path):
     """Three steps and three more: the weights, the optimiser's state and the metrics of six steps, bit for bit."""
-    common = ["--total-steps", 6, "--dropout", dropout]
+    common = ["--total-steps", 6]
     whole = run(pool, p0_folder, p0_folder, tmp_path / "whole", "--steps", 6, *common)
     first = run(pool, p0_folder, p0_folder, tmp_path / "half", "--steps", 3, *common)
     second = run(pool, tmp_path / "half", p0_folder, tmp_path / "full", "--steps", 3, *common)
@@ -527,13 +526,6 @@ def test_resumed_training_is_uninterrupted_training(dropout, pool, p0_folder, tm
     (a, resumed), (b, straight) = adam(tmp_path / "full"), adam(tmp_path / "whole")
     assert a == b == 6 and resumed.keys() == straight.keys()
     assert all(torch.equal(x, y) for i in straight for x, y in zip(resumed[i], straight[i]))
-
-
-def test_dropout(pool, p0_folder, tmp_path):
-    """Off by default, whatever config.json says (GPT-2's says 0.1); --dropout sets how much."""
-    plain, again, little, much = (run(pool, p0_folder, p0_folder, tmp_path / n, "--steps", 1, *o)
-                                  for n, o in [("a", []), ("b", []), ("c", ["--dropout", 0.1]), ("d", ["--dropout", 0.4])])  # fmt: skip
-    assert plain == again and len({m[0]["lm"] for m in (plain, little, much)}) == 3
 
 
 def test_the_seed_decides(pool, p0_folder, tmp_path):
@@ -706,7 +698,7 @@ def test_total_steps_must_reach(pool, p0_folder, tmp_path):
 
 
 @pytest.mark.parametrize("option", [("--beta", -1), ("--beta", "nan"), ("--steps", 0), ("--batch-size", 0), ("--grad-accum", 6), ("--lr", 0),
-                                    ("--warmup", -1), ("--clip", -1), ("--dropout", 1), ("--seed", -1), ("--kl", "sideways"),
+                                    ("--warmup", -1), ("--clip", -1), ("--seed", -1), ("--kl", "sideways"),
                                     ("--entropy-coef", "nan"), ("--reward-token-lr", -1), ("--total-steps", 0)], ids=str)  # fmt: skip
 def test_bad_options(option, pool, p0_folder, tmp_path):
     """argparse's exit status 2, before anything is opened."""

@@ -1,22 +1,58 @@
-"""The README: every file, function, test, option and variable that it names exists."""
+"""The pages: every file, function, test, option, variable and message that they name exists."""
 
 import ast
 import re
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 from conftest import ROOT
 
-README = (ROOT / "README.md").read_text(encoding="utf-8")
-BLOCKS = re.findall(r"```bash\n(.*?)```", README, re.S)
-COMMANDS = [line.split("  #")[0].strip() for block in BLOCKS for line in block.replace("\\\n", " ").splitlines() if line.strip()]
+from evaluate import measure
+
+STAGES = ["quantize.py", "rewards.py", "explore.py", "learn.py", "evaluate.py"]
+PAGES = [ROOT / "README.md", *sorted(ROOT.glob("docs/*.md")), ROOT / "bench" / "README.md"]
+PAGES += ROOT.glob("CONTRIBUTING.md")
+TEXT = {page: page.read_text(encoding="utf-8") for page in PAGES}
+SHELL = [ROOT / "run_all.sh", *sorted(ROOT.glob("settings/*.sh")), *ROOT.glob("plumbing/setup.sh")]
+
+# The variables of run_all.sh that hold options, and whose options they are.
+OPTIONS_FOR = {
+    "EXPLORE_P0": "explore.py",
+    "EXPLORE": "explore.py",
+    "QUANTIZE": "quantize.py",
+    "LEARN": "learn.py",
+    "BF16": "learn.py",
+    "EVALUATE": "evaluate.py",
+}
+ASSIGNMENT = r"""\b([A-Z][A-Z0-9_]*)=("[^"]*"|[^\s"]*)"""
+OF_OTHERS = {"OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES", "ONEDNN_MAX_CPU_ISA", "ATEN_CPU_CAPABILITY"}
+
+
+def read(*files):
+    return "\n".join(file.read_text(encoding="utf-8") for file in files)
+
+
+def code_of(text):
+    """What a page shows as code: its commands, one a line, and the `words` within its sentences."""
+    blocks = re.findall(r"^```(\w*)\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+    lines = []
+    for language, block in blocks:
+        for line in block.replace("\\\n", " ").splitlines():
+            if language == "bash" or line.startswith("+ "):
+                lines.append(line.split("  #")[0].removeprefix("+ ").strip())
+    sentences = re.sub(r"^```.*?^```", "", text, flags=re.DOTALL | re.MULTILINE)
+    return [*filter(None, lines), *re.findall(r"`([^`]+)`", sentences)]
+
+
+CODE = [(page.relative_to(ROOT), code) for page in PAGES for code in code_of(TEXT[page])]
 
 
 def names_in(path):
     """Functions, classes and methods of a Python file, "Class.method" too."""
     names = set()
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    for node in ast.walk(ast.parse(read(path))):
         if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
             names.add(node.name)
         if isinstance(node, ast.ClassDef):
@@ -24,66 +60,161 @@ def names_in(path):
     return names
 
 
-def test_every_function_of_the_paper_map_exists():
-    """`learn.py: quark_loss` and `tests/test_learn.py: test_kl_by_hand`, with what follows as `, name`."""
-    rows = re.findall(r"`([\w/]+\.py): ([\w.]+)`((?:, `[\w.]+`)*)", README)
-    assert len(rows) > 20
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_every_function_and_test_exists(page):
+    """`learn.py: token_kl`, `tests/test_learn.py: test_kl_by_hand`, and the `name`s that follow."""
+    rows = re.findall(r"`([\w/]+\.py): ([\w.]+)`((?:, `[\w.]+`)*)", TEXT[page])
+    assert len(rows) > 20 or page.parent != ROOT or page.name != "README.md"
     for file, first, more in rows:
         for name in [first, *re.findall(r"`([\w.]+)`", more)]:
-            if not name.endswith(".py"):
-                assert name in names_in(ROOT / file), f"README names {file}: {name}"
+            assert name in names_in(ROOT / file), f"{page.name} names {file}: {name}"
+
+
+def headings(page):
+    """The anchors of a page, as GitHub makes them."""
+    titles = re.findall(r"^#+ (.*)$", TEXT.get(page) or read(page), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", title).strip().lower().replace(" ", "-") for title in titles}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_every_link_leads_somewhere(page):
+    """To a file, from the page's own folder, and to a heading of it."""
+    for target in re.findall(r"\]\((?!https?:)([^)]+)\)", TEXT[page]):
+        file, _, anchor = target.partition("#")
+        linked = (page.parent / file).resolve() if file else page
+        assert linked.exists(), f"{page.name} links to {target}"
+        assert not anchor or anchor in headings(linked), f"{page.name} links to {target}"
 
 
 def test_every_file_exists():
-    """Whatever looks like a path of this repository, in links and in code; what a run writes is not there yet."""
-    paths = set(re.findall(r"\]\((?!http|#)([^)]+)\)", README)) | set(re.findall(r"`((?:tiny|tests|experiments|exercises)/[\w./-]*)[:`]", README))
-    paths |= {word for command in COMMANDS for word in command.split() if re.match(r"(tiny|tests|experiments|exercises)/[\w./-]+$", word)}
-    assert len(paths) > 5
-    for path in paths:
-        assert (ROOT / path.split("#")[0]).exists(), f"README names {path}"
+    """Whatever looks like a path of this repository. What a run writes does not."""
+    folders = "tiny|tests|experiments|exercises|plumbing|settings|bench|docs"
+    path = re.compile(rf"(?:(?:{folders})/[\w./-]*|\w+\.(?:py|sh)|requirements\.txt)(?=[:\s]|$)")
+    found = set()
+    for page, code in CODE:
+        for word in code.split():
+            if path.match(word) and not word.startswith("my_"):
+                name = path.match(word)[0]
+                assert (ROOT / name).exists(), f"{page} names {name}"
+                found.add(name)
+    assert {*STAGES, "run_all.sh", "tiny/lm", "bench/table.py"} <= found
 
 
-@pytest.mark.parametrize("command", [c for c in COMMANDS if re.search(r"python \w+\.py", c)])
-def test_every_option_exists(command):
-    """Options of the commands to paste are options of the script."""
-    script = re.search(r"python (\w+\.py)", command)[1]
-    known = set(re.findall(r'"(--[\w-]+)"', (ROOT / script).read_text(encoding="utf-8") + (ROOT / "plumbing" / "options.py").read_text(encoding="utf-8")))
-    for option in re.findall(r"(?<=\s)--[\w-]+", command):
-        assert option in known, f"{script} has no {option}"
+def known_options(script):
+    source = read(ROOT / script, ROOT / "plumbing" / "options.py")
+    return {"--help", *re.findall(r'"(--[\w-]+)"', source)}
 
 
-def test_every_variable_of_run_all_exists():
-    """NAME=value in front of `bash run_all.sh`, and `NAME=` in code, is a variable that run_all.sh reads."""
-    script = (ROOT / "run_all.sh").read_text(encoding="utf-8")
-    rewards = (ROOT / "plumbing" / "remote.py").read_text(encoding="utf-8")  # the service's address and key
-    used = {name for command in COMMANDS if "run_all.sh" in command for name in re.findall(r"\b([A-Z][A-Z0-9_]+)=", command)}
-    used |= set(re.findall(r"`([A-Z][A-Z0-9_]+)=", README)) - {"OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES"}
-    assert used
-    for name in used:
-        assert re.search(rf"\$\{{?{name}\b", script) or f'env.get("{name}"' in rewards, f"run_all.sh does not read {name}"
+def options_in(code):
+    """(script, option) of each option in `code`; script is None where the page names none."""
+    for name, value in re.findall(ASSIGNMENT, code):
+        if name in OPTIONS_FOR:
+            for option in re.findall(r"--[\w-]+", value):
+                yield OPTIONS_FOR[name], option
+    code = re.sub(ASSIGNMENT, "", code).strip()
+    called = re.match(r"(?:python )?((?:bench/)?\w+\.py)\s", code)
+    if called or code.startswith("--"):
+        for option in re.findall(r"(?:^|(?<=\s))--[\w-]+", code):
+            yield called and called[1], option
 
 
-def test_links_within_the_page():
-    """[below](#what-...) leads to a heading."""
-    headings = {re.sub(r"[^\w -]", "", h).strip().lower().replace(" ", "-") for h in re.findall(r"^#+ (.*)$", README, re.M)}
-    for target in re.findall(r"\]\(#([^)]+)\)", README):
-        assert target in headings, target
+def test_every_option_exists():
+    """In commands, after a script's name, on their own, and in variables such as QUANTIZE."""
+    found = set()
+    for page, code in CODE:
+        for script, option in options_in(code):
+            scripts = [script] if script else STAGES
+            known = set().union(*map(known_options, scripts))
+            assert option in known, f"{page}: {script or 'no stage'} has no {option}: {code}"
+            found.add((script, option))
+    assert {("learn.py", "--steps"), ("quantize.py", "--last"), (None, "--closed-form")} <= found
 
 
-def test_the_table_of_speeds_is_the_results():
-    """The README shows what `python bench/table.py` and bench/gpu.py print from bench/results."""
-    printed = subprocess.run([sys.executable, "bench/table.py"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    assert printed.strip() and printed.strip() in README
-    script = 'import json; from gpu import ROOT, table; print("\\n".join(table(json.load(open(ROOT / "bench/results/gpu.json")))))'
-    printed = subprocess.run([sys.executable, "-c", script], cwd=ROOT / "bench", capture_output=True, text=True, check=True).stdout
-    assert printed.count("learn.py") == 2 and printed.strip() in README
+def test_every_variable_exists():
+    """run_all.sh, what it sources, a study or plumbing/remote.py reads each NAME=value and `NAME`."""
+    shell = read(*SHELL, *ROOT.glob("experiments/*.sh"))
+    remote = read(ROOT / "plumbing" / "remote.py")
+    found = set()
+    for page, code in CODE:
+        names = {name for name, _ in re.findall(ASSIGNMENT, code)}
+        names |= set(re.findall(r"^[A-Z][A-Z0-9_]*$", code))
+        for name in names - OF_OTHERS:
+            read_by_shell = re.search(rf"\$\{{?{name}\b", shell)
+            assert read_by_shell or f'env.get("{name}"' in remote, f"{page}: nothing reads {name}"
+            found.add(name)
+    assert {"K", "MODEL", "REMOTE_URL"} <= found
 
 
-STAGES = ["quantize.py", "rewards.py", "explore.py", "learn.py", "evaluate.py"]
+def test_every_setting_is_explained():
+    """docs/running.md names every variable with a default: NAME=${NAME...} in the shell files."""
+    explained = {code for page, code in CODE if page.name == "running.md"}
+    explained |= {code.split("=")[0] for code in explained}
+    settings = set(re.findall(r"\b([A-Z][A-Z0-9_]*)=\$\{\1\b", read(*SHELL)))
+    assert "K" in settings and not settings - explained
+
+
+def test_every_message_is_one_of_ours():
+    """The pieces between the dots of "Messages and remedies" stand in the code."""
+    source = read(*[ROOT / stage for stage in STAGES], *ROOT.glob("plumbing/*.py"), *SHELL)
+    source = re.sub(r'"\s*\n\s*f?"', "", source)  # a string that goes on in the next line
+    source = re.sub(r'"\s*\\\n\s*"', " ", source)  # the same in the shell
+    table = TEXT[ROOT / "docs" / "running.md"].split("## Messages and remedies")[1]
+    messages = re.findall(r"^\| `(.*?)` \|", table, re.MULTILINE)
+    assert len(messages) > 5
+    for message in messages:
+        for piece in message.split("..."):
+            assert piece.strip() in source, f"no stage says {message}"
+
+
+def test_every_metric_is_explained():
+    """docs/metrics.md names whatever evaluate.py prints."""
+    row = {"prompt_number": 0, "completion": "a b", "completion_ids": [1, 2], "rewards": {"r": 1.0}}
+    table = measure([row], np.ones((1, 2)), ["r"])
+    metrics = {*table, *table["rewards"]["r"]} - {"rewards", "groups"}
+    explained = {code for page, code in CODE if page.name == "metrics.md"}
+    assert len(metrics) > 10 and not metrics - explained
+
+
+def test_the_readme_is_short():
+    assert len(TEXT[ROOT / "README.md"].splitlines()) <= 150
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_prose_has_at_most_100_columns(page):
+    """Tables, headings, pictures and code may be wider."""
+    prose = re.sub(r"^```.*?^```", "", TEXT[page], flags=re.DOTALL | re.MULTILINE)
+    wide = [line for line in prose.splitlines() if len(line) > 100 and line[0] not in "|#!<"]
+    assert not wide
+
+
+def test_the_tables_of_speeds_are_the_results():
+    """bench/README.md shows what bench/table.py and bench/gpu.py print from bench/results."""
+    page = words(TEXT[ROOT / "bench" / "README.md"])
+    assert words(output("bench/table.py")) in page
+    script = (
+        "import json; from gpu import ROOT, table; "
+        "results = json.loads((ROOT / 'bench/results/gpu.json').read_text()); "
+        "print('\\n'.join(table(results)))"
+    )
+    printed = output("-c", script, folder=ROOT / "bench")
+    assert printed.count("learn.py") == 2 and words(printed) in page
+
+
+def words(text):
+    """`text` in one line, for the page breaks long sentences."""
+    return " ".join(text.split())
+
+
+def output(*arguments, folder=ROOT):
+    command = [sys.executable, *arguments]
+    result = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True)
+    assert result.stdout.strip()
+    return result.stdout.strip()
 
 
 @pytest.mark.parametrize("script", STAGES)
 def test_help_is_printed(script):
-    """argparse formats the help texts only when they are asked for: a lone percent sign in one of them would be a traceback."""
-    help = subprocess.run([sys.executable, script, "--help"], cwd=ROOT, capture_output=True, text=True)
+    """argparse formats help texts only when asked: a lone % in one would be a traceback."""
+    command = [sys.executable, script, "--help"]
+    help = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert help.returncode == 0 and help.stdout.startswith(f"usage: {script}") and not help.stderr

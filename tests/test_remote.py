@@ -18,6 +18,7 @@ import explore
 import rewards
 from plumbing.pool import BadInput
 from plumbing.remote import Remote
+from plumbing.resume import open_log
 
 KEY = "s3cret-key"
 SCORE = {f"text {i}": round(random.Random(i).random(), 6) for i in range(1000)}
@@ -184,6 +185,7 @@ def test_the_key_is_never_written(serve, p0_folder, tmp_path, monkeypatch, capfd
 CLIENT = """
 import sys, json, rewards
 from plumbing.remote import Remote
+from plumbing.resume import open_log
 Remote.FIRST_WAIT = 0.05
 texts = [f"text {i}" for i in range(1000)]
 scores = []
@@ -263,5 +265,6 @@ def test_half_an_exploration_is_not_finished_by_another_service(p0, monkeypatch)
     names = []
     for reward, attribute in (("remote", "TOXICITY"), ("remote", "INSULT"), ("hash", "TOXICITY"), ("hash", "INSULT")):
         monkeypatch.setenv("REMOTE_ATTRIBUTE", attribute)
-        names.append(explore._fingerprint(p0, [], explore.parse_options([*options, reward])))
+        log, _ = open_log(p0, [], explore.parse_options([*options, reward]))
+        names.append(log.own.name)
     assert names[0] != names[1] and names[2] == names[3]

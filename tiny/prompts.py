@@ -22,11 +22,12 @@ from types import SimpleNamespace
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from explore import generate, load_policy, score  # noqa: E402
+from evaluate import generate  # noqa: E402
+from explore import load_policy  # noqa: E402
 from plumbing.files import whole_file  # noqa: E402
 from plumbing.options import run_stage  # noqa: E402
 from plumbing.pool import dump_row, read_prompts  # noqa: E402
-from rewards import load_reward  # noqa: E402
+from rewards import load_reward, score  # noqa: E402
 
 HERE = Path(__file__).resolve().parent
 BANDS = {"negative": (0, 4), "neutral": (9, 16), "positive": (21, 25)}  # positive completions of 25
@@ -50,8 +51,8 @@ def main(argv=None):
         test = [{"prompt": p["prompt"]} for p in read_prompts(Path(args.out) / "test.jsonl")]
     policy = load_policy(args.model)
     settings = SimpleNamespace(num_samples=25, max_new_tokens=20, min_new_tokens=3, decode="sample", bf16=False, temperature=1.0, top_k=0, top_p=0.9,
-                               batch_size=128)  # fmt: skip
-    rows = generate(policy, test, settings, seed=0)
+                               batch_size=128, seed=0)  # fmt: skip
+    rows = generate(policy, test, settings, quantile=None)
     p_positive, nice = (np.array(score(rows, load_reward(r))).reshape(len(test), 25) for r in ("sentiment", "toxicity"))
     positive = (p_positive >= 0.5).sum(1)
     for prompt, count in zip(test, positive.tolist()):

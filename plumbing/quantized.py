@@ -1,0 +1,67 @@
+"""The quantized pool as learn.py reads it: D^1 ... D^K, as token ids, each row checked."""
+
+import numpy as np
+
+from plumbing.pool import BadInput, read_pool
+
+
+def load_quantized(path, policy, reward_tokens=True):
+    """D^1 ... D^K: a list of K lists of (k, prompt_ids, completion_ids), ids as int32 arrays.
+
+    The sampled ids are used where a row has them, <|endoftext|> included if it was produced.
+    Otherwise the texts are encoded, and no <|endoftext|> is added: nothing is known about the
+    completion's end. reward_tokens False: a single part of all rows, with None in place of k.
+    """
+    parts = {}
+    for place, row in read_pool([path]):
+        if reward_tokens and "quantile" not in row:
+            raise BadInput(f'{place}: "quantile" is missing; run quantize.py on the pool first')
+        x = _ids(row, "prompt", policy, place)
+        y = _ids(row, "completion", policy, place)
+        room = policy.context - 1 - len(y)
+        if room < 1:
+            raise BadInput(
+                f"{place}: the completion has {len(y)} tokens, more than the model's context of "
+                f"{policy.context} holds"
+            )
+        if y:  # an empty completion has no token to learn from
+            k = row["quantile"] if reward_tokens else None
+            example = (k, np.array(x[-room:], np.int32), np.array(y, np.int32))
+            parts.setdefault(k, []).append(example)
+    if not parts:
+        raise BadInput(f"{path}: no rows to learn from; run explore.py and quantize.py first")
+    if not reward_tokens:
+        return [parts[None]]
+    K = max(parts)
+    missing = next((k for k in range(1, K + 1) if k not in parts), None)
+    if missing:
+        raise BadInput(
+            f"{path}: no row has quantile {missing} of {K}; choose fewer --quantiles in quantize.py"
+        )
+    return [parts[k] for k in range(1, K + 1)]
+
+
+def _ids(row, field, policy, place):
+    """The ids of a row's prompt or completion, checked against its text."""
+    ids = row.get(field + "_ids")
+    if ids is None:
+        return policy.encode(row[field])
+    remedy = "Remove the ids to have the text encoded again"
+    if ids and max(ids) >= policy.vocab_size:
+        raise BadInput(
+            f'{place}: "{field}_ids" holds {max(ids)}, but the model has {policy.vocab_size} '
+            f"tokens; sampled with another tokenizer? {remedy}"
+        )
+    text = policy.decode(policy.without_eos(ids))
+    if (
+        field == "prompt"
+    ):  # explore.py cuts off a long prompt's beginning, perhaps inside a character
+        fits = row["prompt"].endswith(text.lstrip("\ufffd")) and bool(ids) == bool(row["prompt"])
+    else:
+        fits = text == row["completion"]
+    if not fits:
+        raise BadInput(
+            f'{place}: "{field}_ids" do not spell "{field}"; sampled with another tokenizer, or '
+            f"the text was edited? {remedy}"
+        )
+    return ids
