@@ -1,5 +1,4 @@
-"""Stage 4, *evaluate*: generate under the best reward token, then measure reward, fluency,
-diversity.
+"""Stage 4, *evaluate*: sample under the best reward token; measure reward, fluency, diversity.
 
 Reads    --model, --reference (p0), --prompts (JSONL; an optional "group" splits the tables)
 Writes   --out NAME: the metrics as NAME.json, {"value", "low", "high"}; the texts as NAME.jsonl
@@ -25,17 +24,17 @@ import torch
 from explore import sample_prompts
 from plumbing import options
 from plumbing.fast_cpu import prepack
-from plumbing.files import check_writable, whole_file, write_json
-from plumbing.people import human_sheet, tally
+from plumbing.files import check_writable
 from plumbing.policy import load_policy
-from plumbing.pool import BadInput, dump_row, read_generations, read_prompts
-from plumbing.report import in_brackets, print_completions, print_tables, read_table, report
+from plumbing.pool import BadInput, read_generations, read_prompts
+from plumbing.report import in_brackets, print_tables
+from plumbing.results import add_looking_options, look, looks_at_results, write_result
 from rewards import diversity, load_reward, rep_n, score
 
 # -------------------------------------------------------------------------------------- the metrics
 #
-# Every metric is a ratio of two sums over prompts, sum a / sum b. Each function below returns the
-# (a, b) of one prompt, so one bootstrap over prompts serves them all.
+# A metric is a ratio of two sums over prompts, sum a / sum b. Each function ..._sums returns the
+# (a, b) of one prompt for each of its metrics, so one bootstrap over prompts serves them all.
 
 
 def reward_sums(rewards):
@@ -87,18 +86,19 @@ def completion_nll(policy, rows, batch_size=64):
     order.sort(key=lambda i: len(encoded[i][0]) + len(encoded[i][1]))  # less padding in a batch
     result = np.zeros((len(rows), 2))
     for start in range(0, len(order), batch_size):
-        part = order[start : start + batch_size]
-        hidden = policy.hidden_states(
-            [encoded[i][0] + encoded[i][1][:-1] for i in part]
-        )  # (B, T, d)
-        for row, i in enumerate(part):
+        batch = order[start : start + batch_size]
+        row_of, columns, targets = [], [], []
+        for row, i in enumerate(batch):
             x, y = encoded[i]
-            predicts_y = hidden[
-                row, len(x) - 1 : len(x) - 1 + len(y)
-            ]  # the position before each y_t
-            log_p = policy.model.lm_head(predicts_y)[:, : policy.vocab_size].log_softmax(-1)
-            targets = torch.tensor(y, device=policy.device)
-            result[i] = -log_p.gather(1, targets[:, None]).sum().item(), len(y)
+            row_of += [row] * len(y)
+            columns += range(len(x) - 1, len(x) - 1 + len(y))  # the position before y_t predicts it
+            targets += y
+        hidden = policy.hidden_states([encoded[i][0] + encoded[i][1][:-1] for i in batch])
+        logits = policy.model.lm_head(hidden[row_of, columns])[:, : policy.vocab_size]  # (M, V)
+        targets = torch.tensor(targets, device=policy.device)
+        nll = -logits.log_softmax(-1).gather(1, targets[:, None]).squeeze(1).cpu().numpy()
+        result[batch, 0] = np.bincount(row_of, weights=nll)
+        result[batch, 1] = np.bincount(row_of)
     return result
 
 
@@ -221,29 +221,11 @@ def generate(policy, prompts, args, quantile):
 
 def main(argv=None):
     args = parse_options(argv)
-    if args.tally:
-        tally(Path(args.tally))
-    elif args.human_sheet:
-        human_sheet(Path(args.human_sheet), *map(Path, args.compare), args.pairs, args.seed)
-    elif args.compare or args.report:
-        if args.compare:
-            files = [Path(f) for f in args.compare]
-            print_tables([read_table(f) for f in files], [f.stem for f in files])
-            print_completions([f.with_suffix(".jsonl") for f in files])
-        if args.report:
-            report(Path(args.report), perplexity)
-    else:
-        _measure(args)
-
-
-def _measure(args):
+    if look(args, perplexity):
+        return
     check_writable(f"{args.out}.json")
-    own = args.generations and Path(args.generations).resolve()
-    if own == Path(f"{args.out}.jsonl").resolve():
-        raise BadInput(f"--out {args.out} would replace {args.generations}; choose another --out")
     out = Path(args.out)
     device = options.pick_device(args.device)
-    prompts = None if args.generations else read_prompts(args.prompts)
     rewards = {}
     for name in args.reward:
         cache = out.parent / "remote.cache"
@@ -255,54 +237,33 @@ def _measure(args):
     header = {"model": args.model, "reference": args.reference, "ppl_model": ppl_model}
 
     if args.generations:
+        if Path(args.generations).resolve() == Path(f"{args.out}.jsonl").resolve():
+            raise BadInput(f"--out {args.out} would replace {args.generations}; choose another")
         rows = read_generations(args.generations, load_policy(args.reference, device))
         n = len({r["prompt"] for r in rows})
         header["generations"] = args.generations
         header |= {"n_prompts": n, "n_samples": len(rows) / n, "decode": None, "reward_token": None}
         table = evaluate(rows, ppl_policy, rewards)
-        _write(out, {**header, **table}, rows, args)
+        write_result(out, {**header, **table}, rows, args)
         print_tables([table], [out.name])
         return
 
+    prompts = read_prompts(args.prompts)
     policy = load_policy(args.model, device)
     if device == "cpu":
         prepack(policy.model, args.bf16)
     header |= {"n_prompts": len(prompts), "n_samples": args.num_samples, "decode": args.decode}
-    for suffix, quantile in _reward_tokens(args.reward_token, policy.n_quantiles):
+    for suffix, quantile in policy.reward_tokens_called(args.reward_token):
         rows = generate(policy, prompts, args, quantile)
         table = evaluate(rows, ppl_policy, rewards)
         name = out.with_name(out.name + suffix)
-        _write(name, {**header, "reward_token": quantile, **table}, rows, args)
+        write_result(name, {**header, "reward_token": quantile, **table}, rows, args)
         if suffix:  # the dial: one line a token
             cells = [f"{r} {in_brackets(table['rewards'][r]['mean'])}" for r in rewards]
             token = f"r_{quantile}" if quantile else "no token"
             print(f"{token:8s} mean reward: {', '.join(cells)}")
         else:
             print_tables([table], [out.name])
-
-
-def _write(name, table, rows, args):
-    with whole_file(f"{name}.jsonl", args) as file:
-        for row in rows:
-            row = {k: v for k, v in row.items() if k != "prompt_number"}
-            file.write(dump_row(row) + "\n")
-    write_json(f"{name}.json", table)
-
-
-def _reward_tokens(choice, K):
-    """--reward-token -> [(suffix of the output's name, k or None)]."""
-    if choice == "none" or choice == "K" and K == 0:
-        return [("", None)]
-    if choice == "K":
-        return [("", K)]
-    if choice == "all":
-        return [(f"-r{k}", k) for k in range(1, K + 1)] + [("-none", None)]
-    if choice.isdecimal() and 1 <= int(choice) <= K:
-        return [("", int(choice))]
-    raise BadInput(
-        f"--reward-token {choice}: this model has {K} reward tokens; "
-        f"write K, a number from 1 to {K}, none or all"
-    )
 
 
 def parse_options(argv=None):
@@ -321,18 +282,9 @@ def parse_options(argv=None):
     ablations = options.add_sampling_options(parser, num_samples=25, top_p=0.9)
     text = "K, a number from 1 to K, none, or all: a table for each token"
     ablations.add_argument("--reward-token", default="K", help=text)
-    add = parser.add_argument_group("looking at results; nothing is generated").add_argument
-    add("--compare", nargs="+", metavar="JSON", help="print these results side by side")
-    text = "draw a run of run_all.sh: RUN/report.html and RUN/figures/*.png"
-    add("--report", metavar="RUN", help=text)
-    text = "with --compare of two results: write blinded pairs for people"
-    add("--human-sheet", metavar="CSV", help=text)
-    add("--pairs", type=options.COUNT, default=50, help="rows of the --human-sheet")
-    add("--tally", metavar="CSV", help="count a filled --human-sheet; its key lies beside it")
+    add_looking_options(parser)
     args = parser.parse_args(argv)
-    if args.human_sheet and len(args.compare or []) != 2:
-        parser.error("--human-sheet needs --compare with two results")
-    if args.tally or args.compare or args.report:
+    if looks_at_results(parser, args):
         return args
     if args.generations and args.model:
         parser.error("--generations is measured as it stands; leave --model out")

@@ -1,20 +1,20 @@
 """Stage 1, *explore*: sample completions y ~ p(. | x, r_K), score them, write them to the pool D.
 
-Algorithm 1 of the paper calls it "initialisation" when the model has no reward tokens (the model is
-p0, and nothing stands in front of the prompt), and "exploration" when it has.
+Algorithm 1 of the paper calls it "initialisation" for p0, which has no reward tokens, so that
+nothing stands in front of the prompt. Later it is "exploration", under r_K.
 
 Reads    --prompts, a JSONL file with "prompt"; --model, a GPT-2 folder or hub name
-Writes   --out, one row a sample: {"prompt", "completion", "reward", "iteration", "prompt_ids",
-         "completion_ids"}
+Writes   --out, one row a sample: prompt, completion, reward, iteration and the token ids
 
     python explore.py --model tiny/lm --prompts tiny/prompts/train.jsonl --reward repetition \\
         --out runs/try/pool/00.jsonl
     python explore.py --model runs/try/model/01 --prompts my.jsonl --reward my_reward.py:shouting \\
         --iteration 1 --out runs/try/pool/01.jsonl
+    python explore.py --model runs/try/model/01 --prompt "The film was" --reward sentiment
 
-Where we differ: the authors' code samples from the 50 likeliest tokens without meaning to (--top-k
-50), and it can generate reward tokens. Here nothing is cut off unless an option says so, and a
-reward token is never generated.
+The last one only prints: a completion under no token and under each of r_1 ... r_K.
+Where we differ: the authors' code samples from the 50 likeliest tokens without meaning to
+(--top-k 50), and it can generate reward tokens. Ours never does, and samples from all tokens.
 """
 
 from pathlib import Path
@@ -209,10 +209,10 @@ def _draw_from_nucleus(p, uniform, top_p, first=1024):
 
 
 def explore(policy, prompts, reward, args):
-    """Samples args.num_samples completions of each prompt under r_K, and scores them with r.
+    """Samples completions of each prompt under r_K and scores them: {number: pool row}.
 
-    Returns {number: pool row} on process 0. Each scored batch goes to an append log, from which a
-    run that was interrupted goes on.
+    Each scored batch goes to an append log, from which an interrupted run goes on. Under torchrun
+    process 0 returns the rows of all processes.
     """
     log, rows = open_log(policy, prompts, args)
     wait_for_all()  # no process writes before all have read
@@ -231,9 +231,9 @@ def explore(policy, prompts, reward, args):
 def sample_prompts(policy, prompts, args, quantile, iteration=0, known=(), rank=0, world=1):
     """Yields {number: pool row without a reward}, a batch at a time.
 
-    number = number of the prompt * num_samples + number of the sample. Batches are formed before
-    they are dealt out to the `world` processes, so the number of processes changes no sample.
-    Batches whose numbers are all in `known` are left out.
+    Samples are numbered prompt by prompt. Batches are formed before they are dealt out to the
+    `world` processes, so how many there are changes no sample. Batches that are all `known` are
+    left out.
     """
     encoded = [policy.encode(p["prompt"]) for p in prompts]
     room = policy.room_for_prompt(args.max_new_tokens, 1)  # r_K always has its place
@@ -291,10 +291,8 @@ def sampling_settings(args):
 def main(argv=None):
     args = parse_options(argv)
     device = options.pick_device(args.device)
-    reward = None
-    if args.reward:
-        cache = Path(args.out).parent / "remote.cache" if args.out else None
-        reward = load_reward(args.reward, args.reward_model, cache=cache, device=device)
+    cache = Path(args.out).parent / "remote.cache" if args.out else None
+    reward = args.reward and load_reward(args.reward, args.reward_model, cache, device=device)
     if args.prompts:
         prompts = read_prompts(args.prompts, args.num_prompts, args.seed)
         if processes()[0] == 0:

@@ -9,14 +9,13 @@ Writes   --out, a checkpoint folder: the model, the optimiser's state, metrics.j
 
     python learn.py --pool runs/try/quantized/00.jsonl --model tiny/lm --reference tiny/lm \\
         --steps 50 --total-steps 100 --batch-size 32 --lr 1e-3 --warmup 10 --out runs/try/model/01
-    python learn.py --pool runs/try/quantized/01.jsonl --model runs/try/model/01 --reference tiny/lm
-    \\
-        --steps 50 --total-steps 100 --batch-size 32 --lr 1e-3 --warmup 10 --out runs/try/model/02
+    python learn.py --pool runs/try/quantized/01.jsonl --model runs/try/model/01 \\
+        --reference tiny/lm --steps 50 --total-steps 100 --batch-size 32 --lr 1e-3 --warmup 10 \\
+        --out runs/try/model/02
 
-Where the authors' code differs: it uses KL(p_theta || p0) (--kl reverse) and an entropy bonus of
-0.06 (--entropy-coef 0.06). Like it, and unlike the paper's sum over each sequence, we take the mean
-over all completion tokens of a batch. Within a batch both weigh every token alike, and the factor
-between them, the mean length of y, is one that Adam mostly cancels.
+Where we differ: the paper sums over the tokens of a sequence. Like the authors' code, we take the
+mean over all completion tokens of a batch: a factor that Adam mostly cancels. Unlike the paper,
+their code uses KL(p_theta || p0) (--kl reverse) and adds the entropy (--entropy-coef 0.06).
 """
 
 import itertools
@@ -46,10 +45,11 @@ def token_kl(logits_p, logits_q):
 
     Two (B, T, V) tensors of logits -> (B, T).
     """
-    return _kl(logits_p.log_softmax(-1), logits_q.log_softmax(-1))
+    return kl_of_log_probs(logits_p.log_softmax(-1), logits_q.log_softmax(-1))
 
 
-def _kl(log_p, log_q):
+def kl_of_log_probs(log_p, log_q):
+    """The same from log-probabilities, (B, T, V) -> (B, T). Eq. 2 is computed with it."""
     return (log_p.exp() * (log_p - log_q)).sum(-1)
 
 
@@ -58,9 +58,9 @@ def quark_loss(
 ):
     """The negative of Eq. 2, as a mean over completion tokens. Training calls this function.
 
-    policy_logits (B, T, V + K), reference_logits (B, T, V): position t predicts targets[:, t] (B,
-    T). mask (B, T) is 1 on completion tokens; what stands elsewhere has no influence. Returns
-    (loss, parts): lm, kl and entropy in nats per token, means over the mask.
+    policy_logits (B, T, V + K), reference_logits (B, T, V): position t predicts targets[:, t].
+    targets (B, T), mask (B, T): 1 on completion tokens; elsewhere nothing has an influence.
+    Returns (loss, parts): lm, kl and entropy in nats per token, means over the mask.
     """
     V = reference_logits.shape[-1]  # the K reward tokens are never predicted
     log_p = policy_logits[..., :V].log_softmax(-1)
@@ -68,16 +68,17 @@ def quark_loss(
 
     lm = -log_p.gather(-1, targets.unsqueeze(-1)).squeeze(-1)  # -log p_theta(y_t | y_<t, x, r_k)
     if kl == "forward":
-        divergence = _kl(log_p0, log_p)  # the paper: KL(p0 || p_theta)
+        divergence = kl_of_log_probs(log_p0, log_p)  # the paper: KL(p0 || p_theta)
     else:
-        divergence = _kl(log_p, log_p0)  # the authors' code: KL(p_theta || p0)
-    with torch.set_grad_enabled(bool(entropy_coef) and torch.is_grad_enabled()):
-        entropy = -(log_p.exp() * log_p).sum(-1)
+        divergence = kl_of_log_probs(log_p, log_p0)  # the authors' code: KL(p_theta || p0)
+    if entropy_coef == 0:
+        log_p = log_p.detach()  # the entropy is only reported: no gradient
+    entropy = -(log_p.exp() * log_p).sum(-1)
 
     lm = masked_mean(lm, mask)
     divergence = masked_mean(divergence, mask)
     entropy = masked_mean(entropy, mask)
-    loss = lm + beta * divergence - entropy_coef * entropy  # Eq. 2; the authors add the entropy
+    loss = lm + beta * divergence - entropy_coef * entropy  # Eq. 2; entropy: the authors
     return loss, {"lm": lm, "kl": divergence, "entropy": entropy}
 
 
@@ -88,35 +89,23 @@ def masked_mean(term, mask):
 def batch_loss(
     policy, reference, batch, beta, kl="forward", entropy_coef=0.0, bf16=False, closed_form=False
 ):
-    """Eq. 2 on `batch`, a list of (k, prompt_ids, completion_ids). k = None in all: no reward
-    token.
+    """Eq. 2 on a list of (k, prompt_ids, completion_ids). k is None in all of them: no token.
 
-    Returns a (4,) tensor, the sums over completion tokens of loss, lm, kl and entropy, and the
-    number of completion tokens. bf16: both transformers multiply in bfloat16, the objective stays
-    in float32. closed_form: the same numbers with the gradient written out
-    (plumbing/closed_form.py).
+    Returns the sums of loss, lm, kl and entropy over completion tokens, (4,), and how many tokens
+    these are. bf16: both transformers multiply in bfloat16, the objective stays in float32.
+    closed_form: the same numbers with the gradient written out (plumbing/closed_form.py).
     """
     hidden, ref_hidden, targets = completion_states(policy, reference, batch, bf16)
     if closed_form:
-        weight = policy.model.lm_head.weight[: policy.vocab_size]
-        p0_logits = reference.model.lm_head
-        sums = ClosedForm.apply(
-            hidden, weight, ref_hidden, p0_logits, targets, beta, kl, entropy_coef, bf16
-        )
-        return sums, len(targets)
+        weight, p0_head = policy.model.lm_head.weight[: policy.vocab_size], reference.model.lm_head
+        states = (hidden, weight, ref_hidden, p0_head, targets)
+        return ClosedForm.apply(*states, beta, kl, entropy_coef, bf16), len(targets)
     policy_logits = policy.model.lm_head(hidden)  # (M, V + K), all completions one after the other
     with torch.no_grad():
         reference_logits = reference.model.lm_head(ref_hidden)[:, : policy.vocab_size]
     mask = torch.ones_like(targets)
-    loss, parts = quark_loss(
-        policy_logits[None],
-        reference_logits[None],
-        targets[None],
-        mask[None],
-        beta,
-        kl,
-        entropy_coef,
-    )
+    rows = [t[None] for t in (policy_logits, reference_logits, targets, mask)]  # B = 1, T = M
+    loss, parts = quark_loss(*rows, beta, kl, entropy_coef)
     means = torch.stack([loss, parts["lm"], parts["kl"], parts["entropy"]])
     return means * len(targets), len(targets)
 
@@ -124,8 +113,8 @@ def batch_loss(
 def completion_states(policy, reference, batch, bf16=False):
     """The last hidden states at the positions that predict the M tokens of y in the batch.
 
-    Returns (M, d) of the policy, which reads r_k; (M, d) of p0, which does not; and the (M,)
-    tokens.
+    Returns those of the policy, which reads r_k, (M, d); of p0, which does not, (M, d); and the
+    tokens themselves, (M,).
     """
     policy_in, reference_in, rows, columns, targets = [], [], [], [], []
     for row, (k, prompt_ids, completion_ids) in enumerate(batch):
@@ -137,9 +126,7 @@ def completion_states(policy, reference, batch, bf16=False):
         rows += [row] * len(y)
         columns += range(len(x) - 1, len(x) - 1 + len(y))  # in p0's input, the position before y_t
         targets += y
-    rows, columns, targets = (
-        torch.tensor(t, device=policy.device) for t in (rows, columns, targets)
-    )
+    rows, columns, targets = torch.tensor([rows, columns, targets], device=policy.device)
     shift = len(r_k)  # in the policy's input everything stands one column further right
     hidden = policy.hidden_states(policy_in, bf16)[rows, columns + shift]
     with torch.no_grad():
@@ -153,10 +140,9 @@ def completion_states(policy, reference, batch, bf16=False):
 def add_reward_tokens(policy, K, seed=0, init="normal"):
     """Gives p0 the tokens r_1 ... r_K. Their first embedding comes from the V existing rows.
 
-    normal, as in the authors' code: each dimension is drawn from N(mean, std) of the existing rows.
+    normal, as in the authors' code: each dimension from N(mean, std) of the existing rows.
     ordered: r_k = mean + z_k std e, with one random direction e for all and z_k from -3 to 3 in K
-    steps. What is learned of one token then carries over to its neighbours, which takes fewer
-    updates.
+    steps. Then what is learned about one token carries over to its neighbours.
     """
     old = policy.model.get_input_embeddings().weight.detach()  # (V, d)
     generator = torch.Generator().manual_seed(seed)

@@ -28,7 +28,7 @@ from tqdm import tqdm
 
 from plumbing import options
 from plumbing.files import whole_file
-from plumbing.pool import BadInput, dump_row, read_jsonl, text_of
+from plumbing.pool import BadInput, dump_row, read_texts
 from plumbing.reward_file import checked, import_function
 from plumbing.summaries import print_scores
 
@@ -174,7 +174,7 @@ def main(argv=None):
         )
     cache = f"{args.out}.cache" if args.out else None
     reward = load_reward(args.reward, args.reward_model, cache=cache)
-    rows = _read_rows(args.pool)
+    rows = read_texts(args.pool)
     ids = [row.get("completion_ids") for row in rows]
     scores = reward(
         prompts=[row["prompt"] for row in rows],
@@ -187,19 +187,6 @@ def main(argv=None):
             for row, score in zip(rows, scores):
                 if score is not None:
                     file.write(dump_row({**row, "reward": score}) + "\n")
-
-
-def _read_rows(path):
-    rows = []
-    for place, row in read_jsonl(path):
-        text_of(row, "prompt", place)
-        text_of(row, "completion", place)
-        rows.append(row)
-    if not rows:
-        raise BadInput(
-            f'{path} holds no rows; write one {{"prompt": "...", "completion": "..."}} a line'
-        )
-    return rows
 
 
 def parse_options(argv=None):

@@ -38,24 +38,55 @@ def in_process(what, V):
     import torch
 
     common.V = V
-    policy, reference, rng = common.random_policy("tiny", 5), common.random_policy("tiny"), np.random.default_rng(0)
+    policy, reference, rng = (
+        common.random_policy("tiny", 5),
+        common.random_policy("tiny"),
+        np.random.default_rng(0),
+    )
     if what == "sample":
         from explore import sample
 
-        sample(policy, rng.integers(V - 1, size=(256, 12)).tolist(), max_new_tokens=20, min_new_tokens=20)
+        sample(
+            policy,
+            rng.integers(V - 1, size=(256, 12)).tolist(),
+            max_new_tokens=20,
+            min_new_tokens=20,
+        )
     elif what == "learn":
         from learn import learn
 
-        parts = [[(k, rng.integers(V - 1, size=12), rng.integers(V - 1, size=20)) for _ in range(64)] for k in range(1, 6)]
+        parts = [
+            [(k, rng.integers(V - 1, size=12), rng.integers(V - 1, size=20)) for _ in range(64)]
+            for k in range(1, 6)
+        ]
         args = SimpleNamespace(steps=5, total_steps=5, batch_size=64, grad_accum=1, beta=0.05, kl="forward", entropy_coef=0.0, clip=1.0,
                                lr=1e-5, warmup=0, reward_token_lr=1.0, seed=0, bf16=False, closed_form=False)  # fmt: skip
-        list(learn(policy, reference, parts, args, torch.optim.Adam(policy.model.parameters(), eps=1e-5, fused=True), 0))
+        list(
+            learn(
+                policy,
+                reference,
+                parts,
+                args,
+                torch.optim.Adam(policy.model.parameters(), eps=1e-5, fused=True),
+                0,
+            )
+        )
 
 
 def studies(folder):
     """{name: (command for next to nothing, [command at 1, 4, 16, 64 times])}."""
     explore = ["explore.py", "--model", "tiny/lm", "--prompts", "tiny/prompts/train.jsonl"]
-    evaluate = ["evaluate.py", "--model", "tiny/lm", "--reference", "tiny/lm", "--prompts", "tiny/prompts/train.jsonl", "--reward", "sentiment"]
+    evaluate = [
+        "evaluate.py",
+        "--model",
+        "tiny/lm",
+        "--reference",
+        "tiny/lm",
+        "--prompts",
+        "tiny/prompts/train.jsonl",
+        "--reward",
+        "sentiment",
+    ]
     learn = ["learn.py", "--model", "tiny/lm", "--reference", "tiny/lm"]
     lines = (ROOT / "tiny/prompts/train.jsonl").read_text(encoding="utf-8").splitlines()
     few = write_pool(folder / "few.jsonl", 10)
@@ -70,7 +101,16 @@ def studies(folder):
         return [*command, "--out", folder / f"out{next(count)}"]
 
     def tokens(n, prompts=640):
-        return ["--num-prompts", prompts, "--max-new-tokens", n, "--min-new-tokens", n, "--reward", "length"]
+        return [
+            "--num-prompts",
+            prompts,
+            "--max-new-tokens",
+            n,
+            "--min-new-tokens",
+            n,
+            "--reward",
+            "length",
+        ]
 
     return {
         "explore: prompts": (to(*explore, "--num-prompts", "1", "--reward", "sentiment"),
@@ -99,11 +139,27 @@ def draw(results, path):
 
     figure, axes = plt.subplots(1, 2, figsize=(11, 4.6), layout="constrained")
     for number, (name, r) in enumerate(results.items()):
-        style = dict(marker="osD^v"[number % 5], linestyle=("-", "--")[number // 5 % 2], linewidth=1.2, markersize=4, label=name)
+        style = dict(
+            marker="osD^v"[number % 5],
+            linestyle=("-", "--")[number // 5 % 2],
+            linewidth=1.2,
+            markersize=4,
+            label=name,
+        )
         axes[0].loglog(SCALES, r["seconds"], **style)
         axes[1].loglog(SCALES, [b / 1e6 for b in r["bytes"]], **style)
-    axes[0].loglog(SCALES, [0.2 * s for s in SCALES], color="0.6", linewidth=4, alpha=0.5, zorder=0, label="linear")
-    axes[0].set(xlabel="times the work", ylabel="seconds, without the start", title="time", ylim=(0.1, None))  # less is lost in the start's own noise
+    axes[0].loglog(
+        SCALES,
+        [0.2 * s for s in SCALES],
+        color="0.6",
+        linewidth=4,
+        alpha=0.5,
+        zorder=0,
+        label="linear",
+    )
+    axes[0].set(
+        xlabel="times the work", ylabel="seconds, without the start", title="time", ylim=(0.1, None)
+    )  # less is lost in the start's own noise
     axes[1].set(xlabel="times the work", ylabel="MB", title="peak memory")
     for axis in axes:
         axis.set_xticks(SCALES, [str(s) for s in SCALES])
@@ -115,8 +171,14 @@ def draw(results, path):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    parser.add_argument("--one", nargs=2, help=argparse.SUPPRESS)  # a point of the vocabulary's, in a process of its own
-    parser.add_argument("--only", default="", help="measure those only whose name contains this; the others' results stay")
+    parser.add_argument(
+        "--one", nargs=2, help=argparse.SUPPRESS
+    )  # a point of the vocabulary's, in a process of its own
+    parser.add_argument(
+        "--only",
+        default="",
+        help="measure those only whose name contains this; the others' results stay",
+    )
     args = parser.parse_args()
     if args.one:
         return in_process(args.one[0], int(args.one[1]))
@@ -128,11 +190,22 @@ def main():
             if args.only not in name:
                 continue
             start = min(run(*nothing)[0] for _ in range(3))
-            measured = [min(run(*command) for _ in range(3 if scale < 16 else 1)) for scale, command in zip(SCALES, commands)]
+            measured = [
+                min(run(*command) for _ in range(3 if scale < 16 else 1))
+                for scale, command in zip(SCALES, commands)
+            ]
             seconds = [max(s - start, 1e-3) for s, _ in measured]
             exponent = math.log(seconds[-1] / seconds[-2]) / math.log(SCALES[-1] / SCALES[-2])
-            results[name] = {"start": start, "seconds": seconds, "bytes": [b for _, b in measured], "exponent": exponent}
-            print(f"{name:36s} {' '.join(f'{s:8.2f}' for s in seconds)} {exponent:9.2f}   {' '.join(f'{b / 1e6:.0f}' for _, b in measured)}", flush=True)
+            results[name] = {
+                "start": start,
+                "seconds": seconds,
+                "bytes": [b for _, b in measured],
+                "exponent": exponent,
+            }
+            print(
+                f"{name:36s} {' '.join(f'{s:8.2f}' for s in seconds)} {exponent:9.2f}   {' '.join(f'{b / 1e6:.0f}' for _, b in measured)}",
+                flush=True,
+            )
     out.parent.mkdir(exist_ok=True)
     out.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     draw(results, out.with_suffix(".png"))

@@ -1,7 +1,11 @@
-"""What a row costs in each stage: seconds, memory, bytes on the disk.    python bench/rows.py [--rows 1000000]
+"""What a row costs in each stage: seconds, memory, bytes on the disk.
 
-A pool of N made-up rows goes through quantize.py; the tiny model's own samples through explore.py, learn.py, evaluate.py.
-Times hold for this machine only, and include each stage's start, which is measured first and taken off.
+    python bench/rows.py
+    python bench/rows.py --rows 10000
+
+A made-up pool goes through quantize.py and learn.py. explore.py samples with the tiny model, and
+evaluate.py measures it. The time that each stage needs to start is measured first and subtracted.
+The numbers hold for this machine only.
 """
 
 import argparse
@@ -15,64 +19,108 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-# In a process of its own: a child's peak memory begins with its parent's, which therefore never imports torch.
-ENCODE = "import sys; from explore import load_policy; print(load_policy('tiny/lm').encode(sys.argv[1]))"
+PROMPTS = [f"The film number {i} was" for i in range(1000)]
+COMPLETION = " " + "film " * 19
+# In a process of its own: the peak memory of a child begins with that of its parent, so this file
+# never imports torch.
+ENCODE = """
+import json
+import sys
+from explore import load_policy
+
+policy = load_policy("tiny/lm")
+print(json.dumps([policy.encode(text) for text in json.load(sys.stdin)]))
+"""
 
 
 def run(*command):
-    """(seconds, peak memory in bytes) of `python command`."""
+    """(seconds, peak memory in bytes) of `python command`, in the repository's folder."""
+    arguments = [sys.executable, *map(str, command)]
     start = time.monotonic()
-    with tempfile.TemporaryFile() as said:
-        process = subprocess.Popen([sys.executable, *map(str, command)], cwd=ROOT, stdout=subprocess.DEVNULL, stderr=said)
+    with tempfile.TemporaryFile() as errors:
+        process = subprocess.Popen(arguments, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=errors)
         _, status, usage = os.wait4(process.pid, 0)
         if status:
-            said.seek(0)
-            last = said.read().decode(errors="replace").strip().split("\n")[-1]
-            sys.exit(f"{Path(sys.argv[0]).name}: error: {command[0]} ended with status {os.waitstatus_to_exitcode(status)}: {last}")
-    return time.monotonic() - start, usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+            errors.seek(0)
+            last = errors.read().decode(errors="replace").strip().split("\n")[-1]
+            code = os.waitstatus_to_exitcode(status)
+            name = Path(sys.argv[0]).name
+            sys.exit(f"{name}: error: {command[0]} ended with status {code}: {last}")
+    unit = 1 if sys.platform == "darwin" else 1024
+    return time.monotonic() - start, usage.ru_maxrss * unit
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    parser.add_argument("--rows", type=int, default=1_000_000, help="rows of the made-up pool (default 1,000,000)")
-    args = parser.parse_args()
+def write_pool(path, rows):
+    """A pool of made-up rows, with the token ids of tiny/lm."""
+    command = [sys.executable, "-c", ENCODE]
+    texts = json.dumps([*PROMPTS, COMPLETION])
+    output = subprocess.check_output(command, cwd=ROOT, input=texts, text=True)
+    *prompt_ids, completion_ids = json.loads(output)
     rng = random.Random(0)
-    completion = " " + "film " * 19
-    ids = json.loads(subprocess.check_output([sys.executable, "-c", ENCODE, completion], cwd=ROOT))
+    with path.open("w", encoding="utf-8") as file:
+        for i in range(rows):
+            prompt = i // 4 % len(PROMPTS)
+            row = {
+                "prompt": PROMPTS[prompt],
+                "completion": COMPLETION,
+                "reward": rng.random(),
+                "iteration": i % 5,
+                "prompt_ids": prompt_ids[prompt],
+                "completion_ids": completion_ids,
+            }
+            file.write(json.dumps(row) + "\n")
+
+
+def show(stage, rows, seconds, memory=None):
+    per_row = "" if memory is None else f"{memory:22.0f}"
+    print(f"{stage:10s} {rows:9,d} {seconds / rows * 1e6:20.1f} {per_row}", flush=True)
+
+
+def measure(folder, n):
+    """Prints one line for each stage. n: rows of the made-up pool."""
+    pool = folder / "pool.jsonl"
+    write_pool(pool, n)
+    prompts = (ROOT / "tiny/prompts/test.jsonl").read_text(encoding="utf-8").splitlines()
+    one_prompt = folder / "one.jsonl"
+    one_prompt.write_text(prompts[0] + "\n", encoding="utf-8")
+    all_prompts = folder / "all.jsonl"
+    all_prompts.write_text("\n".join(prompts) + "\n", encoding="utf-8")
+    samples = 4 * len(prompts)
+    print(f"{'stage':10s} {'rows':>9s} {'microseconds a row':>20s} {'bytes of memory a row':>22s}")
+
+    sampling = ["--model", "tiny/lm", "--reward", "sentiment", "--num-samples", "4"]
+    explore = ["explore.py", *sampling, "--prompts"]
+    start, _ = run(*explore, one_prompt, "--out", folder / "a.jsonl")
+    seconds, _ = run(*explore, all_prompts, "--out", folder / "b.jsonl")
+    show("explore", samples, seconds - start)
+
+    small, big = folder / "small.jsonl", folder / "big.jsonl"
+    quantize = ["quantize.py", "--quantiles"]
+    start, least = run(*quantize, "1", folder / "a.jsonl", "--out", small)
+    seconds, most = run(*quantize, "5", pool, "--out", big)
+    show("quantize", n, seconds - start, (most - least) / n)
+
+    models = ["--model", "tiny/lm", "--reference", "tiny/lm"]
+    learn = ["learn.py", *models, "--batch-size", "32", "--pool"]
+    _, least = run(*learn, small, "--steps", "1", "--out", folder / "m0")
+    start, most = run(*learn, big, "--steps", "1", "--out", folder / "m1")
+    seconds, _ = run(*learn, big, "--steps", "41", "--out", folder / "m2")
+    show("learn", 40 * 32, seconds - start, (most - least) / n)
+
+    evaluate = ["evaluate.py", *sampling, "--reference", "tiny/lm", "--prompts"]
+    start, _ = run(*evaluate, one_prompt, "--out", folder / "e1")
+    seconds, _ = run(*evaluate, all_prompts, "--out", folder / "e2")
+    show("evaluate", samples, seconds - start)
+    print(f"a pool row takes {pool.stat().st_size / n:.0f} bytes on the disk here")
+
+
+def main(argv=None):
+    formatter = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=formatter)
+    parser.add_argument("--rows", type=int, default=1_000_000, help="rows of the made-up pool")
+    args = parser.parse_args(argv)
     with tempfile.TemporaryDirectory() as folder:
-        folder = Path(folder)
-        with (folder / "pool.jsonl").open("w") as file:
-            for i in range(args.rows):
-                prompt_ids = [rng.randrange(4000) for _ in range(8)]
-                file.write(json.dumps({"prompt": f"The film number {i // 4} was", "completion": completion, "reward": rng.random(),
-                                       "iteration": i % 5, "prompt_ids": prompt_ids, "completion_ids": ids}) + "\n")  # fmt: skip
-        prompts = (ROOT / "tiny/prompts/test.jsonl").read_text().splitlines()
-        for n in (1, len(prompts)):
-            (folder / f"{n}.jsonl").write_text("\n".join(prompts[:n]) + "\n")
-        few, many = folder / "1.jsonl", folder / f"{len(prompts)}.jsonl"
-        explore = ["explore.py", "--model", "tiny/lm", "--reward", "sentiment", "--num-samples", "4"]
-        evaluate = ["evaluate.py", "--model", "tiny/lm", "--reference", "tiny/lm", "--reward", "sentiment", "--num-samples", "4"]
-        learn = ["learn.py", "--model", "tiny/lm", "--reference", "tiny/lm", "--batch-size", "32"]
-        n, samples = args.rows, 4 * len(prompts)
-        print(f"{'stage':10s} {'rows':>9s} {'microseconds a row':>20s} {'bytes of memory a row':>22s}")
-
-        def show(name, rows, seconds, memory=None):
-            print(f"{name:10s} {rows:9,d} {seconds / rows * 1e6:20.1f} {'' if memory is None else f'{memory / n:22.0f}'}", flush=True)
-
-        start, _ = run(*explore, "--prompts", few, "--out", folder / "a.jsonl")
-        seconds, _ = run(*explore, "--prompts", many, "--out", folder / "b.jsonl")
-        show("explore", samples, seconds - start)
-        start, least = run("quantize.py", folder / "a.jsonl", "--quantiles", "1", "--out", folder / "small.jsonl")
-        seconds, most = run("quantize.py", folder / "pool.jsonl", "--out", folder / "big.jsonl")
-        show("quantize", n, seconds - start, most - least)
-        _, least = run(*learn, "--pool", folder / "small.jsonl", "--steps", "1", "--out", folder / "m0")
-        start, most = run(*learn, "--pool", folder / "big.jsonl", "--steps", "1", "--out", folder / "m1")
-        seconds, _ = run(*learn, "--pool", folder / "big.jsonl", "--steps", "41", "--out", folder / "m2")
-        show("learn", 40 * 32, seconds - start, most - least)
-        start, _ = run(*evaluate, "--prompts", few, "--out", folder / "e1")
-        seconds, _ = run(*evaluate, "--prompts", many, "--out", folder / "e2")
-        show("evaluate", samples, seconds - start)
-        print(f"a pool row takes {(folder / 'pool.jsonl').stat().st_size / n:.0f} bytes on the disk here")
+        measure(Path(folder), args.rows)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,6 @@ Ordinary tokens have the ids 0 ... V - 1, <|endoftext|> among them. The reward t
 follow as V ... V + K - 1. V and K stand in config.json as base_vocab_size and n_quantiles.
 """
 
-import functools
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,12 +17,7 @@ from transformers import DynamicCache
 from plumbing.fast_cpu import tune_for_cpu
 from plumbing.files import whole_folder
 from plumbing.pool import BadInput
-
-EOS = "<|endoftext|>"
-
-
-def reward_token(k):
-    return f"<|reward_{k}|>"
+from plumbing.tokenizer import EOS, build_encoding, merge_pairs, reward_token
 
 
 @dataclass
@@ -56,6 +50,22 @@ class Policy:
                 f"there is no reward token r_{k}: this model has {self.n_quantiles or 'none'}"
             )
         return self.vocab_size + k - 1
+
+    def reward_tokens_called(self, choice):
+        """--reward-token -> [(suffix of the output's name, k or None)]."""
+        K = self.n_quantiles
+        if choice == "none" or choice == "K" and K == 0:
+            return [("", None)]
+        if choice == "K":
+            return [("", K)]
+        if choice == "all":
+            return [(f"-r{k}", k) for k in range(1, K + 1)] + [("-none", None)]
+        if choice.isdecimal() and 1 <= int(choice) <= K:
+            return [("", int(choice))]
+        raise BadInput(
+            f"--reward-token {choice}: this model has {K} reward tokens; "
+            f"write K, a number from 1 to {K}, none or all"
+        )
 
     def encode(self, text):
         """Text -> ids. "<|endoftext|>" and "<|reward_5|>" in a text are ordinary characters."""
@@ -118,10 +128,7 @@ class Policy:
             try:
                 self._tokenizer().save_pretrained(folder)
                 self.model.save_pretrained(folder)
-                for (
-                    name,
-                    content,
-                ) in self.files.items():  # save_pretrained writes tokenizer.json only
+                for name, content in self.files.items():  # transformers writes tokenizer.json only
                     (folder / name).write_bytes(content)
                 if write_more:
                     write_more(folder)
@@ -239,54 +246,3 @@ class CachedModel:
         """Only these rows go on, in this order. A row may be named several times."""
         self.padding = self.padding[rows]
         self.cache.batch_select_indices(rows)
-
-
-# ---------------------------------------------------------------------------------- the tokenizer
-
-# How GPT-2 splits a text before the merges: contractions, letters, digits, signs, blanks.
-WORDS = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"
-
-
-def merge_pairs(merges_txt):
-    """The bytes of merges.txt -> [(left, right)] in order. The first line is a version."""
-    lines = merges_txt.decode("utf-8").split("\n")
-    return [tuple(line.split(" ")) for line in lines[1:] if line]
-
-
-@functools.lru_cache(maxsize=4)  # p0 and p_theta share theirs
-def build_encoding(vocab_json, merges_txt, K=0):
-    """GPT-2's byte-level BPE with K reward tokens, from the bytes of vocab.json and merges.txt.
-
-    tiktoken needs the id of every token to be the rank of its merge, as in GPT-2's files. We do not
-    use tiktoken's own loader: it caches by the *path* of a file and would return an outdated
-    vocabulary.
-    """
-    byte_of = _byte_of_character()
-    try:
-        vocab = json.loads(vocab_json)
-        merged = ["".join(pair) for pair in merge_pairs(merges_txt)]
-        eos = vocab.pop(EOS)
-        ranks = {bytes(byte_of[c] for c in token): i for token, i in vocab.items()}
-    except (ValueError, KeyError, AttributeError, TypeError) as error:
-        raise BadInput(
-            "vocab.json or merges.txt is not GPT-2's byte-level BPE: "
-            f"{type(error).__name__} {error}"
-        ) from None
-    if [vocab.get(token) for token in merged] != list(range(256, len(vocab))) or eos != len(vocab):
-        raise BadInput(
-            "vocab.json and merges.txt do not fit together: ids must be the 256 bytes, "
-            "then the merges in order, then <|endoftext|>"
-        )
-    special = {EOS: eos}
-    for k in range(1, K + 1):
-        special[reward_token(k)] = eos + k
-    return tiktoken.Encoding(
-        "gpt2-layout", pat_str=WORDS, mergeable_ranks=ranks, special_tokens=special
-    )
-
-
-def _byte_of_character():
-    """GPT-2's files write each byte as one visible character: {character: byte}."""
-    visible = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    others = [b for b in range(256) if b not in visible]
-    return {chr(b): b for b in visible} | {chr(256 + n): b for n, b in enumerate(others)}

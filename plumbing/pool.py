@@ -159,6 +159,19 @@ def read_prompts(path, limit=None, seed=0):
     return prompts
 
 
+def read_texts(path):
+    """Rows that have a prompt and a completion; nothing else in them is checked."""
+    rows = []
+    for place, row in read_jsonl(path):
+        text_of(row, "prompt", place)
+        text_of(row, "completion", place)
+        rows.append(row)
+    if not rows:
+        example = '{"prompt": "...", "completion": "..."}'
+        raise BadInput(f"{path} holds no rows; write one {example} a line")
+    return rows
+
+
 def read_generations(path, policy):
     """Completions of any origin: rows with "prompt", "completion" and, optionally, "group".
 

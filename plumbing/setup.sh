@@ -49,12 +49,14 @@ RUN=${RUN:-runs/${REWARD##*[:/]}-$NAME}       # the folder of all that is writte
 if [ -z "${PYTHON:-}" ]; then
     PYTHON=.venv/bin/python
     export PATH=$PWD/.venv/bin:$PATH          # for LAUNCH=torchrun
-    if ! cmp -s requirements.txt .venv/installed.txt; then
-        echo "installing the requirements into .venv (once)"
+    for file in requirements.txt $([ "$TASK" != test ] || echo tests/requirements.txt); do
+        installed=.venv/installed-${file//\//-}
+        cmp -s "$file" "$installed" && continue
+        echo "installing $file into .venv (once)"
         python3 -m venv .venv
-        $PYTHON -m pip install -q --disable-pip-version-check -r requirements.txt
-        cp requirements.txt .venv/installed.txt
-    fi
+        $PYTHON -m pip install -q --disable-pip-version-check -r "$file"
+        cp "$file" "$installed"
+    done
 fi
 # On Linux, glibc returns freed memory and asks for it again, which takes half of a learning step.
 export MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=17179869184 MALLOC_TOP_PAD_=67108864

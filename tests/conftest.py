@@ -1,24 +1,25 @@
-"""What the tests share: a random GPT-2 of 46,000 weights made on the spot, and small helpers. No network, no downloads.
+"""What the tests share: random models made on the spot, and small helpers. Nothing is downloaded.
 
-No two dimensions are the same number (V = 256 bytes + merges + 1, d = 32, context = 64, 2 layers, 4 heads, K = 3), so that
-a mix-up of axes cannot pass unseen.
+No two dimensions are the same number, so a mix-up of axes cannot go unseen. The language model has
+V = 256 bytes + 41 merges + 1 = 298 tokens, d = 32, a context of 64, 2 layers, 4 heads and K = 3
+reward tokens.
 """
 
 import json
 import os
+import runpy
 import sys
 from pathlib import Path
-
-os.environ["HF_HUB_OFFLINE"] = "1"  # before transformers is imported: a missing file must fail, not be downloaded
-os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
 
 import pytest
 import torch
 
+# Set before anything imports transformers: a missing file must fail, not be downloaded.
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 torch.set_num_threads(1)
 
+ROOT = Path(__file__).resolve().parent.parent
 EOS = "<|endoftext|>"
 SENTENCES = [
     "The film was long and the story was thin, but the actors were good.",
@@ -27,56 +28,82 @@ SENTENCES = [
     "There is nothing to like here: the jokes are old, the songs are bad, the end is silly.",
 ]
 N_MERGES = 41
-V = 256 + N_MERGES + 1  # 298
+V = 256 + N_MERGES + 1
 CONTEXT, WIDTH, K = 64, 32, 3
+
+# ------------------------------------------------------------------------------- language models
 
 
 def learn_merges(sentences, n_merges):
-    """vocab.json and merges.txt as bytes, in GPT-2's layout: 256 bytes, the merges in order, <|endoftext|> last."""
+    """A byte-level BPE in GPT-2's layout, as the bytes of vocab.json and of merges.txt.
+
+    The ids are the 256 bytes, then the merges in order, then <|endoftext|>.
+    """
     from tokenizers import ByteLevelBPETokenizer
 
     tokenizer = ByteLevelBPETokenizer()
-    tokenizer.train_from_iterator(sentences, vocab_size=256 + n_merges, min_frequency=1, special_tokens=[], show_progress=False)
+    tokenizer.train_from_iterator(
+        sentences,
+        vocab_size=256 + n_merges,
+        min_frequency=1,
+        special_tokens=[],
+        show_progress=False,
+    )
     state = json.loads(tokenizer.to_str())["model"]
-    assert len(state["vocab"]) == 256 + n_merges  # else the sentences are too few
+    assert len(state["vocab"]) == 256 + n_merges  # otherwise the sentences are too few
     vocab = {**state["vocab"], EOS: 256 + n_merges}
-    pairs = [pair if isinstance(pair, str) else " ".join(pair) for pair in state["merges"]]
-    return json.dumps(vocab, ensure_ascii=False).encode(), ("#version: 0.2\n" + "\n".join(pairs) + "\n").encode()
+    merges = ["#version: 0.2"]
+    for pair in state["merges"]:
+        merges.append(pair if isinstance(pair, str) else " ".join(pair))
+    return json.dumps(vocab, ensure_ascii=False).encode(), ("\n".join(merges) + "\n").encode()
 
 
-def make_model_folder(path, sentences=SENTENCES, seed=5):
-    """A random GPT-2 folder, float16 on disk. Its weights are large, so that its distributions are far from uniform."""
+def write_vocabulary(folder, vocab, merges):
+    (folder / "vocab.json").write_bytes(vocab)
+    (folder / "merges.txt").write_bytes(merges)
+
+
+def make_model_folder(path, seed=5):
+    """A random GPT-2 folder, float16 on disk.
+
+    Its weights are large, so its distributions are far from uniform.
+    """
     from transformers import GPT2Config, GPT2LMHeadModel
 
     path.mkdir(parents=True)
-    vocab, merges = learn_merges(sentences, N_MERGES)
-    (path / "vocab.json").write_bytes(vocab)
-    (path / "merges.txt").write_bytes(merges)
-    (path / "tokenizer_config.json").write_text(json.dumps({
-        "tokenizer_class": "GPT2Tokenizer", "model_max_length": CONTEXT, "bos_token": EOS, "eos_token": EOS, "unk_token": EOS}))  # fmt: skip
+    write_vocabulary(path, *learn_merges(SENTENCES, N_MERGES))
+    settings = {"tokenizer_class": "GPT2Tokenizer", "model_max_length": CONTEXT}
+    settings |= {"bos_token": EOS, "eos_token": EOS, "unk_token": EOS}
+    (path / "tokenizer_config.json").write_text(json.dumps(settings))
     torch.manual_seed(seed)
-    config = GPT2Config(vocab_size=V, n_positions=CONTEXT, n_embd=WIDTH, n_layer=2, n_head=4, initializer_range=0.3,
-                        bos_token_id=V - 1, eos_token_id=V - 1, pad_token_id=V - 1)  # fmt: skip
+    config = GPT2Config(
+        vocab_size=V,
+        n_positions=CONTEXT,
+        n_embd=WIDTH,
+        n_layer=2,
+        n_head=4,
+        initializer_range=0.3,
+        bos_token_id=V - 1,
+        eos_token_id=V - 1,
+        pad_token_id=V - 1,
+    )
     model = GPT2LMHeadModel(config)
     table = model.get_input_embeddings().weight.detach()
-    model.transformer.ln_f.bias.data = 1.5 * table[V - 1]  # one token in ten or so is <|endoftext|>: completions end early
+    # One token in ten or so is then <|endoftext|>, so completions end early.
+    model.transformer.ln_f.bias.data = 1.5 * table[V - 1]
     model.half().save_pretrained(path)
     return path
 
 
-def pytest_configure(config):
-    config.addinivalue_line("markers", "slow: kills and restarts processes, or trains, for minutes; left out by `bash run_all.sh test`")
-
-
 @pytest.fixture(scope="session")
 def p0_folder(tmp_path_factory):
-    """A plain language model, V tokens, no reward tokens."""
+    """A plain language model: V tokens, no reward tokens."""
     return make_model_folder(tmp_path_factory.mktemp("models") / "p0")
 
 
 @pytest.fixture(scope="session")
 def quark_folder(p0_folder):
-    """The same with reward tokens r_1, r_2, r_3, as learn.py would save it."""
+    """The same model with reward tokens r_1, r_2, r_3, as learn.py would save it."""
     from explore import load_policy
     from learn import add_reward_tokens
 
@@ -100,9 +127,84 @@ def quark(quark_folder):
     return load_policy(quark_folder)
 
 
+def started(model, padding):
+    """A CachedModel at the beginning of a batch. padding: empty columns at the left of each row."""
+    from plumbing.policy import CachedModel
+
+    network = CachedModel(model)
+    network.start(torch.tensor(padding))
+    return network
+
+
+# ----------------------------------------------------------------------------------- classifiers
+
+JUDGE_WORDS = "[PAD] [UNK] [CLS] [SEP] the film was good bad fine long dull a b ! .".split()
+
+
+def make_classifier(path, labels, seed, **more):
+    """A random DistilBERT folder over JUDGE_WORDS, with positions for 24 tokens."""
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+    from transformers import (
+        DistilBertConfig,
+        DistilBertForSequenceClassification,
+        PreTrainedTokenizerFast,
+    )
+
+    numbers = {word: i for i, word in enumerate(JUDGE_WORDS)}
+    core = Tokenizer(models.WordLevel(numbers, unk_token="[UNK]"))
+    core.normalizer = normalizers.Lowercase()
+    core.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    core.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+    )
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=core,
+        model_max_length=22,
+        pad_token="[PAD]",
+        unk_token="[UNK]",
+        cls_token="[CLS]",
+        sep_token="[SEP]",
+    )
+    tokenizer.save_pretrained(path)
+    torch.manual_seed(seed)
+    config = DistilBertConfig(
+        vocab_size=len(JUDGE_WORDS),
+        dim=20,
+        hidden_dim=28,
+        n_layers=1,
+        n_heads=2,
+        max_position_embeddings=24,
+        initializer_range=0.5,
+        id2label=dict(enumerate(labels)),
+        **more,
+    )
+    DistilBertForSequenceClassification(config).half().save_pretrained(path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def judges(tmp_path_factory):
+    """A folder of four classifiers.
+
+    sentiment has three labels, and POSITIVE is column 0 on purpose; two has the usual two;
+    toxicity has a single logit; labels has several that do not exclude each other.
+    """
+    folder = tmp_path_factory.mktemp("judges")
+    make_classifier(folder / "sentiment", ["POSITIVE", "neutral", "NEGATIVE"], 1)
+    make_classifier(folder / "two", ["NEGATIVE", "POSITIVE"], 2)
+    make_classifier(folder / "toxicity", ["toxic"], 3)
+    several = {"problem_type": "multi_label_classification"}
+    make_classifier(folder / "labels", ["insult", "toxicity", "threat"], 4, **several)
+    return folder
+
+
+# ------------------------------------------------------------------------------------ rows, files
+
+
 def write_jsonl(path, rows):
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows]
+    path.write_text("".join(lines), encoding="utf-8")
     return path
 
 
@@ -110,10 +212,42 @@ def read_rows(path):
     return [json.loads(line) for line in Path(path).read_text(encoding="utf-8").split("\n") if line]
 
 
-def stage(monkeypatch, name, *argv):
-    """Runs `python NAME argv` in this process, to its very last line. Returns what it exits with: None, or the message."""
-    import runpy
+def files_of(folder):
+    """{name: bytes} of the files in a folder, to see whether anything has changed."""
+    return {file.name: file.read_bytes() for file in folder.iterdir()}
 
+
+def quantized_rows(policy, per_part=(4, 2, 3)):
+    """Quantized rows with ids, K = 3, parts of uneven sizes.
+
+    The first completion of each part ends with <|endoftext|>.
+    """
+    words = ["good", "bad film", "long and silly", "the end is old", " then it was"]
+    rows = []
+    for k, n in enumerate(per_part, 1):
+        for i in range(n):
+            prompt, completion = words[(i + k) % 5], " " + words[(2 * i + k) % 5]
+            row = {"prompt": prompt, "completion": completion, "reward": k + i / 10}
+            row |= {"iteration": 0, "quantile": k, "prompt_ids": policy.encode(prompt)}
+            row["completion_ids"] = policy.encode(completion) + [V - 1] * (i == 0)
+            rows.append(row)
+    return rows
+
+
+def write_reward(tmp_path, body, name="mine.py"):
+    """Writes a Python file that defines `reward`, and returns what --reward takes."""
+    (tmp_path / name).write_text(body)
+    return f"{tmp_path / name}:reward"
+
+
+# ----------------------------------------------------------------------------------------- stages
+
+
+def stage(monkeypatch, name, *argv):
+    """Runs `python NAME argv` in this process, to its very last line.
+
+    Returns what it exits with: None, or the message.
+    """
     monkeypatch.setattr(sys, "argv", [str(ROOT / name), *map(str, argv)])
     try:
         runpy.run_path(str(ROOT / name), run_name="__main__")
@@ -123,5 +257,7 @@ def stage(monkeypatch, name, *argv):
 
 
 def one_sentence(message):
-    """Whether `message` is what a user should read: one line, that begins with the stage's name."""
-    return isinstance(message, str) and "\n" not in message and ".py: error: " in message and "Traceback" not in message
+    """Whether `message` is what a user should read: one line, after the name of the stage."""
+    if not isinstance(message, str) or "\n" in message:
+        return False
+    return ".py: error: " in message and "Traceback" not in message

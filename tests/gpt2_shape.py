@@ -1,6 +1,7 @@
-"""A randomly initialised model of GPT-2 small's true shape (124 M parameters) with GPT-2's own vocabulary, in a folder.
+"""A random model of GPT-2 small's shape (124 M parameters) with GPT-2's own vocabulary, in a folder.
 
-It stands in for `gpt2` where the hub is out of reach: same code path, same sizes, same speed, no sense in what it says.
+It stands in for `gpt2` where the hub is out of reach. Code path, sizes and speed are the same, but
+what it writes makes no sense.
 
     python tests/gpt2_shape.py --vocab FOLDER_WITH_vocab.json_AND_merges.txt --out gpt2-random
     MODEL=gpt2-random PROMPTS=prompts.jsonl TEST_PROMPTS=prompts.jsonl REWARD_MODEL=tiny/toxicity \\
@@ -17,7 +18,8 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    parser.add_argument("--vocab", required=True, help="folder with GPT-2's vocab.json and merges.txt")
+    help = "folder with GPT-2's vocab.json and merges.txt"
+    parser.add_argument("--vocab", required=True, help=help)
     parser.add_argument("--out", required=True)
     parser.add_argument("--layers", type=int, default=12)
     args = parser.parse_args(argv)

@@ -1,4 +1,4 @@
-"""Stage 3: KL and Eq. 2 against plain loops, the closed form against the open one, the shift by one, training and resuming."""
+"""Stage 3: the KL and Eq. 2 against plain loops, the shift by one, training and going on."""
 
 import json
 import math
@@ -10,16 +10,28 @@ import sys
 import numpy as np
 import pytest
 import torch
-from conftest import CONTEXT, ROOT, WIDTH, K, V, learn_merges, one_sentence, read_rows, stage, write_jsonl
+from conftest import (
+    ROOT,
+    WIDTH,
+    K,
+    V,
+    files_of,
+    learn_merges,
+    one_sentence,
+    quantized_rows,
+    read_rows,
+    stage,
+    write_jsonl,
+    write_vocabulary,
+)
 
 import learn
-import plumbing.closed_form
 from explore import load_policy
-from learn import add_reward_tokens, batch_loss, draw_batch, learning_rate, load_quantized, quark_loss, token_kl
-from plumbing.closed_form import ClosedForm
+from learn import add_reward_tokens, batch_loss, draw_batch, learning_rate, quark_loss, token_kl
 from plumbing.pool import BadInput
+from plumbing.quantized import load_quantized
 
-B, T, d = 2, 7, 5  # with v = 13 tokens, K = 3 reward tokens and M = 9 completion tokens in the small examples
+B, T = 2, 7  # in the small examples, with v = 13 tokens and M = 9 completion tokens
 v, M = 13, 9
 
 
@@ -38,9 +50,12 @@ def slow_entropy(p):
     return -sum(a * math.log(a) for a in p)
 
 
-def example(seed=0):
-    """Policy logits (B, T, v + K), reference logits (B, T, v), targets, and a mask of M = 9 ones at uneven places."""
-    generator = torch.Generator().manual_seed(seed)
+def example():
+    """Policy logits (B, T, v + K), reference logits (B, T, v), targets (B, T), and a mask.
+
+    The mask is 1 at M = 9 places, four in one row and five in the other.
+    """
+    generator = torch.Generator().manual_seed(0)
     policy = 2 * torch.randn(B, T, v + K, generator=generator, dtype=torch.float64)
     reference = 2 * torch.randn(B, T, v, generator=generator, dtype=torch.float64)
     targets = torch.randint(v, (B, T), generator=generator)
@@ -48,186 +63,195 @@ def example(seed=0):
     return policy, reference, targets, mask
 
 
+def probabilities(policy, reference, b, t):
+    """p_theta without the reward tokens, and p0, at one position, as lists."""
+    return softmax(policy[b, t, :v].tolist()), softmax(reference[b, t].tolist())
+
+
 def slow_loss(policy, reference, targets, mask, beta, kl, entropy_coef):
     """Eq. 2 with plain loops: the mean over the mask of -log p(y) + beta KL - c H."""
     lm = divergence = entropy = 0.0
-    for b in range(B):
-        for t in range(T):
-            if mask[b, t]:
-                p, p0 = softmax(policy[b, t, :v].tolist()), softmax(reference[b, t].tolist())
-                lm -= math.log(p[targets[b, t]]) / M
-                divergence += (slow_kl(p0, p) if kl == "forward" else slow_kl(p, p0)) / M
-                entropy += slow_entropy(p) / M
+    for b, t in mask.nonzero().tolist():
+        p, p0 = probabilities(policy, reference, b, t)
+        lm -= math.log(p[targets[b, t]]) / M
+        divergence += (slow_kl(p0, p) if kl == "forward" else slow_kl(p, p0)) / M
+        entropy += slow_entropy(p) / M
     return lm + beta * divergence - entropy_coef * entropy, lm, divergence, entropy
 
 
-# ------------------------------------------------------------------------------------------------------------- KL
+# ----------------------------------------------------------------------------------------- the KL
 
 
 def test_kl_by_hand():
-    """p = (1/2, 1/2), q = (1/4, 3/4): KL(p||q) = 1/2 ln 2 + 1/2 ln 2/3 = 0.1438; KL(q||p) = 1/4 ln 1/2 + 3/4 ln 3/2 = 0.1308."""
+    """p = (1/2, 1/2) and q = (1/4, 3/4). The two directions are not the same.
+
+    KL(p || q) = 1/2 ln(1/2 / 1/4) + 1/2 ln(1/2 / 3/4) = 1/2 ln 2 + 1/2 ln 2/3 = 0.1438
+    KL(q || p) = 1/4 ln(1/4 / 1/2) + 3/4 ln(3/4 / 1/2) = 1/4 ln 1/2 + 3/4 ln 3/2 = 0.1308
+    """
     p, q = torch.tensor([[[0.5, 0.5]]]).log(), torch.tensor([[[0.25, 0.75]]]).log()
-    assert token_kl(p, q).item() == pytest.approx(0.5 * math.log(2) + 0.5 * math.log(2 / 3), abs=1e-6)
-    assert token_kl(q, p).item() == pytest.approx(0.25 * math.log(0.5) + 0.75 * math.log(1.5), abs=1e-6)
+    p_q = 0.5 * math.log(2) + 0.5 * math.log(2 / 3)
+    q_p = 0.25 * math.log(0.5) + 0.75 * math.log(1.5)
+    assert (round(p_q, 4), round(q_p, 4)) == (0.1438, 0.1308)
+    assert token_kl(p, q).item() == pytest.approx(p_q, abs=1e-6)
+    assert token_kl(q, p).item() == pytest.approx(q_p, abs=1e-6)
 
 
 def test_kl_is_the_slow_sum():
-    """At every position, in this direction; shape (B, T)."""
-    p, q, _, _ = example()
-    got = token_kl(p[..., :v], q)
+    """At every position, in this direction, in the shape (B, T)."""
+    policy, reference, _, _ = example()
+    got = token_kl(policy[..., :v], reference)
     assert got.shape == (B, T)
     for b in range(B):
         for t in range(T):
-            assert got[b, t].item() == pytest.approx(slow_kl(softmax(p[b, t, :v].tolist()), softmax(q[b, t].tolist())), rel=1e-9)
+            p, p0 = probabilities(policy, reference, b, t)
+            assert got[b, t].item() == pytest.approx(slow_kl(p, p0), rel=1e-9)
 
 
 def test_kl_is_zero_only_for_equal_distributions():
-    """Non-negative; zero for the same distribution, also where its logits differ by a constant; never NaN for tiny p."""
+    """Positive for two distributions, zero for the same one, even if its logits differ by 3.
+
+    Probabilities as small as e^-800 give no NaN. For q with the logits 0, -800, 5 and a uniform p
+    over three tokens, KL(p || q) = sum 1/3 (ln 1/3 - z_v) + ln Z
+    = -ln 3 - (0 - 800 + 5) / 3 + ln(1 + e^5), up to e^-800.
+    """
     p, q, _, _ = example()
     p = p[..., :v]
     assert (token_kl(p, q) > 1e-3).all()
     assert token_kl(p, p + 3).abs().max() < 1e-12
-    far = torch.tensor([[[0.0, -800.0, 5.0]]])
-    assert torch.isfinite(token_kl(far, torch.zeros(1, 1, 3))).all()
-    assert token_kl(torch.zeros(1, 1, 3), far).item() == pytest.approx(5 + math.log1p(math.exp(-5)) - (0 - 800 + 5) / 3 - math.log(3), rel=1e-6)
+    far, uniform = torch.tensor([[[0.0, -800.0, 5.0]]]), torch.zeros(1, 1, 3)
+    assert torch.isfinite(token_kl(far, uniform)).all()
+    expected = -math.log(3) - (0 - 800 + 5) / 3 + math.log(1 + math.exp(5))
+    assert token_kl(uniform, far).item() == pytest.approx(expected, rel=1e-6)
 
 
-# --------------------------------------------------------------------------------------------------- the objective
+# ---------------------------------------------------------------------------- the objective, Eq. 2
 
 
 @pytest.mark.parametrize("entropy_coef", [0.0, 0.06])
 @pytest.mark.parametrize("kl", ["forward", "reverse"])
 def test_quark_loss_is_the_slow_sum(kl, entropy_coef):
-    """Loss and parts against plain loops: direction, signs, mean over the mask."""
-    policy, reference, targets, mask = example()
-    loss, parts = quark_loss(policy, reference, targets, mask, 0.3, kl, entropy_coef)
-    expected = slow_loss(policy, reference, targets, mask, 0.3, kl, entropy_coef)
+    """The loss and its parts against plain loops: direction, signs, mean over the mask."""
+    given = *example(), 0.3, kl, entropy_coef
+    loss, parts = quark_loss(*given)
     got = [loss, parts["lm"], parts["kl"], parts["entropy"]]
-    assert [x.item() for x in got] == pytest.approx(expected, rel=1e-9)
+    assert [x.item() for x in got] == pytest.approx(slow_loss(*given), rel=1e-9)
 
 
 def test_forward_is_the_default():
     """The paper's direction, KL(p0 || p_theta), is what one gets without asking."""
-    policy, reference, targets, mask = example()
-    default = quark_loss(policy, reference, targets, mask, 0.3)[1]["kl"]
-    assert default == quark_loss(policy, reference, targets, mask, 0.3, "forward")[1]["kl"]
-    assert default != quark_loss(policy, reference, targets, mask, 0.3, "reverse")[1]["kl"]
+
+    def kl(*direction):
+        return quark_loss(*example(), 0.3, *direction)[1]["kl"]
+
+    assert kl() == kl("forward") != kl("reverse")
 
 
 @pytest.mark.parametrize("kl", ["forward", "reverse"])
 def test_reward_tokens_and_padding_have_no_influence(kl):
-    """Reward tokens' logits of 1e9, NaN and another target on masked positions: not a digit changes."""
+    """Logits of 1e9 for the reward tokens, NaN and other targets outside the mask: no change."""
     policy, reference, targets, mask = example()
-    before = quark_loss(policy, reference, targets, mask, 0.3, kl, 0.1)
+    loss, parts = quark_loss(policy, reference, targets, mask, 0.3, kl, 0.1)
     policy[..., v:] = 1e9
-    off = mask == 0
-    policy[off], reference[off], targets[off] = float("nan"), float("nan"), 0
-    after = quark_loss(policy, reference, targets, mask, 0.3, kl, 0.1)
-    assert before[0] == after[0] and before[1] == after[1]
+    outside = mask == 0
+    policy[outside] = float("nan")
+    reference[outside] = float("nan")
+    targets[outside] = 0
+    same_loss, same_parts = quark_loss(policy, reference, targets, mask, 0.3, kl, 0.1)
+    assert same_loss == loss
+    assert same_parts == parts
 
 
 def test_gradient_at_the_logits():
-    """((1 + beta) p - e_y - beta p0) / M on completion tokens, zero on the others and on the reward tokens."""
+    """((1 + beta) p - e_y - beta p0) / M on completion tokens.
+
+    Zero at all other positions, and on the reward tokens.
+    """
     policy, reference, targets, mask = example()
     policy.requires_grad_()
     quark_loss(policy, reference, targets, mask, 0.3)[0].backward()
     for b in range(B):
         for t in range(T):
-            p, p0 = softmax(policy[b, t, :v].tolist()), softmax(reference[b, t].tolist())
+            p, p0 = probabilities(policy, reference, b, t)
             for j in range(v):
-                expected = mask[b, t].item() * (1.3 * p[j] - (targets[b, t].item() == j) - 0.3 * p0[j]) / M
+                e_y = targets[b, t].item() == j
+                expected = mask[b, t].item() * (1.3 * p[j] - e_y - 0.3 * p0[j]) / M
                 assert policy.grad[b, t, j].item() == pytest.approx(expected, abs=1e-12)
     assert (policy.grad[..., v:] == 0).all()
 
 
 @pytest.mark.parametrize("kl, entropy_coef", [("forward", 0.06), ("reverse", 0.0), ("reverse", 0.06)])
 def test_gradient_by_finite_differences(kl, entropy_coef):
-    """The other variants: autograd against (f(z + h) - f(z - h)) / 2h."""
+    """The other variants: autograd against (f(z + h) - f(z - h)) / 2h.
+
+    At five places in the mask, one of them a target; at one outside of it; at a reward token.
+    """
     policy, reference, targets, mask = example()
     policy.requires_grad_()
     quark_loss(policy, reference, targets, mask, 0.3, kl, entropy_coef)[0].backward()
-    for place in [(0, 2, 0), (0, 5, 12), (1, 1, 4), (1, 3, int(targets[1, 3])), (1, 5, 7), (0, 0, 3), (1, 4, v + 1)]:
-        values = []
-        for h in (1e-5, -1e-5):
-            moved = policy.detach().clone()
-            moved[place] += h
-            values.append(slow_loss(moved, reference, targets, mask, 0.3, kl, entropy_coef)[0])
-        assert policy.grad[place].item() == pytest.approx((values[0] - values[1]) / 2e-5, abs=1e-8)
+    places = [(0, 2, 0), (0, 5, 12), (1, 1, 4), (1, 3, int(targets[1, 3])), (1, 5, 7)]
+    places += [(0, 0, 3), (1, 4, v + 1)]
+    h = 1e-5
+    for place in places:
+        up, down = policy.detach().clone(), policy.detach().clone()
+        up[place] += h
+        down[place] -= h
+        f_up, *_ = slow_loss(up, reference, targets, mask, 0.3, kl, entropy_coef)
+        f_down, *_ = slow_loss(down, reference, targets, mask, 0.3, kl, entropy_coef)
+        assert policy.grad[place].item() == pytest.approx((f_up - f_down) / (2 * h), abs=1e-8)
 
 
 def test_one_cross_entropy():
-    """-log p_y + beta KL(p0 || p) = -sum_v (e_y + beta p0)_v log p_v - beta H(p0): a cross entropy against a soft target."""
+    """LM term and KL are one cross entropy against the soft target s = e_y + beta p0.
+
+    -log p_y + beta KL(p0 || p) = -sum_v s_v log p_v - beta H(p0)
+    """
     policy, reference, targets, mask = example()
     loss = quark_loss(policy, reference, targets, mask, 0.3)[0].item()
     expected = 0.0
     for b, t in mask.nonzero().tolist():
-        p, p0 = softmax(policy[b, t, :v].tolist()), softmax(reference[b, t].tolist())
-        soft = [(targets[b, t].item() == j) + 0.3 * p0[j] for j in range(v)]
-        expected += (-sum(s * math.log(a) for s, a in zip(soft, p)) - 0.3 * slow_entropy(p0)) / M
+        p, p0 = probabilities(policy, reference, b, t)
+        soft = [0.3 * p0_v for p0_v in p0]
+        soft[targets[b, t]] += 1
+        cross_entropy = -sum(s * math.log(a) for s, a in zip(soft, p))
+        expected += (cross_entropy - 0.3 * slow_entropy(p0)) / M
     assert loss == pytest.approx(expected, rel=1e-9)
 
 
-# ------------------------------------------------------------------------------------------------- the closed form
-
-
-def hidden_example():
-    """Hidden states of both models, different weights; M = 9 targets."""
-    generator = torch.Generator().manual_seed(3)
-    draw = lambda *shape: torch.randn(*shape, generator=generator, dtype=torch.float64)  # noqa: E731
-    return draw(M, d), draw(v, d), draw(M, d + 1), draw(v, d + 1), torch.randint(v, (M,), generator=generator)
-
-
-@pytest.mark.parametrize("chunk, few", [(1, 9), (4, 9), (4, 3), (9, 2), (1024, 1), (1024, 4)])
-@pytest.mark.parametrize("kl, entropy_coef", [("forward", 0.0), ("forward", 0.06), ("reverse", 0.0), ("reverse", 0.06)])
-def test_closed_form_is_the_open_form(monkeypatch, kl, entropy_coef, chunk, few):
-    """Sums and both gradients, by autograd through quark_loss, in float64; chunks, and blocks of `few` positions in a chunk, that
-    do and do not divide M = 9."""
-    monkeypatch.setattr(plumbing.closed_form, "IN_CACHE", few * len(hidden_example()[1]))
-    hidden, weight, ref_hidden, ref_weight, targets = hidden_example()
-    h1, w1, h2, w2 = (x.clone().requires_grad_() for x in (hidden, weight, hidden, weight))
-    sums = ClosedForm.apply(h1, w1, ref_hidden, lambda h: h @ ref_weight.T, targets, 0.3, kl, entropy_coef, False, chunk)
-    (2.5 * sums[0]).backward()  # 2.5: whatever the loss is multiplied with arrives at the gradients
-    mask = torch.ones(1, M)
-    loss, parts = quark_loss((h2 @ w2.T)[None], (ref_hidden @ ref_weight.T)[None], targets[None], mask, 0.3, kl, entropy_coef)
-    (2.5 * M * loss).backward()
-    means = (sums / M).tolist()
-    assert means == pytest.approx([loss.item(), parts["lm"].item(), parts["kl"].item(), parts["entropy"].item()], rel=1e-12)
-    assert torch.allclose(h1.grad, h2.grad, rtol=1e-10, atol=1e-12) and torch.allclose(w1.grad, w2.grad, rtol=1e-10, atol=1e-12)
-
-
-@pytest.mark.parametrize("kl", ["forward", "reverse"])
-def test_closed_form_by_finite_differences(kl):
-    """PyTorch's own check of a hand-written backward."""
-    hidden, weight, ref_hidden, ref_weight, targets = hidden_example()
-    loss = lambda h, w: ClosedForm.apply(h, w, ref_hidden, lambda x: x @ ref_weight.T, targets, 0.3, kl, 0.06, False, 4)[0]  # noqa: E731
-    assert torch.autograd.gradcheck(loss, (hidden.requires_grad_(), weight.requires_grad_()))
-
-
-# ------------------------------------------------------------------------------------- batches: the shift, the tokens
+# --------------------------------------------------- a batch of rows: the shift, the reward tokens
 
 
 @pytest.fixture
 def other(quark):
-    """A policy that differs from p0 in every weight, and whose reward tokens would be very likely if they were not cut."""
+    """A policy that differs from p0 in every weight.
+
+    Its reward tokens would be very likely if they were not cut off.
+    """
     generator = torch.Generator().manual_seed(8)
     for parameter in quark.model.parameters():
         parameter.data += 0.05 * torch.randn(parameter.shape, generator=generator)
-    quark.model.get_input_embeddings().weight.data[V:] += 2 * quark.model.transformer.ln_f.bias.data
+    embedding = quark.model.get_input_embeddings().weight
+    embedding.data[V:] += 2 * quark.model.transformer.ln_f.bias.data
     return quark
 
 
-BATCH = [(2, [10, 20, 30], [40, 50, V - 1]), (1, [60], [70, 80, 90, 100, 110]), (3, [], [V - 1]), (2, [15] * 20, [25, 35])]
+BATCH = [  # (k, x, y): 11 completion tokens, x of 0 to 20 tokens
+    (2, [10, 20, 30], [40, 50, V - 1]),
+    (1, [60], [70, 80, 90, 100, 110]),
+    (3, [], [V - 1]),
+    (2, [15] * 20, [25, 35]),
+]
 
 
 def slow_batch(policy, reference, batch, kl):
-    """Example by example and token by token, whole model calls, no padding: sums of lm, kl, entropy."""
+    """Sums of lm, kl and entropy: example by example and token by token, without padding."""
     lm = divergence = entropy = 0.0
     for k, x, y in batch:
         x = x or [V - 1]
         for t, target in enumerate(y):
             with torch.no_grad():
-                p = softmax(policy.model(torch.tensor([[V + k - 1] + x + y[:t]])).logits[0, -1, :V].tolist())
-                p0 = softmax(reference.model(torch.tensor([x + y[:t]])).logits[0, -1].tolist())
+                logits = policy.model(torch.tensor([[V + k - 1, *x, *y[:t]]])).logits
+                logits0 = reference.model(torch.tensor([[*x, *y[:t]]])).logits
+            p, p0 = softmax(logits[0, -1, :V].tolist()), softmax(logits0[0, -1].tolist())
             lm -= math.log(p[target])
             divergence += slow_kl(p0, p) if kl == "forward" else slow_kl(p, p0)
             entropy += slow_entropy(p)
@@ -236,112 +260,246 @@ def slow_batch(policy, reference, batch, kl):
 
 @pytest.mark.parametrize("kl", ["forward", "reverse"])
 def test_batch_loss_is_the_slow_sum(other, p0, kl):
-    """Real models, prompts of 0 to 20 tokens in one batch: r_k in front for the policy, nothing for p0, V columns, <|endoftext|>
-    learned as a target like any other."""
+    """Real models, with prompts of 0 to 20 tokens in one batch.
+
+    The policy reads r_k and p0 does not; the reward tokens' columns are cut off; <|endoftext|> is a
+    target like any other.
+    """
     sums, n = batch_loss(other, p0, BATCH, 0.3, kl, 0.06)
     lm, divergence, entropy = slow_batch(other, p0, BATCH, kl)
+    loss = lm + 0.3 * divergence - 0.06 * entropy
     assert n == 11
-    assert sums.tolist() == pytest.approx([lm + 0.3 * divergence - 0.06 * entropy, lm, divergence, entropy], rel=1e-4)
+    assert sums.tolist() == pytest.approx([loss, lm, divergence, entropy], rel=1e-4)
 
 
 def test_batch_gradients_are_those_of_whole_sequences(other, p0):
-    """Every parameter of the policy gets the gradient that autograd gives through quark_loss on each whole sequence, by default and
-    with closed_form; p0 gets none."""
-    other.model.double(), p0.model.double()
+    """Every weight of the policy has the gradient of quark_loss on each whole sequence, added up.
+
+    By default and with closed_form, in float64. p0 has no gradient.
+    """
+    other.model.double()
+    p0.model.double()
     gradients = []
     for closed_form in (False, True):
-        batch_loss(other, p0, BATCH, 0.3, "forward", 0.06, closed_form=closed_form)[0][0].backward()
+        sums, _ = batch_loss(other, p0, BATCH, 0.3, "forward", 0.06, closed_form=closed_form)
+        sums[0].backward()
         gradients.append([p.grad.clone() for p in other.model.parameters()])
         other.model.zero_grad()
     for k, x, y in BATCH:
         x = x or [V - 1]
-        logits = other.model(torch.tensor([[V + k - 1] + x + y])).logits[:, len(x) : len(x) + len(y)]
+        logits = other.model(torch.tensor([[V + k - 1, *x, *y]])).logits
         with torch.no_grad():
-            ref_logits = p0.model(torch.tensor([x + y])).logits[:, len(x) - 1 : len(x) - 1 + len(y)]
-        loss, _ = quark_loss(logits, ref_logits, torch.tensor([y]), torch.ones(1, len(y)), 0.3, "forward", 0.06)
-        (loss * len(y)).backward()
-    assert len(gradients[0]) > 20
-    for a, b, c in zip(*gradients, (p.grad for p in other.model.parameters()), strict=True):
-        assert torch.allclose(a, c, rtol=1e-8, atol=1e-10) and torch.allclose(b, c, rtol=1e-8, atol=1e-10)
+            logits0 = p0.model(torch.tensor([[*x, *y]])).logits
+        n = len(y)
+        loss, _ = quark_loss(
+            logits[:, len(x) : len(x) + n],
+            logits0[:, len(x) - 1 : len(x) - 1 + n],
+            torch.tensor([y]),
+            torch.ones(1, n),
+            0.3,
+            "forward",
+            0.06,
+        )
+        (loss * n).backward()
+    parameters = list(other.model.parameters())
+    assert len(parameters) > 20
+    for default, closed, p in zip(*gradients, parameters, strict=True):
+        assert torch.allclose(default, p.grad, rtol=1e-8, atol=1e-10)
+        assert torch.allclose(closed, p.grad, rtol=1e-8, atol=1e-10)
     assert all(p.grad is None for p in p0.model.parameters())
 
 
 def test_bfloat16_is_close(other, p0):
-    """--bf16 multiplies with three digits inside the transformer: the sums move a little, not at all where it is off, and
-    every parameter still gets a float32 gradient, in nearly the same direction."""
-    exact, _ = batch_loss(other, p0, BATCH, 0.3)
-    exact[0].backward()
-    straight = torch.cat([p.grad.flatten() for p in other.model.parameters()])
-    other.model.zero_grad()
-    rough, _ = batch_loss(other, p0, BATCH, 0.3, bf16=True)
-    rough[0].backward()
-    bent = torch.cat([p.grad.flatten() for p in other.model.parameters()])
-    assert rough.dtype == bent.dtype == torch.float32
-    assert rough.tolist() == pytest.approx(exact.tolist(), rel=0.05) and rough.tolist() != exact.tolist()
-    assert torch.cosine_similarity(straight, bent, dim=0) > 0.99
+    """--bf16 keeps three digits inside the transformer, so the sums move by a few percent at most.
+
+    Every parameter still has a float32 gradient, in nearly the same direction.
+    """
+
+    def sums_and_gradient(bf16):
+        other.model.zero_grad()
+        sums, _ = batch_loss(other, p0, BATCH, 0.3, bf16=bf16)
+        sums[0].backward()
+        return sums, torch.cat([p.grad.flatten() for p in other.model.parameters()])
+
+    exact, gradient = sums_and_gradient(bf16=False)
+    rough, rough_gradient = sums_and_gradient(bf16=True)
+    assert rough.dtype == rough_gradient.dtype == torch.float32
+    assert rough.tolist() == pytest.approx(exact.tolist(), rel=0.05)
+    assert rough.tolist() != exact.tolist()
+    assert torch.cosine_similarity(gradient, rough_gradient, dim=0) > 0.99
 
 
-def successor(policy):
-    """Makes a model whose next token is always its last input plus one, whatever stands before it, and (nearly) surely."""
-    for block in policy.model.transformer.h:
+def always_one_more(policy):
+    """Makes a model whose next token is (nearly) surely its last input plus one.
+
+    What stands before the last input has no influence: attention and MLP add nothing, and the
+    output layer looks for the token after the one that was read.
+    """
+    transformer = policy.model.transformer
+    for block in transformer.h:
         for module in (block.attn.c_proj, block.mlp.c_proj):
-            module.weight.data.zero_(), module.bias.data.zero_()
-    policy.model.transformer.wpe.weight.data.zero_()
-    policy.model.transformer.ln_f.bias.data.zero_()
-    inputs = torch.nn.functional.layer_norm(policy.model.get_input_embeddings().weight.data, (WIDTH,))  # (V + K, d)
+            module.weight.data.zero_()
+            module.bias.data.zero_()
+    transformer.wpe.weight.data.zero_()
+    transformer.ln_f.bias.data.zero_()
+    table = policy.model.get_input_embeddings().weight.data
+    inputs = torch.nn.functional.layer_norm(table, (WIDTH,))  # (V + K, d)
     policy.model.lm_head = torch.nn.Linear(WIDTH, len(inputs), bias=False)
     policy.model.lm_head.weight.data[1:] = 100 * inputs[:-1]  # token i + 1 is wanted after token i
 
 
 def test_the_shift_by_one(quark, p0):
-    """x = 40 41, y = 42 43 44: a model that always says "last input plus one" is right at every token of y, so LM is 0, but
-    only if position t is compared with input t + 1. The same rule in p0, which sees no r_k: KL is 0, but only if p0's
-    positions are those of the policy less one."""
-    successor(quark), successor(p0)
-    right = [(1, [40, 41], [42, 43, 44]), (3, [8], [9, 10, 11, 12, 13]), (2, [70, 80, 90, 100], [101])]
+    """x = 40 41 and y = 42 43 44: a model that always says "last input plus one" is right each time.
+
+    So the LM term is 0, but only if position t is compared with input t + 1. p0 follows the same
+    rule without r_k in front. So the KL is 0, but only if p0's positions are the policy's less one.
+    """
+    always_one_more(quark)
+    always_one_more(p0)
+    right = [(1, [40, 41], [42, 43, 44]), (3, [8], [9, 10, 11, 12, 13]), (2, [70, 71, 100], [101])]
     sums, n = batch_loss(quark, p0, right, 0.3)
-    assert n == 9 and sums[1] < 1e-3 and 0 <= sums[2] < 1e-3
-    for wrong in ([(1, [40, 41], [41, 42, 43])], [(1, [40, 41], [43, 44, 45])]):
-        assert batch_loss(quark, p0, wrong, 0.3)[0][1] > 30
-    wrong = [(1, [7, 7], [42, 43, 44])]  # the last token of x is what predicts the first of y
-    assert batch_loss(quark, p0, wrong, 0.3)[0][1] > 10
+    _, lm, kl, _ = sums.tolist()
+    assert n == 9
+    assert lm < 1e-3
+    assert 0 <= kl < 1e-3
+    for one_too_early_or_late in ([41, 42, 43], [43, 44, 45]):
+        sums, _ = batch_loss(quark, p0, [(1, [40, 41], one_too_early_or_late)], 0.3)
+        assert sums[1] > 30
+    sums, _ = batch_loss(quark, p0, [(1, [7, 7], [42, 43, 44])], 0.3)
+    assert sums[1] > 10  # x ends with 7, which does not lead to 42
 
 
 def test_who_sees_the_reward_token(quark, p0):
-    """r_k is the first input of the policy, before the prompt; p0's input is the same without it."""
+    """r_k is the policy's first input, before the prompt. p0's input is the same without it."""
     seen = {}
-    for name, policy in (("policy", quark), ("p0", p0)):
-        policy.model.transformer.register_forward_pre_hook(lambda module, args, name=name: seen.update({name: args[0].tolist()}))
+
+    def remember(name):
+        return lambda module, args: seen.update({name: args[0].tolist()})
+
+    quark.model.transformer.register_forward_pre_hook(remember("policy"))
+    p0.model.transformer.register_forward_pre_hook(remember("p0"))
     batch_loss(quark, p0, BATCH, 0.3)
-    longest = 1 + 20 + 1
+    longest = 1 + 20 + 1  # r_k, the longest x and the first of its two tokens y
     for (k, x, y), row, row0 in zip(BATCH, seen["policy"], seen["p0"], strict=True):
-        read = [V + k - 1] + (x or [V - 1]) + y[:-1]
-        assert row[: len(read)] == read and len(row) == longest
-        assert row0[: len(read) - 1] == read[1:] and max(row0) < V
+        read = [V + k - 1, *(x or [V - 1]), *y[:-1]]
+        assert len(row) == longest
+        assert row[: len(read)] == read
+        assert row0[: len(read) - 1] == read[1:]
+        assert max(row0) < V
 
 
 def test_padding_and_row_order_do_not_matter(other, p0):
-    """One batch, another order, or row by row: the same sums."""
+    """One batch, the batch in another order, and row by row: the same sums."""
     whole, _ = batch_loss(other, p0, BATCH, 0.3)
-    order, _ = batch_loss(other, p0, BATCH[::-1], 0.3)
+    backwards, _ = batch_loss(other, p0, BATCH[::-1], 0.3)
     single = sum(batch_loss(other, p0, [row], 0.3)[0] for row in BATCH)
-    assert order.tolist() == pytest.approx(whole.tolist(), rel=1e-5)
+    assert backwards.tolist() == pytest.approx(whole.tolist(), rel=1e-5)
     assert single.tolist() == pytest.approx(whole.tolist(), rel=1e-5)
 
 
-# --------------------------------------------------------------------------------------------- data and schedule
+# -------------------------------------------------------------- the reward tokens' first embedding
 
 
-def quantized_rows(policy, per_part=(4, 2, 3)):
-    """Quantized rows with ids, parts of uneven sizes, K = 3; the first completion of each part ended by itself."""
-    words = ["good", "bad film", "long and silly", "the end is old", " then it was"]
+def embedding_of(policy):
+    return policy.model.get_input_embeddings().weight.detach()
+
+
+def test_new_rows_follow_the_old_rows_statistics(p0):
+    """Dimension j of the old rows has the mean j and the standard deviation 1 + j / 8.
+
+    So have 4000 new rows, to five standard errors and to 6 %, and no two dimensions are correlated.
+    The old rows stay, and the embedding is still the output layer.
+    """
+    j = torch.arange(WIDTH)
+    torch.manual_seed(0)
+    old = torch.randn(V, WIDTH)
+    old = (old - old.mean(0)) / old.std(0) * (1 + j / 8) + j
+    p0.model.get_input_embeddings().weight.data.copy_(old)
+    add_reward_tokens(p0, 4000, seed=3)
+    table = embedding_of(p0)
+    assert table.shape == (V + 4000, WIDTH)
+    assert torch.equal(table[:V], old)
+    new = table[V:]
+    assert ((new.mean(0) - j).abs() < 5 * (1 + j / 8) / 4000**0.5).all()
+    assert ((new.std(0) / (1 + j / 8) - 1).abs() < 0.06).all()
+    assert (torch.corrcoef(new.T) - torch.eye(WIDTH)).abs().max() < 0.1
+    assert p0.model.get_output_embeddings().weight is p0.model.get_input_embeddings().weight
+
+
+def test_reward_tokens_depend_on_the_seed_alone(p0_folder):
+    """The same seed gives the same rows, whatever was drawn before. Another seed gives others."""
     rows = []
-    for k, n in enumerate(per_part, 1):
-        for i in range(n):
-            prompt, completion = words[(i + k) % 5], " " + words[(2 * i + k) % 5]
-            rows.append({"prompt": prompt, "completion": completion, "reward": k + i / 10, "iteration": 0, "quantile": k,
-                         "prompt_ids": policy.encode(prompt), "completion_ids": policy.encode(completion) + [V - 1] * (i == 0)})  # fmt: skip
-    return rows
+    for seed in (1, 1, 2):
+        policy = load_policy(p0_folder)
+        torch.rand(seed + len(rows))
+        add_reward_tokens(policy, K, seed=seed)
+        rows.append(embedding_of(policy)[V:].clone())
+    assert torch.equal(rows[0], rows[1])
+    assert not torch.equal(rows[0], rows[2])
+
+
+def test_ordered_rows_lie_on_a_line(p0_folder):
+    """ordered: r_k = mean + z_k std e with one e for all, and z = -3, -1.5, 0, 1.5, 3 for K = 5.
+
+    Another seed gives another e, which is about a standard normal vector.
+    """
+    directions = []
+    for seed in (1, 2):
+        policy = load_policy(p0_folder)
+        old = embedding_of(policy)
+        add_reward_tokens(policy, 5, seed, init="ordered")
+        z_e = (embedding_of(policy)[V:] - old.mean(0)) / old.std(0)
+        e = z_e[4] / 3
+        for k, z in enumerate((-3, -1.5, 0, 1.5, 3)):
+            assert torch.allclose(z_e[k], z * e, atol=1e-5)
+        directions.append(e)
+    assert not torch.allclose(*directions)
+    assert 0.3 < directions[0].std() < 2
+
+
+def test_reward_tokens_do_not_change_p0(p0, quark):
+    """Without a reward token in front, the enlarged model gives the same ordinary logits."""
+    ids = torch.tensor([quark.encode("The film was long and the story was thin")])
+    with torch.no_grad():
+        ours, theirs = quark.model(ids).logits[..., :V], p0.model(ids).logits
+    assert torch.allclose(ours, theirs, atol=1e-5)
+
+
+# -------------------------------------------------------------------------- batches, learning rate
+
+
+def test_draw_batch_is_uniform_over_quantiles():
+    """Parts of 2, 30 and 100 rows: each is drawn about 1000 times of 3000 (standard deviation 26).
+
+    Within a part the rows are drawn alike: one of the two about 500 times (standard deviation 20),
+    every one of the 132 at some time, and the mean number in the part of 100 is near 49.5. The
+    generator decides.
+    """
+    parts = [[(k, i) for i in range(n)] for k, n in ((1, 2), (2, 30), (3, 100))]
+    drawn = draw_batch(parts, 3000, np.random.default_rng(0))
+    assert len(drawn) == 3000
+    counts = np.bincount([k for k, _ in drawn], minlength=4)
+    assert (abs(counts[1:] - 1000) < 130).all()
+    assert abs(drawn.count((1, 0)) - 500) < 110
+    assert len(set(drawn)) == 132
+    assert abs(np.mean([i for k, i in drawn if k == 3]) - 49.5) < 5
+    assert drawn == draw_batch(parts, 3000, np.random.default_rng(0))
+    assert drawn != draw_batch(parts, 3000, np.random.default_rng(1))
+
+
+def test_learning_rate_by_hand():
+    """lr 0.8, 4 steps of warm-up, 10 steps in all: .2 .4 .6 .8, then .8 times 6/6, 5/6 ... 1/6.
+
+    After that 0. With no warm-up it begins at lr; a run of 5 steps never ends a warm-up of 500.
+    """
+    rates = [learning_rate(step, 0.8, 4, 10) for step in range(12)]
+    falling = [0.8 * n / 6 for n in (6, 5, 4, 3, 2, 1)]
+    assert rates == pytest.approx([0.2, 0.4, 0.6, 0.8, *falling, 0, 0])
+    assert learning_rate(0, 0.8, 0, 1) == 0.8
+    assert learning_rate(2, 0.8, 500, 5) == pytest.approx(0.8 * 3 / 500)
+
+
+# -------------------------------------------------------------------------------------- the stage
 
 
 @pytest.fixture
@@ -349,359 +507,378 @@ def pool(p0, tmp_path):
     return write_jsonl(tmp_path / "quantized.jsonl", quantized_rows(p0))
 
 
-def test_load_quantized(p0, tmp_path):
-    """Parts in the order of k whatever the file's; sampled ids as they are, <|endoftext|> included; a row without ids is
-    encoded, and no end is added, since nobody knows that it ended."""
-    rows = quantized_rows(p0)
-    bare = {"prompt": "a<|reward_1|>", "completion": " b", "reward": 0, "quantile": 2}
-    parts = load_quantized(write_jsonl(tmp_path / "q.jsonl", [bare, *rows[::-1]]), p0)
-    assert [len(part) for part in parts] == [4, 3, 3]
-    as_lists = [[(k, list(x), list(y)) for k, x, y in part] for part in parts]
-    assert (2, p0.encode("a<|reward_1|>"), p0.encode(" b")) == as_lists[1][0]
-    for row in rows:
-        assert (row["quantile"], row["prompt_ids"], row["completion_ids"]) in as_lists[row["quantile"] - 1]
-    assert sum(y[-1] == V - 1 for part in as_lists for _, _, y in part) == 3
-
-
-def test_load_quantized_cuts_long_prompts_and_skips_empty_completions(p0, tmp_path):
-    """Context 64: one place for r_k, 5 for y, so 58 for x, its end. An empty completion teaches nothing; only <|endoftext|> does."""
-    y = [40, 50, 60, 70, 80]
-    long = "".join(map(chr, range(35, 120)))  # 85 different characters, most of them a token
-    rows = [{"prompt": long, "completion": p0.decode(y), "completion_ids": y, "reward": 1, "quantile": 1},
-            {"prompt": "a", "completion": "", "completion_ids": [], "reward": 0, "quantile": 1},
-            {"prompt": "a", "completion": "", "completion_ids": [V - 1], "reward": 0, "quantile": 1}]  # fmt: skip
-    parts = load_quantized(write_jsonl(tmp_path / "q.jsonl", rows), p0)
-    assert len(p0.encode(long)) > 70
-    assert [(k, list(x), list(y)) for k, x, y in parts[0]] == [(1, p0.encode(long)[-58:], y), (1, p0.encode("a"), [V - 1])]
-
-
-def test_draw_batch_is_uniform_over_quantiles():
-    """Parts of 2, 30 and 100 rows: each k is drawn for a third of 3000 (standard deviation 26), each row of a part alike."""
-    parts = [[(k, i) for i in range(n)] for k, n in ((1, 2), (2, 30), (3, 100))]
-    drawn = draw_batch(parts, 3000, np.random.default_rng(0))
-    counts = np.bincount([k for k, _ in drawn], minlength=4)
-    assert len(drawn) == 3000 and (abs(counts[1:] - 1000) < 130).all()
-    assert abs(drawn.count((1, 0)) - 500) < 110 and len({row for row in drawn}) == 132
-    assert abs(np.mean([i for k, i in drawn if k == 3]) - 49.5) < 5
-    assert drawn == draw_batch(parts, 3000, np.random.default_rng(0)) != draw_batch(parts, 3000, np.random.default_rng(1))
-
-
-def test_learning_rate_by_hand():
-    """lr 0.8, 4 steps of warm-up, 10 in all: .2 .4 .6 .8, then .8 times 6/6, 5/6 ... 1/6, then 0."""
-    rates = [learning_rate(step, 0.8, 4, 10) for step in range(12)]
-    assert rates == pytest.approx([0.2, 0.4, 0.6, 0.8] + [0.8 * n / 6 for n in (6, 5, 4, 3, 2, 1)] + [0, 0])
-    assert learning_rate(0, 0.8, 0, 1) == 0.8
-    assert learning_rate(2, 0.8, 500, 5) == pytest.approx(0.8 * 3 / 500)
-
-
-# ------------------------------------------------------------------------------------------------------- the stage
-
-
 def run(pool, model, reference, out, *options):
-    learn.main(["--pool", str(pool), "--model", str(model), "--reference", str(reference), "--out", str(out), "--device", "cpu",
-                "--batch-size", "5", "--warmup", "2", "--lr", "0.01", *map(str, options)])  # fmt: skip
-    return [{k: x for k, x in m.items() if k != "tokens_per_s"} for m in read_rows(out / "metrics.jsonl")]
+    """learn.py. Returns the metrics, without the tokens per second."""
+    argv = ["--pool", pool, "--model", model, "--reference", reference, "--out", out]
+    argv += ["--batch-size", 5, "--warmup", 2, "--lr", 0.01, "--device", "cpu", *options]
+    learn.main([str(a) for a in argv])
+    return read_metrics(out)
+
+
+def read_metrics(folder):
+    metrics = read_rows(folder / "metrics.jsonl")
+    for line in metrics:
+        del line["tokens_per_s"]
+    return metrics
 
 
 def adam(folder):
     """(step, {parameter: (first moment, second moment)}) of a checkpoint."""
     state = torch.load(folder / "optimizer.pt", weights_only=True)
-    return state["step"], {i: (s["exp_avg"], s["exp_avg_sq"]) for i, s in state["optimizer"]["state"].items()}
+    moments = {}
+    for i, s in state["optimizer"]["state"].items():
+        moments[i] = s["exp_avg"], s["exp_avg_sq"]
+    return state["step"], moments
+
+
+def first_gradient(folder):
+    """The gradients that Adam saw in its only step: ten times its first moments, as beta_1 is .9."""
+    step, moments = adam(folder)
+    assert step == 1
+    return [10 * first for first, _ in moments.values()]
+
+
+def norm_of(tensors):
+    return math.sqrt(sum(t.square().sum().item() for t in tensors))
 
 
 def test_main_writes_a_checkpoint(pool, p0_folder, tmp_path, capsys):
-    """Model, vocabulary, optimiser, args, and a line of finite metrics a step, in which loss = lm + beta kl - c entropy."""
+    """The model, its vocabulary, the optimiser, the settings and a line of metrics for each step.
+
+    In every line loss = lm + beta kl - c entropy.
+    """
     out = tmp_path / "model" / "01"
-    metrics = run(pool, p0_folder, p0_folder, out, "--steps", 4, "--beta", 0.3, "--entropy-coef", 0.06, "--total-steps", 9)
-    assert {"config.json", "model.safetensors", "vocab.json", "merges.txt", "optimizer.pt", "metrics.jsonl", "args.json",
-            "tokenizer.json"} <= set(os.listdir(out))  # fmt: skip
+    options = ["--steps", 4, "--beta", 0.3, "--entropy-coef", 0.06, "--total-steps", 9]
+    metrics = run(pool, p0_folder, p0_folder, out, *options)
+    files = {"config.json", "model.safetensors", "vocab.json", "merges.txt", "tokenizer.json"}
+    files |= {"optimizer.pt", "metrics.jsonl", "args.json"}
+    assert files <= set(os.listdir(out))
     assert os.listdir(tmp_path / "model") == ["01"]
     assert json.loads((out / "args.json").read_text())["beta"] == 0.3
     assert [m["step"] for m in metrics] == [0, 1, 2, 3]
-    assert [m["lr"] for m in metrics] == pytest.approx([learning_rate(step, 0.01, 2, 9) for step in range(4)])
+    rates = [learning_rate(step, 0.01, 2, 9) for step in range(4)]
+    assert [m["lr"] for m in metrics] == pytest.approx(rates)
     for m in metrics:
-        assert set(m) == {"step", "loss", "lm", "kl", "entropy", "grad_norm", "lr"} and all(map(math.isfinite, m.values()))
-        assert m["loss"] == pytest.approx(m["lm"] + 0.3 * m["kl"] - 0.06 * m["entropy"], rel=1e-4)
-    assert load_policy(out).n_quantiles == 3 and load_policy(out).vocab_size == V
+        assert set(m) == {"step", "loss", "lm", "kl", "entropy", "grad_norm", "lr"}
+        assert all(map(math.isfinite, m.values()))
+        loss = m["lm"] + 0.3 * m["kl"] - 0.06 * m["entropy"]
+        assert m["loss"] == pytest.approx(loss, rel=1e-4)
+    policy = load_policy(out)
+    assert (policy.n_quantiles, policy.vocab_size) == (3, V)
     assert "steps 0 to 3" in capsys.readouterr().out
 
 
 def test_the_first_step_is_that_of_eq_2(pool, p0_folder, p0, tmp_path):
-    """The metrics of step 0 are batch_loss's means over the batch that (seed, step) draws; the gradient that Adam saw, ten
-    times its first moment after one step, is that of the mean, and its norm is reported."""
-    metrics = run(pool, p0_folder, p0_folder, tmp_path / "m", "--steps", 1, "--beta", 0.3, "--seed", 4)
+    """Step 0 by hand: the batch that (seed, step) draws, batch_loss on it, and its gradient.
+
+    The metrics are the means over the batch's completion tokens. Adam saw the gradient of the mean,
+    and the norm of that gradient is reported.
+    """
+    options = ["--steps", 1, "--beta", 0.3, "--seed", 4]
+    (metrics,) = run(pool, p0_folder, p0_folder, tmp_path / "m", *options)
     batch = draw_batch(load_quantized(pool, p0), 5, np.random.default_rng([4, 0]))
     policy = load_policy(p0_folder)
     add_reward_tokens(policy, K, seed=4)
     sums, n = batch_loss(policy, p0, batch, 0.3)
     (sums[0] / n).backward()
-    assert [metrics[0][key] for key in ("loss", "lm", "kl", "entropy")] == pytest.approx((sums / n).tolist(), rel=1e-4)
-    step, moments = adam(tmp_path / "m")
-    assert step == 1
-    for (first, _), parameter in zip(moments.values(), policy.model.parameters(), strict=True):
-        assert torch.allclose(10 * first, parameter.grad, rtol=1e-3, atol=1e-6)
-    norm = math.sqrt(sum((p.grad**2).sum().item() for p in policy.model.parameters()))
-    assert metrics[0]["grad_norm"] == pytest.approx(norm, rel=1e-4)
+    means = [metrics[key] for key in ("loss", "lm", "kl", "entropy")]
+    assert means == pytest.approx((sums / n).tolist(), rel=1e-4)
+    gradients = [p.grad for p in policy.model.parameters()]
+    for seen, expected in zip(first_gradient(tmp_path / "m"), gradients, strict=True):
+        assert torch.allclose(seen, expected, rtol=1e-3, atol=1e-6)
+    assert metrics["grad_norm"] == pytest.approx(norm_of(gradients), rel=1e-4)
 
 
-def test_what_is_read_is_what_trains(pool, p0_folder, tmp_path, capsys):
-    """An edit of quark_loss is an edit of the training, without any flag: learn.py with the term of beta tripled in its source trains as
-    the original with three times the beta. The stage says which of the two forms it runs."""
+def test_what_is_read_is_what_trains(pool, p0_folder, tmp_path):
+    """An edit of quark_loss changes the training, without any flag.
+
+    learn.py with 3 * beta in its source trains as the original does with three times the beta. The
+    stage says that it trains through quark_loss.
+    """
     source = (ROOT / "learn.py").read_text()
     line = "loss = lm + beta * divergence"
     assert source.count(line) == 1
     edited = tmp_path / "learn.py"
     edited.write_text(source.replace(line, "loss = lm + 3 * beta * divergence"))
-    options = ["--steps", "4", "--lr", "1e-2", "--warmup", "1", "--batch-size", "5", "--device", "cpu"]
-    metrics = {}
-    for name, script, beta in (("original", ROOT / "learn.py", 0.4), ("edited", edited, 0.4), ("tripled", ROOT / "learn.py", 1.2)):
-        out = tmp_path / name
-        command = [sys.executable, script, "--pool", pool, "--model", p0_folder, "--reference", p0_folder, "--out", out, "--beta", beta, *options]
-        done = subprocess.run([*map(str, command)], env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=True)
+
+    def train(name, script, beta):
+        command = [sys.executable, script, "--pool", pool, "--model", p0_folder]
+        command += ["--reference", p0_folder, "--out", tmp_path / name, "--beta", beta]
+        command += ["--steps", 4, "--lr", 0.01, "--warmup", 1, "--batch-size", 5, "--device", "cpu"]
+        env = {**os.environ, "PYTHONPATH": str(ROOT)}
+        command = [str(c) for c in command]
+        done = subprocess.run(command, env=env, capture_output=True, text=True, check=True)
         assert "objective: Eq. 2 by quark_loss\n" in done.stdout
-        metrics[name] = [{k: v for k, v in row.items() if k != "tokens_per_s"} for row in read_rows(out / "metrics.jsonl")]
-    assert metrics["edited"] == metrics["tripled"] != metrics["original"]
+        return read_metrics(tmp_path / name)
+
+    original = train("original", ROOT / "learn.py", 0.4)
+    assert train("edited", edited, 0.4) == train("tripled", ROOT / "learn.py", 1.2) != original
 
 
 def test_the_closed_form_trains_alike(pool, p0_folder, tmp_path, capsys):
-    """--closed-form: the same metrics step by step, to rounding; and the stage says so."""
-    opened = run(pool, p0_folder, p0_folder, tmp_path / "o", "--steps", 4)
+    """--closed-form: the same metrics step by step, to rounding. The stage says which one runs."""
+    by_default = run(pool, p0_folder, p0_folder, tmp_path / "o", "--steps", 4)
     assert "by quark_loss" in capsys.readouterr().out
     closed = run(pool, p0_folder, p0_folder, tmp_path / "c", "--steps", 4, "--closed-form")
     assert "by closed form" in capsys.readouterr().out
-    for a, b in zip(opened, closed, strict=True):
+    for a, b in zip(by_default, closed, strict=True):
         assert a == pytest.approx(b, rel=1e-3)
 
 
 def test_no_reward_token(pool, p0_folder, p0, tmp_path):
-    """--no-reward-token: p0 reads what it wrote, so step 0 has KL 0 and the LM term is p0's own; the vocabulary stays V. Rows need no
-    quantile and weigh alike. A model that has reward tokens keeps them, unused."""
-    rows = [{k: x for k, x in row.items() if k != "quantile"} for row in quantized_rows(p0)]
+    """--no-reward-token: nothing stands in front, so at step 0 the policy is p0 and the KL is 0.
+
+    The LM term is p0's own, computed here row by row. Rows need no quantile and all weigh alike.
+    The vocabulary stays V.
+    """
+    rows = quantized_rows(p0)
+    for row in rows:
+        del row["quantile"]
     bare = write_jsonl(tmp_path / "bare.jsonl", rows)
-    metrics = run(bare, p0_folder, p0_folder, tmp_path / "m", "--steps", 2, "--no-reward-token")
-    assert metrics[0]["kl"] == pytest.approx(0, abs=1e-6) and metrics[1]["kl"] > 1e-6
+    out = tmp_path / "m"
+    metrics = run(bare, p0_folder, p0_folder, out, "--steps", 2, "--no-reward-token")
+    assert metrics[0]["kl"] == pytest.approx(0, abs=1e-6)
+    assert metrics[1]["kl"] > 1e-6
     (part,) = load_quantized(bare, p0, reward_tokens=False)
     batch = draw_batch([part], 5, np.random.default_rng([0, 0]))
-    assert len(part) == len(rows) and {k for k, _, _ in batch} == {None}
+    assert len(part) == len(rows)
+    assert {k for k, _, _ in batch} == {None}
     nats = tokens = 0
     for _, x, y in batch:
-        ids = torch.tensor([[*x, *y]])
-        log_p = p0.model(ids).logits[0].log_softmax(-1)
-        nats -= sum(log_p[len(x) + t - 1, y[t]].item() for t in range(len(y)))
+        log_p = p0.model(torch.tensor([[*x, *y]])).logits[0].log_softmax(-1)
+        for t, token in enumerate(y):
+            nats -= log_p[len(x) + t - 1, token].item()
         tokens += len(y)
     assert metrics[0]["lm"] == pytest.approx(nats / tokens, rel=1e-4)
-    assert load_policy(tmp_path / "m").n_quantiles == 0 and load_policy(tmp_path / "m").vocab_size == V
-    run(pool, p0_folder, p0_folder, tmp_path / "quark", "--steps", 1)
-    run(pool, tmp_path / "quark", p0_folder, tmp_path / "more", "--steps", 1, "--no-reward-token")
-    before, after = (load_policy(tmp_path / name) for name in ("quark", "more"))
-    assert after.n_quantiles == 3 and before.n_quantiles == 3
+    assert (load_policy(out).n_quantiles, load_policy(out).vocab_size) == (0, V)
+
+
+def test_no_reward_token_for_a_model_that_has_some(pool, p0_folder, quark_folder, tmp_path):
+    """--no-reward-token: the model keeps its reward tokens, unused."""
+    out = tmp_path / "m"
+    run(pool, quark_folder, p0_folder, out, "--steps", 1, "--no-reward-token")
+    assert load_policy(out).n_quantiles == 3
 
 
 def test_pieces_of_a_batch_give_its_gradient(pool, p0_folder, tmp_path):
-    """--grad-accum 3 of a batch of 5 (pieces of 1, 2, 2 rows of different lengths): the same metrics and gradient to rounding."""
-    runs = [run(pool, p0_folder, p0_folder, tmp_path / str(n), "--steps", 1, "--grad-accum", n) for n in (1, 3)]
-    for key, value in runs[0][0].items():
-        assert runs[1][0][key] == pytest.approx(value, rel=1e-4), key
-    for (a, _), (b, _) in zip(adam(tmp_path / "1")[1].values(), adam(tmp_path / "3")[1].values(), strict=True):
+    """--grad-accum 3 of a batch of 5: pieces of 1, 2 and 2 rows, of different lengths.
+
+    The metrics and the gradient are those of the whole batch, to rounding.
+    """
+    whole, pieces = tmp_path / "1", tmp_path / "3"
+    (expected,) = run(pool, p0_folder, p0_folder, whole, "--steps", 1, "--grad-accum", 1)
+    (got,) = run(pool, p0_folder, p0_folder, pieces, "--steps", 1, "--grad-accum", 3)
+    assert got == pytest.approx(expected, rel=1e-4)
+    for a, b in zip(first_gradient(whole), first_gradient(pieces), strict=True):
         assert torch.allclose(a, b, rtol=1e-3, atol=1e-7)
 
 
 def test_clipping(pool, p0_folder, tmp_path):
-    """--clip 0.1: Adam sees a gradient of norm 0.1, in the same direction; 0 means no clipping."""
-    free = run(pool, p0_folder, p0_folder, tmp_path / "free", "--steps", 1)
+    """--clip 0.1: Adam sees a gradient of norm 0.1. By default it sees the whole one."""
+    (free,) = run(pool, p0_folder, p0_folder, tmp_path / "free", "--steps", 1)
     run(pool, p0_folder, p0_folder, tmp_path / "clipped", "--steps", 1, "--clip", 0.1)
-    norms = [math.sqrt(sum((10 * first).square().sum().item() for first, _ in adam(tmp_path / n)[1].values())) for n in ("free", "clipped")]
-    assert norms == pytest.approx([free[0]["grad_norm"], 0.1], rel=1e-3) and free[0]["grad_norm"] > 0.2
+    whole, clipped = (first_gradient(tmp_path / name) for name in ("free", "clipped"))
+    assert free["grad_norm"] > 0.2
+    assert norm_of(whole) == pytest.approx(free["grad_norm"], rel=1e-3)
+    assert norm_of(clipped) == pytest.approx(0.1, rel=1e-3)
+    factor = 0.1 / free["grad_norm"]
+    for a, b in zip(whole, clipped, strict=True):
+        assert torch.allclose(factor * a, b, rtol=1e-3, atol=1e-7)  # the same direction
 
 
 def test_resumed_training_is_uninterrupted_training(pool, p0_folder, tmp_path):
-    """Three steps and three more: the weights, the optimiser's state and the metrics of six steps, bit for bit."""
-    common = ["--total-steps", 6]
-    whole = run(pool, p0_folder, p0_folder, tmp_path / "whole", "--steps", 6, *common)
-    first = run(pool, p0_folder, p0_folder, tmp_path / "half", "--steps", 3, *common)
-    second = run(pool, tmp_path / "half", p0_folder, tmp_path / "full", "--steps", 3, *common)
-    assert first + second == whole and [m["step"] for m in second] == [3, 4, 5]
-    assert (tmp_path / "full" / "model.safetensors").read_bytes() == (tmp_path / "whole" / "model.safetensors").read_bytes()
-    assert (tmp_path / "half" / "model.safetensors").read_bytes() != (tmp_path / "whole" / "model.safetensors").read_bytes()
-    (a, resumed), (b, straight) = adam(tmp_path / "full"), adam(tmp_path / "whole")
-    assert a == b == 6 and resumed.keys() == straight.keys()
-    assert all(torch.equal(x, y) for i in straight for x, y in zip(resumed[i], straight[i]))
+    """Three steps and three more are six steps: weights, optimiser and metrics, bit for bit."""
+    whole, half, full = (tmp_path / name for name in ("whole", "half", "full"))
+    total = ["--total-steps", 6]
+    metrics = run(pool, p0_folder, p0_folder, whole, "--steps", 6, *total)
+    first = run(pool, p0_folder, p0_folder, half, "--steps", 3, *total)
+    second = run(pool, half, p0_folder, full, "--steps", 3, *total)
+    assert first + second == metrics
+    assert [m["step"] for m in second] == [3, 4, 5]
+    weights = [(folder / "model.safetensors").read_bytes() for folder in (whole, half, full)]
+    assert weights[0] == weights[2] != weights[1]
+    (step, straight), (resumed_step, resumed) = adam(whole), adam(full)
+    assert step == resumed_step == 6
+    assert resumed.keys() == straight.keys()
+    for i in straight:
+        assert torch.equal(resumed[i][0], straight[i][0])
+        assert torch.equal(resumed[i][1], straight[i][1])
 
 
 def test_the_seed_decides(pool, p0_folder, tmp_path):
     """Another seed: other reward tokens and other batches."""
-    a, b = (run(pool, p0_folder, p0_folder, tmp_path / str(s), "--steps", 2, "--seed", s) for s in (0, 1))
+    a = run(pool, p0_folder, p0_folder, tmp_path / "0", "--steps", 2, "--seed", 0)
+    b = run(pool, p0_folder, p0_folder, tmp_path / "1", "--steps", 2, "--seed", 1)
     assert a[0]["lm"] != b[0]["lm"]
 
 
-def test_it_learns_what_each_token_means(p0_folder, p0, tmp_path):
-    """After r_2 the pool says " good", after r_1 " bad": so does the model, afterwards. Order and meaning of k, end to end."""
-    rows = [{"prompt": x, "completion": y, "reward": k, "quantile": k}
-            for x in ("the film was", "it is", "songs") for k, y in ((1, " bad"), (2, " good"))]  # fmt: skip
+def nats_of(policy, k, prompt, completion):
+    """-log p_theta(y | x, r_k) in nats."""
+    x, y = policy.encode(prompt), policy.encode(completion)
+    with torch.no_grad():
+        logits = policy.model(torch.tensor([[V + k - 1, *x, *y]])).logits
+    log_p = logits[0, :, :V].log_softmax(-1)
+    return -sum(log_p[len(x) + t, token].item() for t, token in enumerate(y))
+
+
+def test_it_learns_what_each_token_means(p0_folder, tmp_path):
+    """In the pool " bad" has quantile 1 and " good" has quantile 2.
+
+    After learning, the model finds " bad" likelier under r_1, and " good" under r_2.
+    """
+    rows = []
+    for prompt in ("the film was", "it is", "songs"):
+        for k, completion in ((1, " bad"), (2, " good")):
+            rows.append({"prompt": prompt, "completion": completion, "reward": k, "quantile": k})
     pool = write_jsonl(tmp_path / "q.jsonl", rows)
-    metrics = run(pool, p0_folder, p0_folder, tmp_path / "m", "--steps", 40, "--batch-size", 12, "--beta", 0.01)
+    options = ["--steps", 40, "--batch-size", 12, "--beta", 0.01]
+    metrics = run(pool, p0_folder, p0_folder, tmp_path / "m", *options)
     assert metrics[-1]["lm"] < 0.5 * metrics[0]["lm"]
     policy = load_policy(tmp_path / "m")
-    for k, mine, yours in ((1, " bad", " good"), (2, " good", " bad")):
-        nats = {}
-        for text in (mine, yours):
-            x, y = policy.encode("the film was"), policy.encode(text)
-            with torch.no_grad():
-                log_p = policy.model(torch.tensor([[V + k - 1, *x, *y]])).logits[0, :, :V].log_softmax(-1)
-            nats[text] = -sum(log_p[len(x) + t, token].item() for t, token in enumerate(y))
-        assert nats[mine] < nats[yours]
+    x = "the film was"
+    assert nats_of(policy, 1, x, " bad") < nats_of(policy, 1, x, " good")
+    assert nats_of(policy, 2, x, " good") < nats_of(policy, 2, x, " bad")
 
 
 def test_beta_pulls_towards_p0(pool, p0_folder, tmp_path):
-    """The same steps with a larger beta: a smaller KL, a worse fit. And --kl reverse measures the other direction."""
-    ends = [run(pool, p0_folder, p0_folder, tmp_path / str(i), "--steps", 12, *o)
-            for i, o in enumerate([["--beta", 0], ["--beta", 5], ["--beta", 5, "--kl", "reverse"]])]  # fmt: skip
-    free, held, reverse = (m[-1] for m in ends)
-    assert held["kl"] < 0.8 * free["kl"] and held["lm"] > free["lm"]
-    assert ends[1][0]["lm"] == ends[2][0]["lm"] and ends[1][0]["kl"] != ends[2][0]["kl"]
+    """With a larger beta the same steps end with a smaller KL and a worse fit.
+
+    --kl reverse starts from the same LM term and another KL.
+    """
+
+    def train(name, *options):
+        return run(pool, p0_folder, p0_folder, tmp_path / name, "--steps", 12, *options)
+
+    free, held = train("free", "--beta", 0), train("held", "--beta", 5)
+    reverse = train("reverse", "--beta", 5, "--kl", "reverse")
+    assert held[-1]["kl"] < 0.8 * free[-1]["kl"]
+    assert held[-1]["lm"] > free[-1]["lm"]
+    assert held[0]["lm"] == reverse[0]["lm"]
+    assert held[0]["kl"] != reverse[0]["kl"]
 
 
 def test_reward_token_lr(pool, p0_folder, tmp_path):
-    """The rows of r_k move by this times the step of the others: 0 leaves them as they were added, 3 moves them three times as far."""
+    """--reward-token-lr F: the rows of r_k move F times as far as they would. The others do not care.
+
+    0 leaves them as they were added, 3 moves them three times as far.
+    """
     start = load_policy(p0_folder)
     add_reward_tokens(start, K, seed=0)
-    start = start.model.get_input_embeddings().weight.detach()
     moved = {}
     for factor in (0, 1, 3):
-        run(pool, p0_folder, p0_folder, tmp_path / str(factor), "--steps", 1, "--reward-token-lr", factor)
-        moved[factor] = load_policy(tmp_path / str(factor)).model.get_input_embeddings().weight.detach() - start
-    assert (moved[0][V:] == 0).all() and (moved[1][V:] != 0).any()
+        out = tmp_path / str(factor)
+        run(pool, p0_folder, p0_folder, out, "--steps", 1, "--reward-token-lr", factor)
+        moved[factor] = embedding_of(load_policy(out)) - embedding_of(start)
+    assert (moved[0][V:] == 0).all()
+    assert (moved[1][V:] != 0).any()
     assert torch.allclose(moved[3][V:], 3 * moved[1][V:], atol=1e-6)
-    assert torch.equal(moved[0][:V], moved[1][:V]) and torch.equal(moved[3][:V], moved[1][:V]) and (moved[1][:V] != 0).any()
+    assert (moved[1][:V] != 0).any()
+    assert torch.equal(moved[0][:V], moved[1][:V])
+    assert torch.equal(moved[3][:V], moved[1][:V])
 
 
 def test_reward_token_init(pool, p0_folder, tmp_path):
-    """ordered: after one step with the smallest rate r_1, r_2, r_3 still lie on a line, r_2 in its middle; normal: they do not."""
+    """After one step with a tiny lr: with "ordered", r_2 is midway between r_1 and r_3.
+
+    With "normal" it is not.
+    """
     for init, on_a_line in (("normal", False), ("ordered", True)):
-        out = tmp_path / init
-        learn.main(["--pool", str(pool), "--model", str(p0_folder), "--reference", str(p0_folder), "--out", str(out), "--steps", "1",
-                    "--batch-size", "4", "--lr", "1e-9", "--device", "cpu", "--reward-token-init", init])  # fmt: skip
-        r = load_policy(out).model.get_input_embeddings().weight.detach()[V:]
+        options = ["--steps", 1, "--lr", 1e-9, "--reward-token-init", init]
+        run(pool, p0_folder, p0_folder, tmp_path / init, *options)
+        r = embedding_of(load_policy(tmp_path / init))[V:]
         assert torch.allclose(r[1], (r[0] + r[2]) / 2, atol=1e-5) == on_a_line
 
 
 def test_p0_stays_as_it_is(pool, p0_folder, tmp_path):
-    """Learning writes its own folder; the reference's files keep their bytes."""
-    before = {f.name: f.read_bytes() for f in p0_folder.iterdir()}
+    """Learning writes its own folder. The reference's files keep their bytes."""
+    before = files_of(p0_folder)
     run(pool, p0_folder, p0_folder, tmp_path / "m", "--steps", 1)
-    assert {f.name: f.read_bytes() for f in p0_folder.iterdir()} == before
+    assert files_of(p0_folder) == before
 
 
-# ------------------------------------------------------------------------------------------------------- bad input
-
-
-def bad_pool(rows, fault):
-    row = rows[2]
-    if fault == "no quantile":
-        del row["quantile"]
-    elif fault == "hole":
-        rows[:] = [r for r in rows if r["quantile"] != 2]
-    elif fault == "two quantiles":
-        rows[:] = [r for r in rows if r["quantile"] < 3]
-    elif fault == "id too large":
-        row["prompt_ids"] = [5, V]
-    elif fault == "reward token in y":
-        row["completion_ids"] = [V + 1]
-    elif fault == "other tokenizer":
-        row["completion_ids"] = [i + 1 for i in row["completion_ids"]]
-    elif fault == "edited text":
-        row["completion"] += "!"
-    elif fault == "edited prompt":
-        row["prompt"] += "!"
-    elif fault == "no ids of the prompt":
-        row["prompt_ids"] = []
-    elif fault == "a large quantile":
-        row["quantile"] = 2**31 - 1
-    elif fault == "too long":
-        row.update(completion="a" * CONTEXT, completion_ids=[64] * CONTEXT)
-    elif fault == "nan":
-        row["reward"] = float("nan")
-    elif fault == "nothing said":
-        for r in rows:
-            r.update(completion="", completion_ids=[])
-    elif fault == "no rows":
-        rows.clear()
-
-
-@pytest.mark.parametrize("fault, message", [
-    ("no quantile", ':3: "quantile" is missing'), ("hole", "no row has quantile 2 of 3"), ("two quantiles", "2 quantiles, but .* 3 reward tokens"),
-    ("id too large", ':3: "prompt_ids" holds 298, but the model has 298'), ("reward token in y", ':3: "completion_ids" holds 299'),
-    ("other tokenizer", ':3: "completion_ids" do not spell'), ("edited text", ':3: "completion_ids" do not spell'),
-    ("edited prompt", ':3: "prompt_ids" do not spell'), ("no ids of the prompt", ':3: "prompt_ids" do not spell'),
-    ("a large quantile", "no row has quantile 4 of 2147483647"),
-    ("too long", ":3: the completion has 64 tokens"), ("nan", ':3: "reward" is NaN'), ("nothing said", "no rows to learn from"),
-    ("no rows", "no rows to learn from")])  # fmt: skip
-def test_bad_pools(fault, message, quark_folder, p0_folder, p0, tmp_path):
-    """One sentence with file, line and value; no checkpoint, not half of one."""
-    rows = quantized_rows(p0)
-    bad_pool(rows, fault)
-    pool = write_jsonl(tmp_path / "q.jsonl", rows)
-    with pytest.raises(BadInput, match=message) as error:
-        run(pool, quark_folder, p0_folder, tmp_path / "out", "--steps", 1)
-    assert "\n" not in str(error.value) and os.listdir(tmp_path) == ["q.jsonl"]
+# --------------------------------------------- bad input; bad pools: see plumbing/test_quantized.py
 
 
 def test_bad_models(pool, quark_folder, p0_folder, tmp_path, monkeypatch):
-    """No such model; a reference with another vocabulary; as the shell sees it, one line and a non-zero exit."""
+    """No such model, a folder without one, a reference with another vocabulary: one line each."""
     foreign = tmp_path / "foreign"
     shutil.copytree(p0_folder, foreign)
-    text = "zebras quack quietly where the quick zebras quit, and a quiet duck quacks at the lazy dog under a shady tree"
-    for name, content in zip(("vocab.json", "merges.txt"), learn_merges([text], 41)):
-        (foreign / name).write_bytes(content)
+    text = "zebras quack quietly where the quick zebras quit, and a quiet duck quacks at the lazy dog"
+    write_vocabulary(foreign, *learn_merges([text + " under a shady tree"], 41))
     (tmp_path / "empty").mkdir()
-    for model, reference, message in [(tmp_path / "none", p0_folder, "none does not exist"), (p0_folder, tmp_path / "empty", "cannot open"),
-                                      (quark_folder, foreign, "different vocabularies")]:  # fmt: skip
-        exit = stage(monkeypatch, "learn.py", "--pool", pool, "--model", model, "--reference", reference, "--out", tmp_path / "out",
-                     "--steps", 1, "--device", "cpu")  # fmt: skip
-        assert one_sentence(exit) and message in exit
+    for model, reference, message in [
+        (tmp_path / "none", p0_folder, "none does not exist"),
+        (p0_folder, tmp_path / "empty", "cannot open"),
+        (quark_folder, foreign, "different vocabularies"),
+    ]:
+        argv = ["--pool", pool, "--model", model, "--reference", reference]
+        argv += ["--out", tmp_path / "out", "--steps", 1, "--device", "cpu"]
+        exit = stage(monkeypatch, "learn.py", *argv)
+        assert one_sentence(exit)
+        assert message in exit
     assert sorted(os.listdir(tmp_path)) == ["empty", "foreign", "quantized.jsonl"]
 
 
 def test_a_reference_with_reward_tokens_is_no_p0(pool, quark_folder, tmp_path):
-    """p0 never saw a reward token; if its softmax has some, they are cut off too, and the KL of equal weights stays small."""
-    metrics = run(pool, quark_folder, quark_folder, tmp_path / "m", "--steps", 1)
-    assert math.isfinite(metrics[0]["kl"]) and metrics[0]["kl"] < metrics[0]["lm"]
+    """p0 never saw a reward token. If the reference has some, they are cut off from it, too."""
+    (metrics,) = run(pool, quark_folder, quark_folder, tmp_path / "m", "--steps", 1)
+    assert math.isfinite(metrics["kl"])
+    assert metrics["kl"] < metrics["lm"]
 
 
 def test_a_loss_that_is_not_finite_stops(pool, p0_folder, tmp_path):
-    """A learning rate of 1e20 ruins the model: the step is named, and nothing is saved."""
+    """A learning rate of 1e20 ruins the model. The step is named, and nothing is saved."""
     with pytest.raises(BadInput, match="the loss is .* at step [1-9]; lower --lr"):
         run(pool, p0_folder, p0_folder, tmp_path / "m", "--steps", 6, "--lr", 1e20)
     assert os.listdir(tmp_path) == ["quantized.jsonl"]
 
 
 def test_out_never_destroys(pool, p0_folder, tmp_path):
-    """--out names a folder that is no checkpoint, a file, or p0 itself: refused, and what is there stays."""
+    """--out names a folder that is no checkpoint, a file, or p0 itself: refused, nothing changes."""
     notes = tmp_path / "thesis" / "notes.txt"
     notes.parent.mkdir()
     notes.write_text("three years")
-    shutil.copytree(p0_folder, tmp_path / "p0")
-    before = {f.name: f.read_bytes() for f in (tmp_path / "p0").iterdir()}
-    for out in (notes.parent, notes, tmp_path / "p0"):
+    own = tmp_path / "p0"
+    shutil.copytree(p0_folder, own)
+    before = files_of(own)
+    for out in (notes.parent, notes, own):
         with pytest.raises(BadInput):
-            run(pool, tmp_path / "p0", tmp_path / "p0", out, "--steps", 1)
-    assert notes.read_text() == "three years" and os.listdir(notes.parent) == ["notes.txt"]
-    assert {f.name: f.read_bytes() for f in (tmp_path / "p0").iterdir()} == before
+            run(pool, own, own, out, "--steps", 1)
+    assert notes.read_text() == "three years"
+    assert os.listdir(notes.parent) == ["notes.txt"]
+    assert files_of(own) == before
 
 
 def test_total_steps_must_reach(pool, p0_folder, tmp_path):
-    """With fewer --total-steps than are made, the learning rate would be 0 without a word."""
+    """More steps than --total-steps would be made at a learning rate of 0, without a word."""
     run(pool, p0_folder, p0_folder, tmp_path / "a", "--steps", 2, "--total-steps", 4)
     with pytest.raises(BadInput, match="has made 2 steps.* at least 5"):
-        run(pool, tmp_path / "a", p0_folder, tmp_path / "b", "--steps", 3, "--total-steps", 4)
+        options = ["--steps", 3, "--total-steps", 4]
+        run(pool, tmp_path / "a", p0_folder, tmp_path / "b", *options)
     assert not (tmp_path / "b").exists()
 
 
-@pytest.mark.parametrize("option", [("--beta", -1), ("--beta", "nan"), ("--steps", 0), ("--batch-size", 0), ("--grad-accum", 6), ("--lr", 0),
-                                    ("--warmup", -1), ("--clip", -1), ("--seed", -1), ("--kl", "sideways"),
-                                    ("--entropy-coef", "nan"), ("--reward-token-lr", -1), ("--total-steps", 0)], ids=str)  # fmt: skip
+BAD_OPTIONS = [
+    ("--beta", -1),
+    ("--beta", "nan"),
+    ("--steps", 0),
+    ("--batch-size", 0),
+    ("--grad-accum", 6),
+    ("--lr", 0),
+    ("--warmup", -1),
+    ("--clip", -1),
+    ("--seed", -1),
+    ("--kl", "sideways"),
+    ("--entropy-coef", "nan"),
+    ("--reward-token-lr", -1),
+    ("--total-steps", 0),
+]
+
+
+@pytest.mark.parametrize("option", BAD_OPTIONS, ids=str)
 def test_bad_options(option, pool, p0_folder, tmp_path):
     """argparse's exit status 2, before anything is opened."""
     with pytest.raises(SystemExit) as exit:
         run(pool, p0_folder, p0_folder, tmp_path / "m", "--steps", 1, *option)
-    assert exit.value.code == 2 and not (tmp_path / "m").exists()
+    assert exit.value.code == 2
+    assert not (tmp_path / "m").exists()

@@ -1,0 +1,144 @@
+"""The rows of a pool: how files are read, and what a user is told about a bad line or row."""
+
+import json
+import os
+
+import pytest
+from conftest import V, one_sentence, stage, write_jsonl
+
+import quantize
+from plumbing.pool import BadInput, read_generations, read_pool, read_prompts, shown
+
+
+def row(reward, prompt="x", **more):
+    return {"prompt": prompt, "completion": " y", "reward": reward, **more}
+
+
+# --------------------------------------------------------------------------- bad rows, bad lines
+
+BAD_ROWS = [
+    ({"completion": "y", "reward": 1}, '"prompt" is missing'),
+    ({"prompt": "x", "reward": 1}, '"completion" is missing'),
+    ({"prompt": "x", "completion": "y"}, '"reward" is missing'),
+    ({"prompt": ["x"], "completion": "y", "reward": 1}, '"prompt" is .*not a string'),
+    ({"prompt": "x", "completion": None, "reward": 1}, '"completion" is null, not a string'),
+    (row(float("nan")), '"reward" is NaN; .*finite'),
+    (row(float("-inf")), '"reward" is -Infinity'),
+    (row(10**400), '"reward" is 1000.*finite'),
+    (row("0.5"), '"reward" is "0.5", not a number'),
+    (row(True), '"reward" is true, not a number'),
+    (row(None), '"reward" is null, not a number'),
+    (row(1, iteration=-1), '"iteration" is -1'),
+    (row(1, iteration=1.5), '"iteration" is 1.5'),
+    (row(1, iteration=2**40), '"iteration" is'),
+    (row(1, quantile=0), '"quantile" is 0'),
+    (row(1, quantile=-1), '"quantile" is -1'),
+    (row(1, quantile=True), '"quantile" is true'),
+    (row(1, completion_ids=[1, -2]), '"completion_ids" is'),
+    (row(1, completion_ids=[1.0]), '"completion_ids" is'),
+    (row(1, prompt_ids="12"), '"prompt_ids" is'),
+]
+
+
+@pytest.mark.parametrize("bad, message", BAD_ROWS, ids=[m for _, m in BAD_ROWS])
+def test_bad_row(bad, message, tmp_path, monkeypatch):
+    """The stage ends with one sentence that names the file, the line and the value. No output."""
+    pool = write_jsonl(tmp_path / "pool.jsonl", [row(0.5), bad, row(0.7)])
+    out = tmp_path / "out" / "q.jsonl"
+    exit = stage(monkeypatch, "quantize.py", pool, "--quantiles", "2", "--out", out)
+    assert one_sentence(exit)
+    assert f"{pool}:2" in exit
+    with pytest.raises(BadInput, match=message):
+        list(read_pool([pool]))
+    assert not (tmp_path / "out").exists() or os.listdir(tmp_path / "out") == []
+
+
+BAD_LINES = [
+    (b"not json\n", "not valid JSON"),
+    (b'{"prompt": "x", "completion"', "ends within this line"),
+    (b'["x"]\n', "not an object"),
+    (b"3\n", "is 3, not an object"),
+    (b'{"prompt": "\xff", "completion": "y", "reward": 1}\n', "byte 12 is not UTF-8"),
+    (b'{"prompt": "\\ud83d", "completion": "y", "reward": 1}\n', "half a surrogate pair"),
+    (b'{"prompt": "x", "completion": "y", "reward": ' + b"1" * 5000 + b"}\n", ":2"),
+    (b"[" * 100000 + b"\n", ":2"),
+]
+
+
+@pytest.mark.parametrize("bad, message", BAD_LINES, ids=[m for _, m in BAD_LINES])
+def test_bad_line(bad, message, tmp_path):
+    """Not JSON, cut off, no object, not UTF-8, far too large: the line's number and its fault."""
+    pool = tmp_path / "pool.jsonl"
+    pool.write_bytes(json.dumps(row(0.5)).encode() + b"\n" + bad)
+    argv = [str(pool), "--quantiles", "1", "--out", str(tmp_path / "q.jsonl")]
+    with pytest.raises(BadInput, match=message) as error:
+        quantize.main(argv)
+    assert "pool.jsonl:2" in str(error.value)
+    assert "\n" not in str(error.value)
+    assert os.listdir(tmp_path) == ["pool.jsonl"]
+
+
+def test_shown_is_short():
+    """A value of any size takes at most 60 characters in a message."""
+    assert shown([1, "a"]) == '[1, "a"]'
+    assert len(shown("x" * 10**6)) == 60
+
+
+# ---------------------------------------------------------------------------------------- prompts
+
+
+def test_read_prompts(tmp_path):
+    """A prompt is a string or {"text": ...}, as in RealToxicityPrompts. A group is optional.
+
+    Blank lines, a byte-order mark and CRLF do no harm.
+    """
+    lines = [
+        b'\xef\xbb\xbf{"prompt": "a", "group": "g"}\n',
+        b"\n",
+        b'{"prompt": {"text": "b", "toxicity": 0.1}, "x": 1}\r\n',
+        b'{"prompt": ""}',
+    ]
+    path = tmp_path / "p.jsonl"
+    path.write_bytes(b"".join(lines))
+    assert read_prompts(path) == [
+        {"prompt": "a", "group": "g"},
+        {"prompt": "b", "group": None},
+        {"prompt": "", "group": None},
+    ]
+
+
+BAD_PROMPTS = [
+    ('{"text": "a"}', '"prompt" is missing'),
+    ('{"prompt": {"toxicity": 1}}', '"prompt" is null'),
+    ('{"prompt": 3}', "not a string"),
+    ('{"prompt": "a", "group": 3}', '"group" is 3'),
+    ("", "no prompts"),
+]
+
+
+@pytest.mark.parametrize("line, message", BAD_PROMPTS)
+def test_bad_prompts(line, message, tmp_path):
+    """What is wrong with a prompt file is said in one sentence."""
+    (tmp_path / "p.jsonl").write_text(line + "\n")
+    with pytest.raises(BadInput, match=message):
+        read_prompts(tmp_path / "p.jsonl")
+
+
+# -------------------------------------------------------------------- completions of other origin
+
+
+def test_generations_without_ids(p0, tmp_path):
+    """Without ids, with another tokenizer's or with ids from outside the vocabulary: the text counts.
+
+    Ids that spell the text are kept, even where the tokenizer would choose others.
+    """
+    letters = [p0.encode(letter)[0] for letter in " good"]
+    good = p0.encode(" good")
+    assert letters != good
+    base = {"prompt": "I", "completion": " good"}
+    rows = [base]
+    for ids in (p0.encode(" bad"), [V + 7], letters):
+        rows.append({**base, "completion_ids": ids})
+    read = read_generations(write_jsonl(tmp_path / "g.jsonl", rows), p0)
+    assert [r["completion_ids"] for r in read] == [good, good, good, letters]
+    assert [r["prompt_number"] for r in read] == [0, 0, 0, 0]
