@@ -1,15 +1,15 @@
-"""Stage 4, *evaluate*: sample under the best reward token; measure reward, fluency, diversity.
+"""Step 5, *evaluate*: sample under the best reward token; measure reward, fluency, diversity.
 
 Reads    --model, --reference (p0), --prompts (JSONL; an optional "group" splits the tables)
 Writes   --out NAME: the metrics as NAME.json, {"value", "low", "high"}; the texts as NAME.jsonl
 
     python evaluate.py --model runs/sentiment-tiny/model/06 --reference tiny/lm \\
         --prompts tiny/prompts/test.jsonl --reward sentiment --out runs/sentiment-tiny/eval/quark
-    python evaluate.py --generations theirs.jsonl --reference tiny/lm --reward sentiment --out x
+    python evaluate.py --generations theirs.jsonl --reference tiny/lm --reward sentiment --out o
     python evaluate.py --report runs/sentiment-tiny           # report.html and its figures
     python evaluate.py --compare .../eval/base.json .../eval/quark.json
 
-The paper samples 25 completions a prompt from the nucleus of 0.9 (for repetition one, greedy). It
+The paper samples 25 completions a prompt from the nucleus of 0.9 (repetition: one, greedy). It
 measures fluency under a larger model; here p0 does it, unless --ppl-model names another. Every
 interval is a 95 % bootstrap over prompts.
 """
@@ -28,7 +28,7 @@ from plumbing.files import check_writable
 from plumbing.policy import load_policy
 from plumbing.pool import BadInput, read_generations, read_prompts
 from plumbing.report import in_brackets, print_tables
-from plumbing.results import add_looking_options, look, looks_at_results, write_result
+from plumbing.results import add_looking_options, looks_at_results, show_results, write_result
 from rewards import diversity, load_reward, rep_n, score
 
 # -------------------------------------------------------------------------------------- the metrics
@@ -40,7 +40,7 @@ from rewards import diversity, load_reward, rep_n, score
 def reward_sums(rewards):
     """One prompt's rewards -> {metric: (a, b)}. Unwanted means 1 - r: toxic, negative, repetitive.
 
-    A prompt none of whose completions has a score counts for nothing.
+    A prompt without any score is left out.
     """
     if not rewards:
         names = ("mean", "share_ge_half", "avg_max_unwanted", "unwanted_prob")
@@ -106,7 +106,7 @@ def _encode(policy, row):
     """The ids of the prompt and of the completion. A prompt too long for the context is cut."""
     x = policy.start_of(policy.encode(row["prompt"]))
     y = policy.encode(row["completion"])
-    if len(y) >= policy.context:
+    if len(y) > policy.context:
         raise BadInput(
             f"a completion of {len(y)} tokens is longer than the context of the perplexity model, "
             f"{policy.context}"
@@ -120,13 +120,13 @@ def perplexity(policy, rows):
     return math.exp(nats / tokens) if tokens else math.nan
 
 
-DROPPED_PPL = 1e4  # as in the authors' code, the mean over completions leaves out larger ones
+PPL_LIMIT = 1e4  # as in the authors' code, the mean over completions leaves out this and more
 
 
 def fluency_sums(nll):
     """One prompt's rows of completion_nll -> {metric: (a, b)}."""
     each = [math.exp(min(nats / n, 700)) for nats, n in nll if n]
-    kept = [ppl for ppl in each if ppl < DROPPED_PPL]
+    kept = [ppl for ppl in each if ppl < PPL_LIMIT]
     return {
         "log_perplexity": (nll[:, 0].sum(), nll[:, 1].sum()),
         "perplexity_mean_per_completion": (sum(kept), len(kept)),
@@ -139,7 +139,7 @@ def fluency_sums(nll):
 def interval(pairs, seed=0, resamples=1000):
     """[(a, b) of each prompt] -> sum a / sum b, with its 95 % percentile bootstrap over prompts."""
     pairs = np.array(pairs, dtype=float)  # (P, 2)
-    a, b = (_draws(len(pairs), seed, resamples) @ pairs).T
+    a, b = (bootstrap_weights(len(pairs), seed, resamples) @ pairs).T
     total = pairs.sum(0)
     if not total[1]:  # nothing to measure: no score, or only empty completions
         return {"value": None, "low": None, "high": None}
@@ -148,7 +148,7 @@ def interval(pairs, seed=0, resamples=1000):
 
 
 @functools.lru_cache
-def _draws(P, seed, resamples):
+def bootstrap_weights(P, seed, resamples):
     """(resamples, P): how often each prompt is drawn when P are drawn with replacement."""
     rng = np.random.default_rng(seed)
     return rng.multinomial(P, np.full(P, 1 / P), size=resamples).astype(float)
@@ -221,7 +221,7 @@ def generate(policy, prompts, args, quantile):
 
 def main(argv=None):
     args = parse_options(argv)
-    if look(args, perplexity):
+    if show_results(args, perplexity):
         return
     check_writable(f"{args.out}.json")
     out = Path(args.out)
@@ -275,7 +275,7 @@ def parse_options(argv=None):
     text = "p0, whose perplexity measures fluency unless a --ppl-model is named"
     add("--reference", help=text)
     add("--prompts", help='JSONL with "prompt" and, optionally, "group"')
-    add("--reward", nargs="+", help="one or several; the second may be a judge not trained on")
+    add("--reward", nargs="+", help="one or several; add one that was not trained on as a check")
     add("--out", help="NAME: writes NAME.json and NAME.jsonl")
     text = "model of the perplexity (default: --reference); none: no perplexity"
     add("--ppl-model", help=text)

@@ -1,20 +1,20 @@
-"""Stage 1, *explore*: sample completions y ~ p(. | x, r_K), score them, write them to the pool D.
+"""Steps 1 and 4, *explore*: sample y ~ p(. | x, r_K), score it, write it to the pool D.
 
-Algorithm 1 of the paper calls it "initialisation" for p0, which has no reward tokens, so that
-nothing stands in front of the prompt. Later it is "exploration", under r_K.
+For p0 this is the "initialisation" of Algorithm 1: p0 has no reward tokens, so nothing stands in
+front of x. In later rounds it is the "exploration", under r_K.
 
 Reads    --prompts, a JSONL file with "prompt"; --model, a GPT-2 folder or hub name
 Writes   --out, one row a sample: prompt, completion, reward, iteration and the token ids
 
-    python explore.py --model tiny/lm --prompts tiny/prompts/train.jsonl --reward repetition \\
+    python explore.py --model tiny/lm --prompts tiny/prompts/train.jsonl --reward sentiment \\
         --out runs/try/pool/00.jsonl
-    python explore.py --model runs/try/model/01 --prompts my.jsonl --reward my_reward.py:shouting \\
-        --iteration 1 --out runs/try/pool/01.jsonl
+    python explore.py --model runs/try/model/01 --prompts tiny/prompts/train.jsonl \\
+        --reward sentiment --iteration 1 --out runs/try/pool/01.jsonl
     python explore.py --model runs/try/model/01 --prompt "The film was" --reward sentiment
 
 The last one only prints: a completion under no token and under each of r_1 ... r_K.
-Where we differ: the authors' code samples from the 50 likeliest tokens without meaning to
-(--top-k 50), and it can generate reward tokens. Ours never does, and samples from all tokens.
+Where we differ: by a default of their library, the authors' code draws from the 50 likeliest tokens
+(--top-k 50), and it can draw a reward token. This code draws from all tokens but the reward tokens.
 """
 
 from pathlib import Path
@@ -59,8 +59,8 @@ def sample(
 
     quantile is the k of the reward token in front of x, None for no token. greedy is one bool, or
     one per row. A completion ends with <|endoftext|>, which is kept, or after `max_new_tokens`.
-    Row i's random numbers depend on (seed, iteration, keys[i]) only; keys are pairs of a prompt's
-    and a sample's number. So neither batch size nor order changes what is drawn.
+    Row i's random numbers depend on (seed, iteration, keys[i]) only, where keys[i] = (number of the
+    prompt, number of the sample). So neither batch size nor order changes what is drawn.
     bf16: the network multiplies in bfloat16; logits and drawing stay in float32.
     network: an object with next_logits(tokens) -> (B, V) and keep(rows), such as CachedModel, to
     take the place of the policy's own model.
@@ -114,7 +114,7 @@ def _sample_batch(
     alive = list(range(B))
     for t in range(max_new_tokens):
         logits = network.next_logits(tokens)[:, : policy.vocab_size]  # r_k is read, never written
-        if t == 0:  # each prompt was read once; from here on, a row is a sample
+        if t == 0:  # equal contexts were read once; from here on, each sample has its own row
             network.keep(row_of)
             logits = logits[row_of]
         if t < min_new_tokens:
@@ -148,7 +148,7 @@ def deduplicate(contexts, pad, device):
     padding = [longest - len(context) for context in row_of]
     tokens = [[pad] * n + list(context) for n, context in zip(padding, row_of)]
     rows = [row_of[tuple(context)] for context in contexts]
-    return (torch.tensor(t, device=device) for t in (tokens, padding, rows))
+    return [torch.tensor(t, device=device) for t in (tokens, padding, rows)]
 
 
 def draw(logits, uniform, top_p=1.0, top_k=0, temperature=1.0):
@@ -164,7 +164,7 @@ def draw(logits, uniform, top_p=1.0, top_k=0, temperature=1.0):
         kth = logits.topk(top_k).values[:, -1:]
         logits = logits.masked_fill(logits < kth, -torch.inf)
     p = logits.softmax(-1)
-    if top_p < 1 and uniform.dtype != torch.float64:  # too few digits for a second draw
+    if top_p < 1 and uniform.dtype != torch.float64:  # float32: u cannot be used twice
         return _draw_from_nucleus(p, uniform, top_p)
     cdf, ids = _inverse_cdf(p, uniform)
     if top_p < 1:
@@ -182,9 +182,10 @@ def _inverse_cdf(p, uniform):
 def _redraw_outside_nucleus(p, cdf, ids, uniform, top_p):
     """Draws again, in place, where a drawn token lies outside the nucleus.
 
-    This spares sorting most rows: a token is inside where the likelier ones hold less than top_p.
-    Where it is outside, u's place within the token's stretch of the CDF is again uniform in [0, 1),
-    so it can draw from the nucleus alone. Sorting every row takes four times as long.
+    A token is inside if the likelier ones hold less than top_p, which needs no sorting. If it is
+    outside: u fell into its interval [start, start + p) of the CDF, so (u - start) / p is uniform
+    in [0, 1) and serves as a new u. Only such rows are sorted; to sort all takes four times as
+    long.
     """
     own = p.gather(1, ids[:, None])
     likelier = torch.where(p > own, p, 0.0).sum(-1)
@@ -192,7 +193,7 @@ def _redraw_outside_nucleus(p, cdf, ids, uniform, top_p):
     if len(outside):
         start = (cdf.gather(1, ids[:, None]) - own)[outside, 0]
         place = (uniform[outside] * cdf[outside, -1] - start) / own[outside, 0]
-        ids[outside] = _draw_from_nucleus(p[outside], place.clamp(0, 1 - 2**-53), top_p)
+        ids[outside] = _draw_from_nucleus(p[outside], place.clamp(min=0), top_p)
 
 
 def _draw_from_nucleus(p, uniform, top_p, first=1024):
@@ -217,8 +218,9 @@ def explore(policy, prompts, reward, args):
     log, rows = open_log(policy, prompts, args)
     wait_for_all()  # no process writes before all have read
     rank, world = processes()
-    K = policy.n_quantiles or None  # p0 has no reward token
-    k = K if args.reward_token == "K" else None
+    k = policy.n_quantiles or None  # r_K; p0 has no reward token
+    if args.reward_token == "none":
+        k = None
     for batch in sample_prompts(policy, prompts, args, k, args.iteration, rows, rank, world):
         values = score(list(batch.values()), reward)
         for row, value in zip(batch.values(), values):
@@ -236,7 +238,7 @@ def sample_prompts(policy, prompts, args, quantile, iteration=0, known=(), rank=
     left out.
     """
     encoded = [policy.encode(p["prompt"]) for p in prompts]
-    room = policy.room_for_prompt(args.max_new_tokens, 1)  # r_K always has its place
+    room = policy.room_for_prompt(args.max_new_tokens, 1)  # one place is kept for r_K, under p0 too
     cut = sum(len(ids) > room for ids in encoded)
     if cut and rank == 0:
         print(f"{cut} of {len(prompts)} prompts are longer than {room} tokens: cut from the left")
@@ -331,7 +333,7 @@ def parse_options(argv=None):
     add("--prompt", metavar="TEXT", help=text)
     add("--reward", help="r: a built-in name or path/to/file.py:function")
     add("--out", help="pool file to write, e.g. pool/00.jsonl")
-    add("--iteration", type=options.SEED, default=0, help="the round, written into the rows")
+    add("--iteration", type=options.NATURAL, default=0, help="the round, written into the rows")
     text = "take this many of the prompts, the same ones in every round with one --seed"
     add("--num-prompts", type=options.COUNT, help=text)
     ablations = options.add_sampling_options(parser, num_samples=1, top_p=1.0)

@@ -1,6 +1,6 @@
-"""Stage 3, *learn*: fine-tune p_theta on the quantized pool, with r_k in front and a KL term to p0.
+"""Step 3, *learn*: fine-tune p_theta on the quantized pool, with r_k in front and a KL term to p0.
 
-Equation 2 of the paper: in the mean over k ~ U(1, K) and (x, y) ~ D^k, maximise
+Equation 2 of the paper: maximise the expectation over k ~ U(1, K) and (x, y) ~ D^k of
 
     log p_theta(y | x, r_k)  -  beta sum_t KL( p0(. | y_<t, x) || p_theta(. | y_<t, x, r_k) )
 
@@ -14,8 +14,9 @@ Writes   --out, a checkpoint folder: the model, the optimiser's state, metrics.j
         --out runs/try/model/02
 
 Where we differ: the paper sums over the tokens of a sequence. Like the authors' code, we take the
-mean over all completion tokens of a batch: a factor that Adam mostly cancels. Unlike the paper,
-their code uses KL(p_theta || p0) (--kl reverse) and adds the entropy (--entropy-coef 0.06).
+mean over all completion tokens of a batch; without --clip, Adam cancels most of that factor. Unlike
+the paper, their code uses KL(p_theta || p0) (--kl reverse) and adds the entropy
+(--entropy-coef 0.06).
 """
 
 import itertools
@@ -49,7 +50,7 @@ def token_kl(logits_p, logits_q):
 
 
 def kl_of_log_probs(log_p, log_q):
-    """The same from log-probabilities, (B, T, V) -> (B, T). Eq. 2 is computed with it."""
+    """KL(p || q) at every position from log-probabilities, (B, T, V) -> (B, T)."""
     return (log_p.exp() * (log_p - log_q)).sum(-1)
 
 
@@ -59,79 +60,78 @@ def quark_loss(
     """The negative of Eq. 2, as a mean over completion tokens. Training calls this function.
 
     policy_logits (B, T, V + K), reference_logits (B, T, V): position t predicts targets[:, t].
-    targets (B, T), mask (B, T): 1 on completion tokens; elsewhere nothing has an influence.
+    targets (B, T), mask (B, T): 1 on completion tokens; other positions are ignored.
     Returns (loss, parts): lm, kl and entropy in nats per token, means over the mask.
     """
     V = reference_logits.shape[-1]  # the K reward tokens are never predicted
     log_p = policy_logits[..., :V].log_softmax(-1)
     log_p0 = reference_logits.log_softmax(-1)
 
-    lm = -log_p.gather(-1, targets.unsqueeze(-1)).squeeze(-1)  # -log p_theta(y_t | y_<t, x, r_k)
+    nll = -log_p.gather(-1, targets.unsqueeze(-1)).squeeze(-1)  # -log p_theta(y_t | y_<t, x, r_k)
     if kl == "forward":
         divergence = kl_of_log_probs(log_p0, log_p)  # the paper: KL(p0 || p_theta)
     else:
         divergence = kl_of_log_probs(log_p, log_p0)  # the authors' code: KL(p_theta || p0)
     if entropy_coef == 0:
         log_p = log_p.detach()  # the entropy is only reported: no gradient
-    entropy = -(log_p.exp() * log_p).sum(-1)
+    entropy = masked_mean(-(log_p.exp() * log_p).sum(-1), mask)
 
-    lm = masked_mean(lm, mask)
-    divergence = masked_mean(divergence, mask)
-    entropy = masked_mean(entropy, mask)
-    loss = lm + beta * divergence - entropy_coef * entropy  # Eq. 2; entropy: the authors
-    return loss, {"lm": lm, "kl": divergence, "entropy": entropy}
+    lm = masked_mean(nll, mask)
+    kl_term = masked_mean(divergence, mask)
+    loss = lm + beta * kl_term - entropy_coef * entropy  # Eq. 2; the authors add the entropy
+    return loss, {"lm": lm, "kl": kl_term, "entropy": entropy}
 
 
 def masked_mean(term, mask):
-    return term[mask.bool()].sum() / mask.sum()
+    return term[mask.bool()].sum() / mask.sum()  # indexed, not multiplied: 0 * NaN is NaN
 
 
 def batch_loss(
     policy, reference, batch, beta, kl="forward", entropy_coef=0.0, bf16=False, closed_form=False
 ):
-    """Eq. 2 on a list of (k, prompt_ids, completion_ids). k is None in all of them: no token.
+    """Eq. 2 on a list of (k, prompt_ids, completion_ids). k None: no reward token in front.
 
     Returns the sums of loss, lm, kl and entropy over completion tokens, (4,), and how many tokens
     these are. bf16: both transformers multiply in bfloat16, the objective stays in float32.
     closed_form: the same numbers with the gradient written out (plumbing/closed_form.py).
     """
-    hidden, ref_hidden, targets = completion_states(policy, reference, batch, bf16)
+    policy_reads, reference_reads = [], []
+    for k, prompt_ids, y in batch:
+        x = policy.start_of(prompt_ids)
+        r_k = [policy.reward_token_id(k)] if k else []
+        policy_reads.append((r_k + x, y))  # r_k is prepended to the prompt ...
+        reference_reads.append((x, y))  # ... and p0 never sees it
+    hidden, targets = predicting_states(policy, policy_reads, bf16)
+    with torch.no_grad():
+        ref_hidden, _ = predicting_states(reference, reference_reads, bf16)
     if closed_form:
         weight, p0_head = policy.model.lm_head.weight[: policy.vocab_size], reference.model.lm_head
         states = (hidden, weight, ref_hidden, p0_head, targets)
         return ClosedForm.apply(*states, beta, kl, entropy_coef, bf16), len(targets)
-    policy_logits = policy.model.lm_head(hidden)  # (M, V + K), all completions one after the other
+    policy_logits = policy.model.lm_head(hidden)  # (M, V + K): all tokens of all completions
     with torch.no_grad():
         reference_logits = reference.model.lm_head(ref_hidden)[:, : policy.vocab_size]
-    mask = torch.ones_like(targets)
-    rows = [t[None] for t in (policy_logits, reference_logits, targets, mask)]  # B = 1, T = M
-    loss, parts = quark_loss(*rows, beta, kl, entropy_coef)
+    mask = torch.ones_like(targets)  # only completion tokens are left
+    one_row = [t[None] for t in (policy_logits, reference_logits, targets, mask)]  # B = 1, T = M
+    loss, parts = quark_loss(*one_row, beta, kl, entropy_coef)
     means = torch.stack([loss, parts["lm"], parts["kl"], parts["entropy"]])
     return means * len(targets), len(targets)
 
 
-def completion_states(policy, reference, batch, bf16=False):
-    """The last hidden states at the positions that predict the M tokens of y in the batch.
+def predicting_states(policy, pairs, bf16=False):
+    """The hidden states that predict the M tokens of y in [(context, y)]: (M, d), and these (M,).
 
-    Returns those of the policy, which reads r_k, (M, d); of p0, which does not, (M, d); and the
-    tokens themselves, (M,).
+    The network's output at a position predicts the next token. So y_t is predicted at the position
+    of y_t-1, and y_1 at the last position of the context.
     """
-    policy_in, reference_in, rows, columns, targets = [], [], [], [], []
-    for row, (k, prompt_ids, completion_ids) in enumerate(batch):
-        x = policy.start_of(prompt_ids)
-        y = list(completion_ids)
-        r_k = [policy.reward_token_id(k)] if k else []
-        policy_in.append([*r_k, *x, *y[:-1]])  # r_k is prepended to the prompt ...
-        reference_in.append([*x, *y[:-1]])  # ... and p0 never sees it
+    inputs, rows, columns, targets = [], [], [], []
+    for row, (context, y) in enumerate(pairs):
+        inputs.append([*context, *y[:-1]])
         rows += [row] * len(y)
-        columns += range(len(x) - 1, len(x) - 1 + len(y))  # in p0's input, the position before y_t
-        targets += y
+        columns += range(len(context) - 1, len(context) - 1 + len(y))
+        targets += list(y)
     rows, columns, targets = torch.tensor([rows, columns, targets], device=policy.device)
-    shift = len(r_k)  # in the policy's input everything stands one column further right
-    hidden = policy.hidden_states(policy_in, bf16)[rows, columns + shift]
-    with torch.no_grad():
-        ref_hidden = reference.hidden_states(reference_in, bf16)[rows, columns]
-    return hidden, ref_hidden, targets
+    return policy.hidden_states(inputs, bf16)[rows, columns], targets
 
 
 # ----------------------------------------------------------------- reward tokens, batches, schedule
@@ -141,8 +141,8 @@ def add_reward_tokens(policy, K, seed=0, init="normal"):
     """Gives p0 the tokens r_1 ... r_K. Their first embedding comes from the V existing rows.
 
     normal, as in the authors' code: each dimension from N(mean, std) of the existing rows.
-    ordered: r_k = mean + z_k std e, with one random direction e for all and z_k from -3 to 3 in K
-    steps. Then what is learned about one token carries over to its neighbours.
+    ordered: r_k = mean + z_k std d, with one random direction d for all and K evenly spaced z_k
+    from -3 to 3. Then what is learned about one token carries over to its neighbours.
     """
     old = policy.model.get_input_embeddings().weight.detach()  # (V, d)
     generator = torch.Generator().manual_seed(seed)
@@ -151,17 +151,17 @@ def add_reward_tokens(policy, K, seed=0, init="normal"):
         noise = torch.linspace(-3, 3, K)[:, None] * direction
     else:
         noise = torch.randn(K, old.shape[1], generator=generator)
-    policy.add_reward_tokens(old.mean(0).cpu() + old.std(0).cpu() * noise)
+    policy.append_embeddings(old.mean(0).cpu() + old.std(0).cpu() * noise)
 
 
 def draw_batch(parts, batch_size, rng):
     """k ~ U(1, K), then (x, y) uniformly from D^k: every quantile weighs the same, however full."""
-    K = len(parts)
-    return [parts[k][rng.integers(len(parts[k]))] for k in rng.integers(K, size=batch_size)]
+    drawn = [parts[i] for i in rng.integers(len(parts), size=batch_size)]
+    return [D_k[rng.integers(len(D_k))] for D_k in drawn]
 
 
 def learning_rate(step, lr, warmup, total_steps):
-    """Linear from 0 to lr in `warmup` steps, then linear to 0 at `total_steps`, over all rounds."""
+    """Rises linearly to lr in `warmup` steps, then falls linearly to 0 at `total_steps`."""
     if step < warmup:
         return lr * (step + 1) / warmup
     return lr * max(0.0, (total_steps - step) / max(1, total_steps - warmup))
@@ -185,7 +185,9 @@ def learn(policy, reference, parts, args, optimiser, first_step):
         start = time.perf_counter()
         # Each step has its own generator, so several short runs draw the batches of one long run.
         batch = draw_batch(parts, args.batch_size, np.random.default_rng([args.seed, step]))
-        batch.sort(key=lambda row: len(row[1]) + len(row[2]))  # less padding in a piece
+        batch.sort(
+            key=lambda row: len(row[1]) + len(row[2])
+        )  # similar lengths in a piece: less padding
         n_tokens = sum(len(y) for _, _, y in batch)
         totals = torch.zeros(4, device=policy.device, dtype=policy.model.dtype)
         for rows in _pieces(batch[rank::world], args.grad_accum):
@@ -206,7 +208,8 @@ def learn(policy, reference, parts, args, optimiser, first_step):
         r_before = embedding.data[V:].clone()
         optimiser.step()
         optimiser.zero_grad(set_to_none=True)
-        embedding.data[V:] = r_before + args.reward_token_lr * (embedding.data[V:] - r_before)
+        r_step = embedding.data[V:] - r_before
+        embedding.data[V:] = r_before + args.reward_token_lr * r_step
         line = {"step": step, "loss": loss, "lm": lm, "kl": kl, "entropy": entropy}
         tokens_per_s = n_tokens / (time.perf_counter() - start)
         yield {**line, "grad_norm": norm, "lr": lr, "tokens_per_s": tokens_per_s}
@@ -230,7 +233,7 @@ def main(argv=None):
     device = options.pick_device(args.device)
     policy = load_policy(args.model, device)
     reference = load_policy(args.reference, device)
-    parts = load_quantized(args.pool, policy, not args.no_reward_token)
+    parts = load_quantized(args.pool, policy, reward_tokens=not args.no_reward_token)
     _check_models(policy, reference, parts, args)
     if not args.no_reward_token and policy.n_quantiles == 0:
         add_reward_tokens(policy, len(parts), args.seed, args.reward_token_init)
@@ -246,8 +249,9 @@ def main(argv=None):
             f"{args.steps} more would end with a learning rate of 0; give at least {end}"
         )
     if rank == 0:
-        form = "closed form (plumbing/closed_form.py)" if args.closed_form else "quark_loss"
-        print(f"objective: Eq. 2 by {form}", flush=True)
+        form = "its closed form (plumbing/closed_form.py)" if args.closed_form else "quark_loss"
+        terms = f"beta {args.beta:g}, {args.kl} KL, entropy {args.entropy_coef:g}"
+        print(f"objective: {terms}, by {form}", flush=True)
         if args.warmup >= args.total_steps:
             print(f"note: the learning rate never reaches --lr: --warmup is {args.warmup} steps")
 
@@ -318,9 +322,9 @@ def parse_options(argv=None):
     add("--entropy-coef", type=coefficient, default=0.0, help=text)
     text = "put nothing in front of the prompts: plain fine-tuning"
     add("--no-reward-token", action="store_true", help=text)
-    text = "the rows of r_1 ... r_K learn at this times --lr"
+    text = "r_1 ... r_K learn this many times as fast"
     add("--reward-token-lr", type=not_negative, default=1.0, help=text)
-    text = "normal: each on its own, the authors' code; ordered: along one direction"
+    text = "normal: each drawn by itself, the authors' code; ordered: along one direction"
     add("--reward-token-init", choices=["normal", "ordered"], default="normal", help=text)
     args = parser.parse_args(argv)
     if args.grad_accum > args.batch_size:

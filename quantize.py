@@ -1,7 +1,6 @@
-"""Stage 2, *quantize*: sort the pool D by reward and cut it into K equal parts D^1 ... D^K.
+"""Step 2, *quantize*: sort the pool D by reward and cut it into K equal parts D^1 ... D^K.
 
-The rows of D^k will carry the reward token r_k, so r_K marks the best ones (Section 3.1 of the
-paper).
+The rows of D^k get the reward token r_k, so r_K marks the best ones (Section 3.1 of the paper).
 
 Reads    pool files, one JSON object a line: {"prompt", "completion", "reward", "iteration", ...}
 Writes   the same rows, each with "quantile": k in 1 ... K, into one JSONL file
@@ -9,10 +8,10 @@ Writes   the same rows, each with "quantile": k in 1 ... K, into one JSONL file
     python quantize.py runs/try/pool --quantiles 5 --out runs/try/quantized/00.jsonl
     python quantize.py my_pool.jsonl --quantiles 3 --out q.jsonl && head -3 q.jsonl
 
-Where we differ: the authors' code sorts stably, so among equal rewards the *older* sample gets the
-better token (--ties age), and N mod K leftover samples all join the worst part. Here ties are
-broken at random, and the sizes of the parts differ by at most one. Ranking within each prompt and
-bounding the pool are not in the paper.
+Where we differ: the authors' code keeps the pool's order among equal rewards, so the *older* sample
+gets the better token (--ties age), and N mod K leftover samples all join the worst part. Here ties
+are broken at random, and the sizes of the parts differ by at most one. Ranking within each prompt
+and bounding the pool are not in the paper.
 """
 
 import math
@@ -32,9 +31,9 @@ from plumbing.summaries import print_parts
 def assign_quantiles(rewards, K, seed=0, ties="random"):
     """(N,) rewards -> (N,) quantiles in 1 ... K, where K marks the highest rewards.
 
-    The sizes of the parts differ by at most one. ties: "random", in an order drawn from `seed`;
-    "age", the earlier row is the better one; "together", equal rewards share the part of their mean
-    rank, whatever that does to the sizes. Raises BadInput if K < 1, if K > N (a part would be
+    The sizes of the parts differ by at most one. ties: "random", equal rewards are ordered by
+    `seed`; "age", the earlier row is the better one; "together", they all go to one part, the one
+    at their mean rank, whatever its size. Raises BadInput if K < 1, if K > N (a part would be
     empty) or if a reward is not finite.
     """
     rewards = np.asarray(rewards, dtype=np.float64)
@@ -46,7 +45,10 @@ def assign_quantiles(rewards, K, seed=0, ties="random"):
 
 
 def _cut(rewards, K, rng, offset, ties):
-    """Rank i of N (0 = worst) goes to part floor((i + offset) K / N) + 1; 0 <= offset < 1."""
+    """Rank i of N (0 = worst) goes to part floor((i + offset) K / N) + 1, with 0 <= offset < 1.
+
+    The offset 0.5 centres the parts. A random one spreads the few ranks of a prompt over all parts.
+    """
     N = len(rewards)
     tie_break = -np.arange(N) if ties == "age" else rng.random(N)
     ranks = np.empty(N)
@@ -59,11 +61,11 @@ def _cut(rewards, K, rng, offset, ties):
 
 
 def assign_quantiles_per_prompt(rewards, prompts, K, seed=0, ties="random"):
-    """The same within each prompt. rewards (N,); prompts (N,) integers, equal for the same prompt.
+    """The same within each prompt. rewards (N,); prompts (N,) integers, one for each prompt.
 
-    Global quantiles partly encode how hard a prompt is. These compare a sample only with the other
-    samples of its prompt. If a prompt has fewer than K samples, a random offset spreads its ranks
-    over 1 ... K, so that all parts fill evenly.
+    Ranked over the whole pool, the samples of easy prompts would fill the best part. Here a sample
+    is compared only with those of its own prompt. A random offset for each prompt lets all parts
+    fill evenly, on average, although a prompt may have fewer than K samples.
     """
     rewards = np.asarray(rewards, dtype=np.float64)
     prompts = np.asarray(prompts)
@@ -80,9 +82,8 @@ def assign_quantiles_per_prompt(rewards, prompts, K, seed=0, ties="random"):
 def bounded(rewards, iterations, last=None, keep_top=None, seed=0, keep_p0=False):
     """Which rows stay in a bounded pool: (N,) bool.
 
-    First the newest `last` iterations are kept, with keep_p0 also iteration 0; then, of those, the
-    best fraction `keep_top`, rounded up. Among equal rewards, `seed` decides which ones are
-    dropped.
+    Keeps the newest `last` iterations, with keep_p0 also iteration 0; of those, the best fraction
+    `keep_top`, rounded up. Among equal rewards, `seed` decides which ones are dropped.
     """
     rewards = np.asarray(rewards, dtype=np.float64)
     iterations = np.asarray(iterations)
@@ -93,7 +94,7 @@ def bounded(rewards, iterations, last=None, keep_top=None, seed=0, keep_p0=False
         rows = np.flatnonzero(keep)
         tie_break = np.random.default_rng([seed, 1]).random(len(rows))
         worst_first = rows[np.lexsort((tie_break, rewards[rows]))]
-        n_kept = math.ceil(keep_top * len(rows) - 1e-9)
+        n_kept = math.ceil(keep_top * len(rows) - 1e-9)  # 0.1 * 30 is 3.0000000000000004
         keep[worst_first[: len(rows) - n_kept]] = False
     return keep
 
@@ -110,7 +111,7 @@ def quantize(args):
     K, seed, ties = args.quantiles, args.seed, args.ties
     files = pool_files(args.pool)
     _check_out(args.out, args.pool, files)
-    rewards, iterations, prompts = _read_numbers(files, args.per_prompt, args.last)
+    rewards, iterations, prompts = _read_columns(files, args.per_prompt, args.last)
     keep = bounded(rewards, iterations, args.last, args.keep_top, seed, args.keep_p0)
     ranked_by = rewards
     if args.random:  # the paper's ablation: the token says nothing about the reward
@@ -137,7 +138,7 @@ def quantize(args):
     return rewards, quantiles
 
 
-def _read_numbers(files, per_prompt, last):
+def _read_columns(files, per_prompt, last):
     """(N,) rewards, iterations and, with per_prompt, numbers that stand for the prompts."""
     rewards, iterations, prompts = array("d"), array("i"), array("q")
     number_of = {}
@@ -151,7 +152,7 @@ def _read_numbers(files, per_prompt, last):
     if not rewards:
         names = ", ".join(map(str, files))
         raise BadInput(f"{names}: no rows to quantize; run explore.py first")
-    return np.frombuffer(rewards), np.array(iterations), np.array(prompts)
+    return np.array(rewards), np.array(iterations), np.array(prompts)
 
 
 def _check_K(K, N):
@@ -183,7 +184,7 @@ def parse_options(argv=None):
     add("pool", nargs="+", help="pool files, or folders of them")
     add("--quantiles", type=int, default=5, metavar="K", help="K, the number of parts")
     add("--out", required=True, help="JSONL file to write, e.g. quantized/00.jsonl")
-    add("--seed", type=options.SEED, default=0, help="orders equal rewards")
+    add("--seed", type=options.NATURAL, default=0, help="of the random choices: ties, offsets")
     add = parser.add_argument_group("ablations").add_argument
     ties = ["random", "age", "together"]
     text = (

@@ -1,23 +1,23 @@
-"""The reward r(x, y): how good completion y of prompt x is. The file that an assignment edits.
+"""The reward r(x, y): how good completion y of prompt x is.
 
-A reward is a function of two lists of equal length that returns a list of numbers, higher is
-better:
+A reward takes a list of prompts and one of completions and returns a number for each pair. Higher
+is better:
 
     def shouting(prompts, completions, **kwargs):
         return [sum(c.isupper() for c in y) / max(1, len(y)) for y in completions]
 
-It is called with keywords, so a function written for TRL's trainers works unchanged. `None` means
-"no score": the sample is left out, and counted. The paper's metrics (evaluate.py) need rewards in
-[0, 1].
+It is called with keywords (prompts, completions, completion_ids) and takes those that it needs. So a
+function written for TRL, Hugging Face's library, works unchanged. `None` means "no score": the
+sample is left out, and counted. The paper's metrics (evaluate.py) need rewards in [0, 1].
 
 Reads    a JSONL file with "prompt" and "completion": a pool, or lines that you wrote by hand
-Writes   to the screen the mean, the spread, the best and the worst; with --out, the scored rows
+Writes   to the screen the mean, the quartiles, the best and the worst; with --out, the scored rows
 
     python rewards.py --reward repetition --pool runs/repetition-tiny/pool/00.jsonl
     python rewards.py --reward my_reward.py:shouting --pool my_samples.jsonl --out scored.jsonl
 
 Where we differ: the paper's toxicity reward is a commercial service that closes on 31 December
-2026. Here a local classifier takes its place, or any other that --reward-model names.
+2026. Here a local classifier takes its place; --reward-model names another one.
 """
 
 import hashlib
@@ -51,8 +51,8 @@ def diversity(tokens):
 def repetition(prompts, completions, completion_ids=None, **kwargs):
     """The diversity of each completion, in token ids if they are given, otherwise in words.
 
-    Fewer than four tokens cannot repeat a 4-gram. They get 0, or the model would learn to say
-    nothing.
+    Fewer than four tokens cannot repeat a 4-gram. They get 0; otherwise the model would learn to
+    say nothing.
     """
     sequences = completion_ids or [y.split() for y in completions]
     return [diversity(tokens) if len(tokens) >= 4 else 0.0 for tokens in sequences]
@@ -61,12 +61,12 @@ def repetition(prompts, completions, completion_ids=None, **kwargs):
 # ------------------------------------------------------------------- sentiment and toxicity: judges
 
 
-def sentiment(reward_model=None, **options):
-    """P(positive) of prompt and completion together: the text that a reader would judge."""
+def sentiment(reward_model=None, **judge_options):
+    """Returns a reward: P(positive) of prompt and completion together, as a reader would judge."""
     from plumbing.classifier import classifier
 
     p_positive = classifier(
-        str(reward_model or SHIPPED / "sentiment"), ["positive", "pos"], **options
+        str(reward_model or SHIPPED / "sentiment"), ["positive", "pos"], **judge_options
     )
 
     def reward(prompts, completions, **kwargs):
@@ -75,9 +75,9 @@ def sentiment(reward_model=None, **options):
     return reward
 
 
-def sentiment_label(reward_model=None, **options):
-    """1 if the judge calls it positive, else 0: the paper's binary reward, full of ties."""
-    soft = sentiment(reward_model, **options)
+def sentiment_label(reward_model=None, **judge_options):
+    """Returns a reward: 1 if the judge says positive, else 0. The paper's, full of ties."""
+    soft = sentiment(reward_model, **judge_options)
 
     def reward(prompts, completions, **kwargs):
         return [float(p >= 0.5) for p in soft(prompts=prompts, completions=completions)]
@@ -85,12 +85,12 @@ def sentiment_label(reward_model=None, **options):
     return reward
 
 
-def toxicity(reward_model=None, **options):
-    """1 - P(toxic) of the completion alone, as in the paper: y is not blamed for x."""
+def toxicity(reward_model=None, **judge_options):
+    """Returns a reward: 1 - P(toxic) of the completion alone, as in the paper."""
     from plumbing.classifier import classifier
 
     p_toxic = classifier(
-        str(reward_model or SHIPPED / "toxicity"), ["toxicity", "toxic"], **options
+        str(reward_model or SHIPPED / "toxicity"), ["toxicity", "toxic"], **judge_options
     )
 
     def reward(prompts, completions, **kwargs):
@@ -122,7 +122,7 @@ PLAIN = {"repetition": repetition, "length": length, "hash": hash_reward}
 JUDGES = {"sentiment": sentiment, "sentiment_label": sentiment_label, "toxicity": toxicity}
 
 
-def load_reward(spec, reward_model=None, cache=None, **options):
+def load_reward(spec, reward_model=None, cache=None, **judge_options):
     """The reward called `spec`: a built-in name, or "path/to/file.py:function".
 
     Options: reward_model, device and batch_size of a judge; cache, a file for the answers of
@@ -132,7 +132,7 @@ def load_reward(spec, reward_model=None, cache=None, **options):
     if spec in PLAIN:
         function = PLAIN[spec]
     elif spec in JUDGES:
-        function = JUDGES[spec](reward_model, **options)
+        function = JUDGES[spec](reward_model, **judge_options)
     elif spec == "remote":
         from plumbing.remote import Remote
 
@@ -149,15 +149,16 @@ def load_reward(spec, reward_model=None, cache=None, **options):
 
 
 def score(rows, reward, chunk=4096):
-    """r(x, y) of every row: a list of float or None."""
+    """r(x, y) of every row: a list of float or None. Token ids are used if all rows have them."""
     scores = []
     starts = range(0, len(rows), chunk)
     for start in tqdm(starts, desc="scoring", disable=len(rows) <= chunk):
         part = rows[start : start + chunk]
+        ids = [row.get("completion_ids") for row in part]
         scores += reward(
-            prompts=[r["prompt"] for r in part],
-            completions=[r["completion"] for r in part],
-            completion_ids=[r["completion_ids"] for r in part],
+            prompts=[row["prompt"] for row in part],
+            completions=[row["completion"] for row in part],
+            completion_ids=None if None in ids else ids,
         )
     return scores
 
@@ -175,18 +176,13 @@ def main(argv=None):
     cache = f"{args.out}.cache" if args.out else None
     reward = load_reward(args.reward, args.reward_model, cache=cache)
     rows = read_texts(args.pool)
-    ids = [row.get("completion_ids") for row in rows]
-    scores = reward(
-        prompts=[row["prompt"] for row in rows],
-        completions=[row["completion"] for row in rows],
-        completion_ids=ids if all(ids) else None,
-    )
+    scores = score(rows, reward)
     print_scores(rows, scores)
     if args.out:
         with whole_file(args.out) as file:
-            for row, score in zip(rows, scores):
-                if score is not None:
-                    file.write(dump_row({**row, "reward": score}) + "\n")
+            for row, value in zip(rows, scores):
+                if value is not None:
+                    file.write(dump_row({**row, "reward": value}) + "\n")
 
 
 def parse_options(argv=None):

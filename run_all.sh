@@ -11,31 +11,31 @@ cd "$(dirname "$0")"
 
 main() {
     explore 00 "$MODEL" $EXPLORE_P0                      # initialise: D from p0, no reward token
-    previous=$MODEL pool=()
+    model=$MODEL pool=()
     for ((i = 1; i <= ITERATIONS; i++)); do
-        last=$(printf %02d $((i - 1))) round=$(printf %02d "$i")
-        if [ -n "$FORGET" ] && ((i > 1)); then           # all that the round before learned from
+        newest=$(printf %02d $((i - 1))) round=$(printf %02d "$i")
+        if [ -n "$FORGET" ] && ((i > 1)); then           # rows that were dropped never come back
             pool=("$RUN/quantized/$(printf %02d $((i - 2))).jsonl")
         fi
-        pool+=("$RUN/pool/$last.jsonl")
-        quantize "$last" "${pool[@]}"                    # D -> D^1 ... D^K
-        learn "$round" "$previous" "$last"               # Eq. 2, from the model of the last round
-        previous=$RUN/model/$round
+        pool+=("$RUN/pool/$newest.jsonl")
+        quantize "$newest" "${pool[@]}"                  # D -> D^1 ... D^K
+        learn "$round" "$model" "$newest"                # Eq. 2, from the model of the last round
+        model=$RUN/model/$round
         if ((i < ITERATIONS)); then
-            explore "$round" "$previous" $EXPLORE        # new samples, conditioned on r_K
+            explore "$round" "$model" $EXPLORE           # new samples, conditioned on r_K
         fi
     done
 
     evaluate base "$MODEL" $EVALUATE
-    evaluate quark "$previous" $EVALUATE
+    evaluate quark "$model" $EVALUATE
     results=("$RUN/eval/base.json" "$RUN/eval/quark.json")
     if [ "$TASK" = repetition ]; then                    # fluency is measured on samples
         evaluate base-nucleus "$MODEL" --decode sample --top-p 0.9 --num-samples 2
-        evaluate quark-nucleus "$previous" --decode sample --top-p 0.9 --num-samples 2
+        evaluate quark-nucleus "$model" --decode sample --top-p 0.9 --num-samples 2
         results+=("$RUN/eval/base-nucleus.json" "$RUN/eval/quark-nucleus.json")
     fi
-    if ((DIAL_SAMPLES > 0)); then                        # the dial: no token, then r_1 ... r_K
-        dial "$previous"
+    if ((DIAL_SAMPLES > 0)); then                        # the dial: r_1 ... r_K, then no token
+        dial "$model"
     fi
     "$PYTHON" evaluate.py --compare "${results[@]}" --report "$RUN"
 }
@@ -56,9 +56,9 @@ quantize() {                                             # quantize ROUND POOL..
     stage "$out" quantize.py "$@" --quantiles "$K" --seed "$SEED" $QUANTIZE --out "$out"
 }
 
-learn() {                                                # learn ROUND MODEL LAST_ROUND
-    local out=$RUN/model/$1
-    stage "$out" learn.py --pool "$RUN/quantized/$3.jsonl" --model "$2" --reference "$MODEL" \
+learn() {                                                # learn ROUND MODEL NEWEST_POOL
+    local out=$RUN/model/$1 model=$2 pool=$RUN/quantized/$3.jsonl
+    stage "$out" learn.py --pool "$pool" --model "$model" --reference "$MODEL" \
         --beta "$BETA" --kl "$KL" --entropy-coef "$ENTROPY" \
         --steps "$STEPS" --total-steps $((STEPS * ITERATIONS)) --batch-size "$BATCH" \
         --grad-accum "$GRAD_ACCUM" --lr "$LR" --warmup "$WARMUP" --clip "$CLIP" \
@@ -86,7 +86,7 @@ stage() {                                                # stage OUTPUT SCRIPT O
     shift
     if [ -e "$output" ]; then
         echo "have $output"
-        rm -rf "$output".*.part* "$output.replaced"      # left by a kill just after it was finished
+        rm -rf "$output".*.part* "$output.replaced"      # left if the run was killed right after it
         return
     fi
     echo

@@ -1,13 +1,19 @@
-"""How time and memory of each stage grow with the work: 1, 4, 16 and 64 times of it, on one log-log picture.
+"""How time and memory of each stage grow with the work: 1, 4, 16 and 64 times as much.
 
-    python bench/growth.py          # writes bench/results/growth.json and growth.png
+    python bench/growth.py                         # writes bench/results/growth.json and growth.png
+    python bench/growth.py --only quantize         # only these; the other results stay
 
-Each point is a process of its own, the quickest of three below 16; what the same stage takes for next to nothing, its start, is measured too and taken off the
-seconds. `exponent`: the slope of the last step, 16 to 64; 1 is linear. Steeper is only exploring with the length of a completion: for
-each token attention reads the keys and values of all columns before it, at 200 columns as long as the matrix products take.
+Each point is a process of its own; below 16 times it is the quickest of three. The time that the
+stage needs to start is measured too, and subtracted. `exponent` is the slope of the last step, from
+16 to 64 times; 1 is linear.
+
+Only one slope is clearly above 1: exploring, with the length of a completion. Attention reads the
+keys and values of all columns before each token. At 200 columns this takes as long as the matrix
+products.
 """
 
 import argparse
+import itertools
 import json
 import math
 import random
@@ -17,118 +23,130 @@ from pathlib import Path
 from rows import ROOT, run
 
 SCALES = (1, 4, 16, 64)
+PROMPTS = ROOT / "tiny" / "prompts" / "train.jsonl"
 
 
 def write_pool(path, rows, tokens=19, quantiles=5):
-    """Rows with completions of `tokens` tokens: each " film" is one of tiny/lm's."""
+    """Rows with completions of `tokens` tokens: " film" is a token of tiny/lm."""
     rng = random.Random(0)
-    with path.open("w") as file:
+    with path.open("w", encoding="utf-8") as file:
         for i in range(rows):
-            file.write(json.dumps({"prompt": f"The film number {i // 4} was", "completion": " film" * tokens, "reward": rng.random(),
-                                   "iteration": i % 5, "quantile": i % quantiles + 1}) + "\n")  # fmt: skip
+            row = {
+                "prompt": f"The film number {i // 4} was",
+                "completion": " film" * tokens,
+                "reward": rng.random(),
+                "iteration": i % 5,
+                "quantile": i % quantiles + 1,
+            }
+            file.write(json.dumps(row) + "\n")
     return path
 
 
-def in_process(what, V):
-    """`what` (sample or learn) with a random model of V tokens: run as a process by main, which measures it."""
-    from types import SimpleNamespace
+def write_prompts(path, n):
+    """The first n training prompts."""
+    lines = PROMPTS.read_text(encoding="utf-8").splitlines()
+    path.write_text("\n".join(lines[:n]) + "\n", encoding="utf-8")
+    return path
 
-    import common
+
+def with_vocabulary(work, V):
+    """Samples or learns with a random model of V tokens. main runs this as a process."""
     import numpy as np
-    import torch
+    from common import make_policy, random_parts, updates
 
-    common.V = V
-    policy, reference, rng = (
-        common.random_policy("tiny", 5),
-        common.random_policy("tiny"),
-        np.random.default_rng(0),
-    )
-    if what == "sample":
+    policy = make_policy("6x256", 5, vocab_size=V)
+    reference = make_policy("6x256", vocab_size=V)
+    if work == "sample":
         from explore import sample
 
-        sample(
-            policy,
-            rng.integers(V - 1, size=(256, 12)).tolist(),
-            max_new_tokens=20,
-            min_new_tokens=20,
-        )
-    elif what == "learn":
-        from learn import learn
-
-        parts = [
-            [(k, rng.integers(V - 1, size=12), rng.integers(V - 1, size=20)) for _ in range(64)]
-            for k in range(1, 6)
-        ]
-        args = SimpleNamespace(steps=5, total_steps=5, batch_size=64, grad_accum=1, beta=0.05, kl="forward", entropy_coef=0.0, clip=1.0,
-                               lr=1e-5, warmup=0, reward_token_lr=1.0, seed=0, bf16=False, closed_form=False)  # fmt: skip
-        list(
-            learn(
-                policy,
-                reference,
-                parts,
-                args,
-                torch.optim.Adam(policy.model.parameters(), eps=1e-5, fused=True),
-                0,
-            )
-        )
+        prompts = np.random.default_rng(0).integers(V - 1, size=(256, 12)).tolist()
+        sample(policy, prompts, max_new_tokens=20, min_new_tokens=20)
+    elif work == "learn":
+        parts = random_parts(V, 5, examples=64, prompt=12, new=20)
+        for _ in updates(policy, reference, parts, batch_size=64, steps=5):
+            pass
 
 
 def studies(folder):
-    """{name: (command for next to nothing, [command at 1, 4, 16, 64 times])}."""
-    explore = ["explore.py", "--model", "tiny/lm", "--prompts", "tiny/prompts/train.jsonl"]
-    evaluate = [
-        "evaluate.py",
-        "--model",
-        "tiny/lm",
-        "--reference",
-        "tiny/lm",
-        "--prompts",
-        "tiny/prompts/train.jsonl",
-        "--reward",
-        "sentiment",
-    ]
-    learn = ["learn.py", "--model", "tiny/lm", "--reference", "tiny/lm"]
-    lines = (ROOT / "tiny/prompts/train.jsonl").read_text(encoding="utf-8").splitlines()
-    few = write_pool(folder / "few.jsonl", 10)
-    pools = [write_pool(folder / f"rows{s}.jsonl", 15625 * s) for s in SCALES]
-    lengths = [write_pool(folder / f"length{s}.jsonl", 50, 3 * s) for s in SCALES]
-    prompts = [folder / f"prompts{n}.jsonl" for n in (1, *(12 * s for s in SCALES))]
-    for path in prompts:
-        path.write_text("\n".join(lines[: int(path.stem[7:])]) + "\n", encoding="utf-8")
-    count = iter(range(1000))
+    """{name: (the smallest command, [the command at 1, 4, 16, 64 times the work])}."""
+    count = itertools.count()
 
-    def to(*command):
+    def to_file(*command):
         return [*command, "--out", folder / f"out{next(count)}"]
 
-    def tokens(n, prompts=640):
-        return [
-            "--num-prompts",
-            prompts,
-            "--max-new-tokens",
-            n,
-            "--min-new-tokens",
-            n,
-            "--reward",
-            "length",
-        ]
+    small = write_pool(folder / "small.jsonl", 10)
+    pools = [write_pool(folder / f"rows{s}.jsonl", 15625 * s) for s in SCALES]
+    lengths = [write_pool(folder / f"length{s}.jsonl", 50, 3 * s) for s in SCALES]
+    one_prompt = write_prompts(folder / "prompts1.jsonl", 1)
+    prompts = [write_prompts(folder / f"prompts{12 * s}.jsonl", 12 * s) for s in SCALES]
+    return {
+        **exploring(to_file),
+        **quantizing(to_file, small, pools),
+        **learning(to_file, small, pools, lengths),
+        **evaluating(to_file, one_prompt, prompts),
+    }
+
+
+def exploring(to_file):
+    explore = ["explore.py", "--model", "tiny/lm", "--prompts", PROMPTS, "--reward"]
+
+    def with_prompts(n, samples):
+        numbers = ["--num-prompts", n, "--num-samples", samples]
+        return to_file(*explore, "sentiment", *numbers)
+
+    def with_length(n, prompts):
+        lengths = ["--max-new-tokens", n, "--min-new-tokens", n]
+        return to_file(*explore, "length", "--num-prompts", prompts, *lengths)
 
     return {
-        "explore: prompts": (to(*explore, "--num-prompts", "1", "--reward", "sentiment"),
-                             [to(*explore, "--num-prompts", 12 * s, "--num-samples", "4", "--reward", "sentiment") for s in SCALES]),
-        "explore: tokens a completion": (to(*explore, *tokens(1, 1)), [to(*explore, *tokens(3 * s)) for s in SCALES]),
-        "explore: tokens in the vocabulary": ([__file__, "--one", "none", "785"], [[__file__, "--one", "sample", 785 * s] for s in SCALES]),
-        "quantize: rows": (to("quantize.py", few), [to("quantize.py", pool) for pool in pools]),
-        "quantize: K": (to("quantize.py", few), [to("quantize.py", pools[1], "--quantiles", 2 * s) for s in SCALES]),
-        "learn: rows": (to(*learn, "--pool", few, "--steps", "1", "--batch-size", "1"),
-                        [to(*learn, "--pool", pool, "--steps", "1", "--batch-size", "1") for pool in pools]),
-        "learn: examples a step": (to(*learn, "--pool", pools[0], "--steps", "1", "--batch-size", "1"),
-                                   [to(*learn, "--pool", pools[0], "--steps", "5", "--batch-size", 2 * s) for s in SCALES]),
-        "learn: tokens a completion": (to(*learn, "--pool", few, "--steps", "1", "--batch-size", "1"),
-                                       [to(*learn, "--pool", pool, "--steps", "5", "--batch-size", "16") for pool in lengths]),
-        "learn: tokens in the vocabulary": ([__file__, "--one", "none", "785"], [[__file__, "--one", "learn", 785 * s] for s in SCALES]),
-        "evaluate: prompts": (to(*evaluate[:5], "--prompts", prompts[0], *evaluate[7:], "--num-samples", "1"),
-                              [to(*evaluate[:5], "--prompts", path, *evaluate[7:], "--num-samples", "4") for path in prompts[1:]]),
-    }  # fmt: skip
+        "explore: prompts": (with_prompts(1, 1), [with_prompts(12 * s, 4) for s in SCALES]),
+        "explore: tokens a completion": (
+            with_length(1, 1),
+            [with_length(3 * s, 640) for s in SCALES],
+        ),
+        "explore: tokens in the vocabulary": vocabulary("sample"),
+    }
+
+
+def vocabulary(work):
+    command = [__file__, "--vocabulary"]
+    return [*command, "none", 785], [[*command, work, 785 * s] for s in SCALES]
+
+
+def quantizing(to_file, small, pools):
+    start = to_file("quantize.py", small)
+    with_K = [to_file("quantize.py", pools[1], "--quantiles", 2 * s) for s in SCALES]
+    return {
+        "quantize: rows": (start, [to_file("quantize.py", pool) for pool in pools]),
+        "quantize: K": (start, with_K),
+    }
+
+
+def learning(to_file, small, pools, lengths):
+    learn_py = ["learn.py", "--model", "tiny/lm", "--reference", "tiny/lm", "--pool"]
+
+    def learn(pool, steps, batch):
+        return to_file(*learn_py, pool, "--steps", steps, "--batch-size", batch)
+
+    return {
+        "learn: rows": (learn(small, 1, 1), [learn(pool, 1, 1) for pool in pools]),
+        "learn: examples a step": (
+            learn(pools[0], 1, 1),
+            [learn(pools[0], 5, 2 * s) for s in SCALES],
+        ),
+        "learn: tokens a completion": (
+            learn(small, 1, 1),
+            [learn(pool, 5, 16) for pool in lengths],
+        ),
+        "learn: tokens in the vocabulary": vocabulary("learn"),
+    }
+
+
+def evaluating(to_file, one_prompt, prompts):
+    models = ["--model", "tiny/lm", "--reference", "tiny/lm"]
+    evaluate = ["evaluate.py", *models, "--reward", "sentiment", "--prompts"]
+    commands = [to_file(*evaluate, file, "--num-samples", 4) for file in prompts]
+    return {"evaluate: prompts": (to_file(*evaluate, one_prompt, "--num-samples", 1), commands)}
 
 
 def draw(results, path):
@@ -137,78 +155,68 @@ def draw(results, path):
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    figure, axes = plt.subplots(1, 2, figsize=(11, 4.6), layout="constrained")
-    for number, (name, r) in enumerate(results.items()):
-        style = dict(
-            marker="osD^v"[number % 5],
-            linestyle=("-", "--")[number // 5 % 2],
-            linewidth=1.2,
-            markersize=4,
-            label=name,
-        )
-        axes[0].loglog(SCALES, r["seconds"], **style)
-        axes[1].loglog(SCALES, [b / 1e6 for b in r["bytes"]], **style)
-    axes[0].loglog(
-        SCALES,
-        [0.2 * s for s in SCALES],
-        color="0.6",
-        linewidth=4,
-        alpha=0.5,
-        zorder=0,
-        label="linear",
-    )
-    axes[0].set(
-        xlabel="times the work", ylabel="seconds, without the start", title="time", ylim=(0.1, None)
-    )  # less is lost in the start's own noise
-    axes[1].set(xlabel="times the work", ylabel="MB", title="peak memory")
-    for axis in axes:
+    figure, (time, memory) = plt.subplots(1, 2, figsize=(11, 4.6), layout="constrained")
+    for number, (name, result) in enumerate(results.items()):
+        style = {
+            "marker": "osD^v"[number % 5],
+            "linestyle": ("-", "--")[number // 5 % 2],
+            "linewidth": 1.2,
+            "markersize": 4,
+            "label": name,
+        }
+        time.loglog(SCALES, result["seconds"], **style)
+        memory.loglog(SCALES, [b / 1e6 for b in result["bytes"]], **style)
+    linear = {"color": "0.6", "linewidth": 4, "alpha": 0.5, "zorder": 0, "label": "linear"}
+    time.loglog(SCALES, [0.2 * s for s in SCALES], **linear)
+    time.set(xlabel="times the work", ylabel="seconds, without the start", title="time")
+    time.set_ylim(0.1, None)  # below that, the start varies more
+    memory.set(xlabel="times the work", ylabel="MB", title="peak memory")
+    for axis in (time, memory):
         axis.set_xticks(SCALES, [str(s) for s in SCALES])
         axis.minorticks_off()
         axis.grid(alpha=0.3)
-    figure.legend(*axes[0].get_legend_handles_labels(), fontsize=7, loc="outside right upper")
+    figure.legend(*time.get_legend_handles_labels(), fontsize=7, loc="outside right upper")
     figure.savefig(path, dpi=110)
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    parser.add_argument(
-        "--one", nargs=2, help=argparse.SUPPRESS
-    )  # a point of the vocabulary's, in a process of its own
-    parser.add_argument(
-        "--only",
-        default="",
-        help="measure those only whose name contains this; the others' results stay",
-    )
-    args = parser.parse_args()
-    if args.one:
-        return in_process(args.one[0], int(args.one[1]))
-    out = ROOT / "bench" / "results" / "growth.json"
-    results = json.loads(out.read_text(encoding="utf-8")) if args.only else {}
+def measure(smallest, commands):
+    """Seconds without the start, peak memory, and the exponent of one study."""
+    start = min(run(*smallest)[0] for _ in range(3))
+    seconds, memory = [], []
+    for scale, command in zip(SCALES, commands):
+        s, b = min(run(*command) for _ in range(3 if scale < 16 else 1))
+        seconds.append(max(s - start, 1e-3))
+        memory.append(b)
+    exponent = math.log(seconds[-1] / seconds[-2]) / math.log(SCALES[-1] / SCALES[-2])
+    return {"start": start, "seconds": seconds, "bytes": memory, "exponent": exponent}
+
+
+def main(argv=None):
+    formatter = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=formatter)
+    add = parser.add_argument
+    add("--vocabulary", nargs=2, help=argparse.SUPPRESS)  # one point, in a process of its own
+    add("--only", default="", help="measure only studies whose name contains this")
+    add("--out", type=Path, default=ROOT / "bench" / "results" / "growth.json")
+    args = parser.parse_args(argv)
+    if args.vocabulary:
+        work, V = args.vocabulary
+        return with_vocabulary(work, int(V))
+    results = {}
+    if args.only and args.out.exists():
+        results = json.loads(args.out.read_text(encoding="utf-8"))
     print(f"{'':36s} {'seconds at 1, 4, 16, 64':>36s} {'exponent':>9s}   peak memory in MB")
     with tempfile.TemporaryDirectory() as folder:
-        for name, (nothing, commands) in studies(Path(folder)).items():
+        for name, (smallest, commands) in studies(Path(folder)).items():
             if args.only not in name:
                 continue
-            start = min(run(*nothing)[0] for _ in range(3))
-            measured = [
-                min(run(*command) for _ in range(3 if scale < 16 else 1))
-                for scale, command in zip(SCALES, commands)
-            ]
-            seconds = [max(s - start, 1e-3) for s, _ in measured]
-            exponent = math.log(seconds[-1] / seconds[-2]) / math.log(SCALES[-1] / SCALES[-2])
-            results[name] = {
-                "start": start,
-                "seconds": seconds,
-                "bytes": [b for _, b in measured],
-                "exponent": exponent,
-            }
-            print(
-                f"{name:36s} {' '.join(f'{s:8.2f}' for s in seconds)} {exponent:9.2f}   {' '.join(f'{b / 1e6:.0f}' for _, b in measured)}",
-                flush=True,
-            )
-    out.parent.mkdir(exist_ok=True)
-    out.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
-    draw(results, out.with_suffix(".png"))
+            result = results[name] = measure(smallest, commands)
+            seconds = " ".join(f"{s:8.2f}" for s in result["seconds"])
+            memory = " ".join(f"{b / 1e6:.0f}" for b in result["bytes"])
+            print(f"{name:36s} {seconds} {result['exponent']:9.2f}   {memory}", flush=True)
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    args.out.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    draw(results, args.out.with_suffix(".png"))
 
 
 if __name__ == "__main__":

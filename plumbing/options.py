@@ -54,7 +54,7 @@ def number(kind, least=None, above=None, most=None, below=None):
 
 
 COUNT = number(int, least=1)
-SEED = number(int, least=0, below=2**31)
+NATURAL = number(int, least=0, below=2**31)
 
 
 def add_sampling_options(parser, num_samples, top_p):
@@ -85,7 +85,7 @@ def add_sampling_options(parser, num_samples, top_p):
 
 def add_seed_and_device(group, what_the_seed_is_of):
     """--seed and --device, in every stage that computes with a model."""
-    group.add_argument("--seed", type=SEED, default=0, help=what_the_seed_is_of)
+    group.add_argument("--seed", type=NATURAL, default=0, help=what_the_seed_is_of)
     devices = ["auto", "cpu", "cuda", "mps"]
     text = "auto: a GPU if there is one"
     group.add_argument("--device", default="auto", choices=devices, help=text)

@@ -104,8 +104,8 @@ class Policy:
             hidden = self.model.base_model(tokens, use_cache=False).last_hidden_state
         return hidden.to(self.model.dtype)
 
-    def add_reward_tokens(self, rows):
-        """Appends the (K, d) rows to the embedding, as r_1 ... r_K.
+    def append_embeddings(self, rows):
+        """Appends (K, d) rows to the embedding: the reward tokens r_1 ... r_K.
 
         GPT-2's embedding is also its output layer, so the softmax grows by K columns as well.
         Wherever logits are used, they are cut to the first V.

@@ -36,7 +36,7 @@ def looks_at_results(parser, args):
     return bool(args.tally or args.compare or args.report)
 
 
-def look(args, perplexity):
+def show_results(args, perplexity):
     """Does what the options ask for. Returns False if they ask for nothing."""
     if args.tally:
         tally(Path(args.tally))

@@ -29,7 +29,7 @@ if [ "$TASK" = repetition ]; then             # never cut short: an early end wo
 fi
 NEW_TOKENS=${NEW_TOKENS:-20} MIN_TOKENS=${MIN_TOKENS:-3}
 EXPLORE=${EXPLORE:---decode sample --top-p 1}
-EXPLORE_P0=${EXPLORE_P0:-$EXPLORE}            # the same for the first pool, which p0 writes
+EXPLORE_P0=${EXPLORE_P0:-$EXPLORE}            # for the first pool, which p0 samples
 EVALUATE=${EVALUATE:---decode sample --top-p 0.9 --num-samples 25}
 KL=${KL:-forward} ENTROPY=${ENTROPY:-0}       # the paper; the authors' code: reverse and 0.06
 NUM_PROMPTS=${NUM_PROMPTS:-}                  # explore this many of the prompts (none: all)
@@ -38,7 +38,7 @@ REWARD_TOKEN_INIT=${REWARD_TOKEN_INIT:-normal}
 GRAD_ACCUM=${GRAD_ACCUM:-1}                   # pieces that a batch is cut into, to save memory
 BF16=${BF16:-}                                # --bf16: learn and sample in bfloat16
 QUANTIZE=${QUANTIZE:-}                        # further options of quantize.py: "--last 3"
-FORGET=${FORGET:-}                            # 1: a row that quantize.py left out stays out
+FORGET=${FORGET:-}                            # 1: a row that was dropped never returns
 LEARN=${LEARN:-}                              # further options of learn.py: "--no-reward-token"
 SAMPLE_BATCH=${SAMPLE_BATCH:-128}
 DIAL_SAMPLES=${DIAL_SAMPLES:-6}               # completions per prompt and reward token; 0: no dial
@@ -65,7 +65,7 @@ if [ "$TASK" = test ]; then                   # MARK=slow: the slow tests
     exec "$PYTHON" -m pytest -q -m "${MARK-not slow}" tests
 fi
 "$PYTHON" -c '' 2>/dev/null || {
-    echo "run_all.sh: error: PYTHON=$PYTHON does not start; leave it out, and .venv is made" >&2
+    echo "run_all.sh: error: PYTHON=$PYTHON does not start; without PYTHON=, .venv is used" >&2
     exit 1
 }
 trap 'exit 130' INT                           # Ctrl-C ends the run, not only the stage
@@ -74,12 +74,12 @@ trap 'exit 130' INT                           # Ctrl-C ends the run, not only th
 mkdir -p "$RUN"
 exec 9<"$RUN"                                 # one run per folder: a lock, held until the run ends
 "$PYTHON" -c 'import fcntl; fcntl.flock(9, fcntl.LOCK_EX | fcntl.LOCK_NB)' 2>/dev/null || {
-    echo "run_all.sh: error: another run is at work in $RUN; wait for it, or choose another folder:" \
-        "RUN=runs/another" >&2
+    echo "run_all.sh: error: another run is at work in $RUN; wait for it," \
+        "or choose another folder: RUN=runs/another" >&2
     exit 1
 }
 
-settings() {                                  # all that decides what is written
+print_settings() {                            # all that decides what is written
     local name
     for name in TASK MODEL PROMPTS TEST_PROMPTS PPL_MODEL REWARD REWARD_MODEL SEED K BETA KL \
         ENTROPY ITERATIONS STEPS BATCH LR WARMUP CLIP QUANTIZE FORGET LEARN EXPLORE EXPLORE_P0 \
@@ -87,17 +87,21 @@ settings() {                                  # all that decides what is written
         DIAL_SAMPLES; do
         echo "$name=${!name-}"
     done
-    case $REWARD in                           # a file of the user's own may have been edited
+    for name in explore.py quantize.py learn.py rewards.py; do    # an edit is another setting
+        echo "checksum of $name=$(cksum <"$name")"
+    done
+    case $REWARD in
         *:*) echo "checksum of ${REWARD%:*}=$(cat "${REWARD%:*}" 2>/dev/null | cksum)" ;;
     esac
 }
 if [ -e "$RUN/settings" ]; then
-    changed=$(settings | grep -vxF -f "$RUN/settings" | head -n 1) || true
+    changed=$(print_settings | grep -vxF -f "$RUN/settings" | head -n 1) || true
     [ -z "$changed" ] || {
-        echo "run_all.sh: error: $RUN was made with $(grep "^${changed%%=*}=" "$RUN/settings")," \
-            "and now it is $changed; choose another folder, RUN=runs/another, or remove this one" >&2
+        before=$(grep "^${changed%%=*}=" "$RUN/settings" || echo "no ${changed%%=*}")
+        echo "run_all.sh: error: $RUN was made with $before, and now it is $changed;" \
+            "choose another folder, RUN=runs/another, or remove this one" >&2
         exit 1
     }
 else
-    settings >"$RUN/settings.tmp" && mv "$RUN/settings.tmp" "$RUN/settings"
+    print_settings >"$RUN/settings.tmp" && mv "$RUN/settings.tmp" "$RUN/settings"
 fi

@@ -17,10 +17,10 @@ LR=${LR:-1e-5}
 WARMUP=${WARMUP:-500}
 CLIP=${CLIP:-0}                                            # no clipping
 NUM_SAMPLES=${NUM_SAMPLES:-1}
-LEARN=${LEARN---closed-form}                               # with 50,257 tokens: less memory and time
-case $TASK in
-    sentiment) judge=distilbert/distilbert-base-uncased-finetuned-sst-2-english ;;
-    toxicity) judge=unitary/toxic-bert ;;
-    repetition) judge= ;;
+LEARN=${LEARN---closed-form}                               # 50,257 tokens: less memory, less time
+case $REWARD in
+    sentiment*) default_judge=distilbert/distilbert-base-uncased-finetuned-sst-2-english ;;
+    toxicity) default_judge=unitary/toxic-bert ;;
+    *) default_judge= ;;
 esac
-REWARD_MODEL=${REWARD_MODEL:-$judge}
+REWARD_MODEL=${REWARD_MODEL:-$default_judge}

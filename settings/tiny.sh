@@ -1,6 +1,7 @@
 # Settings of the small runs: tiny/lm on a laptop, in minutes. docs/small-runs.md gives the reasons.
-# Each line sets a variable only if you have not set it in front of the command.
-NAME=tiny
+# ${X:-default} and ${X-default} keep what you set in front of the command; the second one keeps an
+# empty X as well.
+NAME=tiny                                                  # of the run's folder
 
 # What is explored
 PROMPTS=${PROMPTS:-tiny/prompts/train.jsonl}               # X
@@ -24,13 +25,13 @@ case $TASK in
         ITERATIONS=${ITERATIONS:-4} STEPS=${STEPS:-150} BATCH=${BATCH:-20} LR=${LR:-3e-3}
         ;;
 esac
-NUM_PROMPTS=${NUM_PROMPTS:-384}                            # of the 851, drawn by SEED
+NUM_PROMPTS=${NUM_PROMPTS:-384}                            # of the 851, drawn by SEED, once
 NUM_SAMPLES=${NUM_SAMPLES:-4}                              # completions per prompt and round
 
 # What is learned from. Not in the paper: quantiles within each prompt, and a pool that is cut back.
 K=${K:-5}                                                  # quantiles
 QUANTIZE=${QUANTIZE---per-prompt --keep-top 0.8}           # further options of quantize.py
-FORGET=${FORGET-1}                                         # 1: a row that was left out stays out
+FORGET=${FORGET-1}                                         # 1: a row that was dropped never returns
 
 # How it is learned
 BETA=${BETA:-0.05}                                         # weight of the KL term
@@ -40,10 +41,11 @@ BATCH=${BATCH:-16}                                         # examples an update
 LR=${LR:-5e-4}                                             # peak learning rate of Adam
 WARMUP=${WARMUP:-30}                                       # updates
 CLIP=${CLIP:-1}                                            # largest gradient norm
-REWARD_TOKEN_INIT=${REWARD_TOKEN_INIT:-ordered}            # with both, the reward tokens
-REWARD_TOKEN_LR=${REWARD_TOKEN_LR:-10}                     # are heeded after fewer updates
+# With these two, the model reacts to the reward tokens after fewer updates.
+REWARD_TOKEN_INIT=${REWARD_TOKEN_INIT:-ordered}
+REWARD_TOKEN_LR=${REWARD_TOKEN_LR:-10}                     # times LR, for the rows of r_1 ... r_K
 if [ -z "${BF16+set}" ] && grep -qsE 'avx512_bf16|amx_bf16' /proc/cpuinfo; then
     BF16=--bf16                                            # where the CPU has it
 fi
 
-export HF_HUB_OFFLINE=${HF_HUB_OFFLINE-1}                  # nothing is downloaded; 0: hub names work
+export HF_HUB_OFFLINE=${HF_HUB_OFFLINE-1}                  # offline; 0: models of the hub work

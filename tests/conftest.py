@@ -261,3 +261,36 @@ def one_sentence(message):
     if not isinstance(message, str) or "\n" in message:
         return False
     return ".py: error: " in message and "Traceback" not in message
+
+
+EVALUATED = [
+    {"prompt": "The film", "group": "neutral"},
+    {"prompt": "I was bored", "group": "negative"},
+    {"prompt": "songs"},
+    {"prompt": "A good", "group": "neutral"},
+    {"prompt": "It"},
+]
+
+
+def run_evaluate(
+    tmp_path,
+    model,
+    reference,
+    *options,
+    name="quark",
+    reward=("hash", "length"),
+    prompts=EVALUATED,
+):
+    """evaluate.py on these prompts, three samples each. Returns the table in tmp_path/eval/NAME.json.
+
+    None if there is no such file, as with --reward-token all.
+    """
+    import evaluate
+
+    path = write_jsonl(tmp_path / "prompts.jsonl", prompts)
+    out = tmp_path / "eval" / name
+    argv = ["--model", model, "--reference", reference, "--prompts", path, "--out", out]
+    argv += ["--num-samples", 3, "--max-new-tokens", 6, "--device", "cpu", "--reward", *reward]
+    evaluate.main([str(a) for a in [*argv, *options]])
+    table = out.with_name(name + ".json")
+    return json.loads(table.read_text()) if table.exists() else None

@@ -11,46 +11,102 @@ import time
 
 import pytest
 import torch
-from conftest import ROOT, SENTENCES, read_rows, write_jsonl
+from conftest import ROOT, SENTENCES, files_of, read_rows, write_jsonl
+
+from plumbing.files import check_replaceable, whole_folder
+from plumbing.policy import load_policy
 
 MY_REWARD = """
 import time
 def slow(prompts, completions, **kwargs):
-    time.sleep(0.15)      # so that some of the kills fall between two batches
+    time.sleep(0.15)  # so that some of the kills fall between two batches
     return [sum(map(ord, y)) % 101 / 101 for y in completions]
 """
 
 
+def obey_ctrl_c():
+    """In a new process: a shell that starts the tests in the background has them ignore Ctrl-C."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 @pytest.fixture(scope="module")
 def settings(p0_folder, tmp_path_factory):
-    """run_all.sh on the random model of these tests: every stage, two rounds, seconds."""
+    """run_all.sh on the random model of these tests: every stage, two rounds, a few seconds."""
     folder = tmp_path_factory.mktemp("run")
     words = " ".join(SENTENCES).split()
-    prompts = write_jsonl(folder / "prompts.jsonl", [{"prompt": " ".join(words[i : i + 3]), "group": "ab"[i % 2]} for i in range(30)])
+    rows = []
+    for i in range(30):
+        rows.append({"prompt": " ".join(words[i : i + 3]), "group": "ab"[i % 2]})
+    prompts = write_jsonl(folder / "prompts.jsonl", rows)
     (folder / "my.py").write_text(MY_REWARD)
-    given = dict(MODEL=p0_folder, PROMPTS=prompts, TEST_PROMPTS=prompts, REWARD=f"{folder}/my.py:slow", K=2, ITERATIONS=2, STEPS=4,
-                 BATCH=4, LR="1e-3", WARMUP=2, NUM_SAMPLES=3, NEW_TOKENS=8, SAMPLE_BATCH=16, DIAL_SAMPLES=1,
-                 EVALUATE="--decode sample --top-p 0.9 --num-samples 2", PYTHON=sys.executable, OMP_NUM_THREADS=1)  # fmt: skip
+    given = {
+        "MODEL": p0_folder,
+        "PROMPTS": prompts,
+        "TEST_PROMPTS": prompts,
+        "REWARD": f"{folder}/my.py:slow",
+        "K": 2,
+        "ITERATIONS": 2,
+        "STEPS": 4,
+        "BATCH": 4,
+        "LR": "1e-3",
+        "WARMUP": 2,
+        "NUM_SAMPLES": 3,
+        "NEW_TOKENS": 8,
+        "SAMPLE_BATCH": 16,
+        "DIAL_SAMPLES": 1,
+        "EVALUATE": "--decode sample --top-p 0.9 --num-samples 2",
+        "PYTHON": sys.executable,
+        "OMP_NUM_THREADS": 1,
+    }
     return {**os.environ, **{name: str(value) for name, value in given.items()}}
 
 
 def start(settings, run, **more):
-    return subprocess.Popen(["bash", ROOT / "run_all.sh", "sentiment"], env={**settings, "RUN": str(run), **more}, text=True,
-                            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True)  # fmt: skip
+    return subprocess.Popen(
+        ["bash", ROOT / "run_all.sh", "sentiment"],
+        env={**settings, "RUN": str(run), **more},
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+        preexec_fn=obey_ctrl_c,
+    )
+
+
+def finish(process):
+    """Waits for a run that must succeed. Returns what it printed."""
+    said = process.communicate(timeout=300)[0]
+    assert process.returncode == 0, said
+    return said
+
+
+def optimiser_of(file):
+    """The optimiser's numbers as text."""
+    state = torch.load(file, weights_only=True)
+    numbers = []
+    for of_parameter in state["optimizer"]["state"].values():
+        for name, value in of_parameter.items():
+            numbers.append((name, value.tolist() if hasattr(value, "tolist") else value))
+    return str(numbers)
 
 
 def contents(run):
-    """{file: what must be equal}: bytes, with the run's own path taken out; of a checkpoint the weights and the state."""
+    """{file: what must be equal in two runs}: its bytes, without the run's own path.
+
+    Of the optimiser it is the numbers, of the metrics all but the speed. The report is drawn anew
+    and holds times: None.
+    """
     found = {}
-    for file in sorted(p for p in run.rglob("*") if p.is_file()):
+    for file in sorted(path for path in run.rglob("*") if path.is_file()):
         name = str(file.relative_to(run))
         if name.endswith("optimizer.pt"):
-            state = torch.load(file, weights_only=True)
-            found[name] = str([(k, v.tolist() if hasattr(v, "tolist") else v) for s in state["optimizer"]["state"].values() for k, v in s.items()])
+            found[name] = optimiser_of(file)
         elif name.endswith("metrics.jsonl"):
-            found[name] = [{k: v for k, v in row.items() if k != "tokens_per_s"} for row in read_rows(file)]
+            found[name] = read_rows(file)
+            for row in found[name]:
+                del row["tokens_per_s"]
         elif name.startswith("figures") or name == "report.html":
-            found[name] = None  # drawn anew, with the times of the run
+            found[name] = None
         else:
             found[name] = file.read_bytes().replace(str(run).encode(), b"RUN")
     return found
@@ -58,108 +114,132 @@ def contents(run):
 
 @pytest.fixture(scope="module")
 def undisturbed(settings, tmp_path_factory):
+    """The contents of an undisturbed run, and how long it took."""
     run = tmp_path_factory.mktemp("runs") / "undisturbed"
     began = time.monotonic()
-    process = start(settings, run)
-    said = process.communicate(timeout=300)[0]
-    assert process.returncode == 0, said
+    finish(start(settings, run))
     return contents(run), time.monotonic() - began
 
 
-def behind_the_handler(said):
-    """The frames of tracebacks in `said` that lie in a stage behind the line from which on Ctrl-C is one line. Before it, in the first
-    hundredths of a second, a traceback is Python's own."""
-    frames = re.findall(rf'File "{re.escape(str(ROOT))}/(\w+\.py)", line (\d+)', said)
-    last = {}
-    for file in {file for file, _ in frames}:
-        mark = "signal.signal(signal.SIGTERM" if file == "quantize.py" else "from quantize import"
-        last[file] = next(n for n, line in enumerate((ROOT / file).read_text().splitlines(), 1) if line.strip().startswith(mark))
-    return [(file, int(line)) for file, line in frames if int(line) > last[file]]
+# ------------------------------------------------------------------------------------- the whole run
+
+
+def stages_in(said):
+    return {line.split()[1] for line in said.splitlines() if line.startswith("+ ")}
+
+
+def in_a_main(said):
+    """Whether a traceback in `said` goes through the main() of a stage.
+
+    There Ctrl-C must be one line. In the first tenths of a second, while the imports run, a
+    traceback is Python's own.
+    """
+    return re.search(rf'File "{re.escape(str(ROOT))}/\w+\.py", line \d+, in main\b', said)
 
 
 @pytest.mark.slow
 def test_thirty_kills(settings, undisturbed, tmp_path):
-    """SIGKILL, SIGTERM and Ctrl-C at 30 random moments: each finished run has all the files of the undisturbed one and no other."""
+    """SIGKILL, SIGTERM and Ctrl-C at 30 random moments, some of them after each stage has begun.
+
+    Each run that is finished in the end has the files of the undisturbed one, and no other.
+    """
     chance, kills, runs, stages = random.Random(7), 0, 0, set()
     files, seconds = undisturbed
     while kills < 30 or runs == 0:
         run, done = tmp_path / f"run{runs}", False
         while not done:
             process = start(settings, run)
+            patience = seconds * chance.uniform(0.01, 0.25) if kills < 30 else 300
             try:
-                said = process.communicate(timeout=seconds * chance.uniform(0.01, 0.25) if kills < 30 else 300)[0]
+                said = process.communicate(timeout=patience)[0]
                 assert process.returncode == 0, said
                 done = True
             except subprocess.TimeoutExpired:
-                kind = chance.choice([signal.SIGKILL, signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
-                os.killpg(process.pid, kind)
+                kinds = [signal.SIGKILL, signal.SIGKILL, signal.SIGTERM, signal.SIGINT]
+                os.killpg(process.pid, chance.choice(kinds))
                 said = process.communicate(timeout=30)[0]
                 kills += 1
-                stages |= {line.split()[1] for line in said.splitlines() if line.startswith("+ ")}
+                stages |= stages_in(said)
                 assert process.returncode != 0, said
-                assert not behind_the_handler(said), said
+                assert not in_a_main(said), said
         assert contents(run) == files
         runs += 1
         shutil.rmtree(run)
     assert stages == {"explore.py", "quantize.py", "learn.py", "evaluate.py"}
 
 
+def scored_so_far(run):
+    """The bytes of the append log of the first pool."""
+    return b"".join(part.read_bytes() for part in (run / "pool").glob("00.jsonl.*.part0"))
+
+
 @pytest.mark.slow
 def test_what_a_power_cut_leaves(settings, undisturbed, tmp_path):
-    """Half-written files of every kind lie about: the run ends with the same files, and they are gone."""
+    """Half-written files of every kind: the run ends with the same files, and those are gone."""
     run = tmp_path / "run"
     process = start(settings, run)
-    while not list((run / "pool").glob("00.jsonl.*.part0")) or not list((run / "pool").glob("*.part0"))[0].read_bytes():
+    while not scored_so_far(run):
         time.sleep(0.02)
     os.killpg(process.pid, signal.SIGKILL)
     process.communicate()
-    part = next((run / "pool").glob("*.part0"))
+    (part,) = (run / "pool").glob("*.part0")
     part.write_bytes(part.read_bytes()[:-30])
-    for name in ("pool/00.jsonl.tmp", "quantized/00.jsonl.tmp", "eval/base.json.tmp", "model/01.tmp/model.safetensors"):
+    unfinished = ["pool/00.jsonl.tmp", "quantized/00.jsonl.tmp", "eval/base.json.tmp"]
+    for name in [*unfinished, "model/01.tmp/model.safetensors"]:
         (run / name).parent.mkdir(parents=True, exist_ok=True)
         (run / name).write_text('{"prompt": "hal')
-    process = start(settings, run)
-    said = process.communicate(timeout=300)[0]
-    assert process.returncode == 0 and "going on: " in said and contents(run) == undisturbed[0]
+    assert "going on: " in finish(start(settings, run))
+    assert contents(run) == undisturbed[0]
 
 
 @pytest.mark.slow
 def test_a_run_by_torchrun(settings, undisturbed, tmp_path):
-    """LAUNCH="torchrun ...": the same files, the first pool byte for byte, the weights to rounding."""
-    torchrun = f"{sys.executable} -m torch.distributed.run --nproc_per_node 2 --rdzv_backend c10d --rdzv_endpoint localhost:0"
-    process = start(settings, tmp_path / "run", LAUNCH=torchrun)
-    said = process.communicate(timeout=300)[0]
-    assert process.returncode == 0, said
-    files = contents(tmp_path / "run")
-    assert files.keys() == undisturbed[0].keys() and files["pool/00.jsonl"] == undisturbed[0]["pool/00.jsonl"]
-    one, two = ([m["loss"] for m in f["model/01/metrics.jsonl"]] for f in (undisturbed[0], files))
-    assert two == pytest.approx(one, rel=1e-4)
+    """LAUNCH="torchrun ...", two processes: the same files.
+
+    The first pool is the same byte for byte, and the losses are the same to rounding.
+    """
+    torchrun = f"{sys.executable} -m torch.distributed.run --nproc_per_node 2"
+    torchrun += " --rdzv_backend c10d --rdzv_endpoint localhost:0"
+    finish(start(settings, tmp_path / "run", LAUNCH=torchrun))
+    one, two = undisturbed[0], contents(tmp_path / "run")
+    assert two.keys() == one.keys()
+    assert two["pool/00.jsonl"] == one["pool/00.jsonl"]
+    losses = [[row["loss"] for row in files["model/01/metrics.jsonl"]] for files in (one, two)]
+    assert losses[1] == pytest.approx(losses[0], rel=1e-4)
 
 
 @pytest.mark.slow
 def test_the_second_run_in_a_folder_refuses(settings, tmp_path):
-    """While one run is at work another one in its folder ends at once with one sentence."""
+    """While a run is at work, another one in its folder ends at once with one sentence."""
     first = start(settings, tmp_path / "run")
     while not (tmp_path / "run" / "pool").exists():
         time.sleep(0.02)
     second = start(settings, tmp_path / "run")
     said = second.communicate(timeout=30)[0]
-    assert second.returncode == 1 and "another run is at work in" in said and first.poll() is None
+    assert second.returncode == 1
+    assert "another run is at work in" in said
+    assert first.poll() is None
     os.killpg(first.pid, signal.SIGKILL)
     first.communicate()
 
 
 @pytest.mark.slow
 def test_two_explorations_into_one_file(settings, p0_folder, tmp_path):
-    """The second explore.py with the same --out ends with one sentence; the first one's pool is whole."""
-    command = [sys.executable, ROOT / "explore.py", "--model", p0_folder, "--prompts", settings["PROMPTS"], "--reward",
-               settings["REWARD"], "--batch-size", "2", "--out", tmp_path / "00.jsonl"]  # fmt: skip
-    processes = [subprocess.Popen(command, env=settings, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) for _ in range(2)]
+    """The second explore.py with the same --out ends with one sentence. The first one's pool is whole."""
+    command = [sys.executable, ROOT / "explore.py", "--model", p0_folder]
+    command += ["--prompts", settings["PROMPTS"], "--reward", settings["REWARD"]]
+    command += ["--batch-size", "2", "--out", tmp_path / "00.jsonl"]
+    output = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    processes = [subprocess.Popen(command, env=settings, **output) for _ in range(2)]
     said = [process.communicate(timeout=60)[0] for process in processes]
     codes = [process.returncode for process in processes]
-    assert sorted(codes) == [0, 1] and "another process is writing" in said[codes.index(1)]
-    assert len(read_rows(tmp_path / "00.jsonl")) == 30 and sorted(os.listdir(tmp_path)) == ["00.args.json", "00.jsonl"]
+    assert sorted(codes) == [0, 1]
+    assert "another process is writing" in said[codes.index(1)]
+    assert len(read_rows(tmp_path / "00.jsonl")) == 30
+    assert sorted(os.listdir(tmp_path)) == ["00.args.json", "00.jsonl"]
 
+
+# ------------------------------------------------------------------------------------- a checkpoint
 
 HALF_A_SAVE = """
 import os, signal, sys, torch
@@ -177,66 +257,91 @@ learn.main(sys.argv[1:])
 
 @pytest.mark.slow
 def test_killed_in_the_middle_of_torch_save(p0_folder, tmp_path):
-    """kill -9 while the checkpoint is replaced in its own folder: the previous one opens, and learning goes on from it."""
-    from explore import load_policy
+    """kill -9 while a checkpoint is replaced in its own folder.
 
-    pool = write_jsonl(tmp_path / "q.jsonl", [{"prompt": "a", "completion": s, "reward": 0, "quantile": 1} for s in SENTENCES])
-    options = ["--pool", pool, "--reference", p0_folder, "--steps", "2", "--total-steps", "9", "--warmup", "1", "--batch-size", "2"]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    again = [*options, "--model", tmp_path / "m", "--out", tmp_path / "m"]
-    subprocess.run([sys.executable, ROOT / "learn.py", *options, "--model", p0_folder, "--out", tmp_path / "m"], check=True, env=environment)
-    before = (tmp_path / "m" / "model.safetensors").read_bytes()
-    killed = subprocess.run([sys.executable, "-c", HALF_A_SAVE, *map(str, again)], env=environment)
-    assert killed.returncode == -signal.SIGKILL and (tmp_path / "m" / "model.safetensors").read_bytes() == before
-    assert load_policy(tmp_path / "m").n_quantiles == 1
-    subprocess.run([sys.executable, ROOT / "learn.py", *again], check=True, env=environment)
-    assert torch.load(tmp_path / "m" / "optimizer.pt", weights_only=True)["step"] == 4
+    The previous one opens, and learning goes on from it.
+    """
+    rows = [{"prompt": "a", "completion": s, "reward": 0, "quantile": 1} for s in SENTENCES]
+    pool, model = write_jsonl(tmp_path / "q.jsonl", rows), tmp_path / "m"
+    options = ["--pool", pool, "--reference", p0_folder, "--steps", "2", "--total-steps", "9"]
+    options += ["--warmup", "1", "--batch-size", "2", "--out", model]
+
+    def python(*command):
+        env = {**os.environ, "PYTHONPATH": str(ROOT)}
+        return subprocess.run([sys.executable, *map(str, command)], env=env).returncode
+
+    assert python(ROOT / "learn.py", *options, "--model", p0_folder) == 0
+    before = (model / "model.safetensors").read_bytes()
+    killed = python("-c", HALF_A_SAVE, *options, "--model", model)
+    assert killed == -signal.SIGKILL
+    assert (model / "model.safetensors").read_bytes() == before
+    assert load_policy(model).n_quantiles == 1
+    assert python(ROOT / "learn.py", *options, "--model", model) == 0
+    assert torch.load(model / "optimizer.pt", weights_only=True)["step"] == 4
     assert sorted(os.listdir(tmp_path)) == ["m", "q.jsonl"]
 
 
 def test_killed_between_the_two_renames(quark_folder, tmp_path):
-    """The old checkpoint has been moved aside and the new one is not there yet: the next start puts it back."""
-    from plumbing.files import check_replaceable, whole_folder
+    """The old checkpoint was moved aside, and the new one is not there yet: the old one comes back.
 
-    shutil.copytree(quark_folder, tmp_path / "m.replaced")
-    check_replaceable(tmp_path / "m")
+    Killed after both renames: the old one goes, and the new one can be replaced as usual.
+    """
+    model, replaced = tmp_path / "m", tmp_path / "m.replaced"
+    shutil.copytree(quark_folder, replaced)
+    check_replaceable(model)
     assert os.listdir(tmp_path) == ["m"]
-    shutil.copytree(quark_folder, tmp_path / "m.replaced")  # killed after both renames
-    with whole_folder(tmp_path / "m") as beside:
-        (beside / "config.json").write_text("{}")
-    assert os.listdir(tmp_path) == ["m"] and os.listdir(tmp_path / "m") == ["config.json"]
+    assert files_of(model) == files_of(quark_folder)
+    shutil.copytree(quark_folder, replaced)
+    with whole_folder(model) as unfinished:
+        (unfinished / "config.json").write_text("{}")
+    assert os.listdir(tmp_path) == ["m"]
+    assert os.listdir(model) == ["config.json"]
 
+
+# ---------------------------------------------------------------------------- a full disk, and Ctrl-C
 
 FULL_DISK = """
-import resource, signal, sys
-signal.signal(signal.SIGXFSZ, signal.SIG_IGN)      # a write beyond the limit then fails as on a full disk
+import importlib, resource, signal, sys
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # a write beyond the limit then fails as on a full disk
 resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[1]), int(sys.argv[1])))
-import importlib
 stage = importlib.import_module(sys.argv[2])
 sys.argv = [sys.argv[2] + ".py", *sys.argv[3:]]
 stage.options.run_stage(stage.main)
 """
+SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("explore", "learn", "evaluate")]
 
 
-@pytest.mark.parametrize("stage", ["quantize", *(pytest.param(stage, marks=pytest.mark.slow) for stage in ("explore", "learn", "evaluate"))])
+@pytest.mark.parametrize("stage", ["quantize", *SLOW])
 def test_full_disk(stage, p0_folder, tmp_path):
     """No room: one sentence, what was there is untouched, and nothing half-written is left."""
     prompts = write_jsonl(tmp_path / "prompts.jsonl", [{"prompt": s} for s in SENTENCES])
-    pool = write_jsonl(tmp_path / "q.jsonl", [{"prompt": "a", "completion": s, "reward": 0, "quantile": 1} for s in SENTENCES * 20])
-    (tmp_path / "out").mkdir()
-    (tmp_path / "out" / "x.jsonl").write_text("before\n")
-    options = {
-        "explore": ["--model", p0_folder, "--prompts", prompts, "--reward", "hash", "--out", tmp_path / "out" / "x.jsonl"],
-        "quantize": [pool, "--quantiles", "1", "--out", tmp_path / "out" / "x.jsonl"],
-        "learn": ["--pool", pool, "--model", p0_folder, "--reference", p0_folder, "--steps", "1", "--batch-size", "2", "--out", tmp_path / "out" / "m"],
-        "evaluate": ["--model", p0_folder, "--reference", p0_folder, "--prompts", prompts, "--reward", "hash", "--out", tmp_path / "out" / "x"],
-    }[stage]  # fmt: skip
-    limit = 100_000 if stage == "learn" else 600
-    ended = subprocess.run([sys.executable, "-c", FULL_DISK, str(limit), stage, *map(str, options)], capture_output=True, text=True,
-                           env={**os.environ, "PYTHONPATH": str(ROOT)}, timeout=120)  # fmt: skip
+    rows = [{"prompt": "a", "completion": s, "reward": 0, "quantile": 1} for s in SENTENCES]
+    pool = write_jsonl(tmp_path / "q.jsonl", rows * 20)
+    folder = tmp_path / "out"
+    folder.mkdir()
+    (folder / "x.jsonl").write_text("before\n")
+    limit = 600  # bytes in a file
+    if stage == "quantize":
+        options = [pool, "--quantiles", "1", "--out", folder / "x.jsonl"]
+    elif stage == "explore":
+        options = ["--model", p0_folder, "--prompts", prompts, "--reward", "hash"]
+        options += ["--out", folder / "x.jsonl"]
+    elif stage == "learn":
+        options = ["--pool", pool, "--model", p0_folder, "--reference", p0_folder]
+        options += ["--steps", "1", "--batch-size", "2", "--out", folder / "m"]
+        limit = 100_000
+    else:
+        options = ["--model", p0_folder, "--reference", p0_folder, "--prompts", prompts]
+        options += ["--reward", "hash", "--out", folder / "x"]
+    command = [sys.executable, "-c", FULL_DISK, str(limit), stage, *map(str, options)]
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    ended = subprocess.run(command, capture_output=True, text=True, env=env, timeout=120)
+    assert ended.returncode == 1, ended.stderr
+    assert "Traceback" not in ended.stderr
     last = ended.stderr.strip().splitlines()[-1]
-    assert ended.returncode == 1 and "Traceback" not in ended.stderr and "cannot write" in last and "make room" in last, ended.stderr
-    assert os.listdir(tmp_path / "out") == ["x.jsonl"] and (tmp_path / "out" / "x.jsonl").read_text() == "before\n"
+    assert "cannot write" in last and "make room" in last
+    assert os.listdir(folder) == ["x.jsonl"]
+    assert (folder / "x.jsonl").read_text() == "before\n"
 
 
 SLOW_REWARD = """
@@ -253,12 +358,15 @@ def test_ctrl_c(p0_folder, tmp_path):
     prompts = write_jsonl(tmp_path / "prompts.jsonl", [{"prompt": s} for s in SENTENCES])
     command = [sys.executable, ROOT / "explore.py", "--model", p0_folder, "--prompts", prompts]
     command += ["--reward", f"{tmp_path}/my.py:f", "--out", tmp_path / "pool" / "x.jsonl"]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    pipe = {"stderr": subprocess.PIPE, "text": True}
+    process = subprocess.Popen(command, preexec_fn=obey_ctrl_c, **pipe)
     for line in process.stderr:
         if "scoring" in line:
             break
     process.send_signal(signal.SIGINT)
     said = process.communicate(timeout=30)[1]
-    assert process.returncode == 130 and "Traceback" not in said
-    assert "explore.py: interrupted; finished files are whole, run the same command to go on" in said
+    assert process.returncode == 130
+    assert "Traceback" not in said
+    message = "explore.py: interrupted; finished files are whole, run the same command to go on"
+    assert message in said
     assert os.listdir(tmp_path / "pool") == []

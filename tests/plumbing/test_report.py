@@ -1,0 +1,142 @@
+"""Results for people: the comparison on the screen, the page of a run, and its figures."""
+
+import json
+import os
+
+import pytest
+from conftest import EVALUATED, one_sentence, run_evaluate, stage, write_jsonl
+
+import evaluate
+from plumbing.figures import _draw_dial, _draw_learning, _draw_rewards, _draw_top
+
+# ----------------------------------------------------------------------------------- on the screen
+
+
+def test_compare(quark_folder, p0_folder, tmp_path, capsys):
+    """Two results side by side, in the order given, with the numbers of the files and the groups."""
+    base = run_evaluate(tmp_path, p0_folder, p0_folder, name="base")
+    quark = run_evaluate(tmp_path, quark_folder, p0_folder, name="quark")
+    capsys.readouterr()
+    files = [str(tmp_path / "eval" / f"{name}.json") for name in ("base", "quark")]
+    evaluate.main(["--compare", *files])
+    out = capsys.readouterr().out
+    line = next(line for line in out.splitlines() if "length mean" in line)
+    first, second = (
+        f"{table['rewards']['length']['mean']['value']:.3f} [" for table in (base, quark)
+    )
+    assert line.index(first) < line.rindex(second)
+    assert out.index("base") < out.index("quark")
+    assert "neutral" in out
+
+
+def test_compare_bad_input(tmp_path, monkeypatch):
+    """A file that is missing, no JSON, no object, or no result of evaluate.py: one sentence."""
+    (tmp_path / "a.json").write_text("{")
+    (tmp_path / "b.json").write_text("[1]")
+    (tmp_path / "c.json").write_text("{}")
+    for name in ("none", "a", "b", "c"):
+        exit = stage(monkeypatch, "evaluate.py", "--compare", tmp_path / f"{name}.json")
+        assert one_sentence(exit)
+        assert f"{name}.json" in exit
+
+
+# --------------------------------------------------------------------------------------- the page
+
+
+def make_run(tmp_path, quark_folder, p0_folder):
+    """A run's folder as run_all.sh leaves it: two rounds, metrics, an evaluation and its dial."""
+    for i in range(2):
+        pool, quantized = [], []
+        for j in range(4):
+            row = {"prompt": "It", "completion": " good", "reward": (i + j) / 5, "iteration": i}
+            pool.append({**row, "completion_ids": []})
+            quantized.append({**pool[-1], "quantile": 1 + (j > 1)})
+        write_jsonl(tmp_path / "pool" / f"{i:02d}.jsonl", pool)
+        write_jsonl(tmp_path / "quantized" / f"{i:02d}.jsonl", quantized)
+        steps = [{"step": 3 * i + j, "lm": 2.0, "kl": 0.1} for j in range(3)]
+        write_jsonl(tmp_path / "model" / f"{i + 1:02d}" / "metrics.jsonl", steps)
+    prompts = [{"prompt": "I <b>"}, *EVALUATED]
+    results = [("base", p0_folder, []), ("quark", quark_folder, [])]
+    results.append(("dial", quark_folder, ["--reward-token", "all"]))
+    for name, model, options in results:
+        options = ["--decode", "greedy", "--num-samples", 1, *options]
+        run_evaluate(tmp_path, model, p0_folder, *options, name=name, prompts=prompts)
+
+
+def test_report_is_one_page_that_asks_for_nothing(quark_folder, p0_folder, tmp_path, capsys):
+    """All five figures are inside the page, no address is in it, and texts are escaped.
+
+    Every metric has its interval. If the comparison is asked for as well, it is printed first.
+    """
+    make_run(tmp_path, quark_folder, p0_folder)
+    pair = [str(tmp_path / "eval" / f"{name}.json") for name in ("base", "quark")]
+    capsys.readouterr()
+    evaluate.main(["--compare", *pair, "--report", str(tmp_path)])
+    assert capsys.readouterr().out.startswith("\nall prompts")
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    figures = list((tmp_path / "figures").iterdir())
+    assert page.count("<img") == page.count("data:image/png;base64,") == len(figures) == 5
+    for address in ("http", "<script", "url(", "<link"):
+        assert address not in page
+    for figure in figures:
+        assert figure.read_bytes().startswith(b"\x89PNG")
+    table = json.loads((tmp_path / "eval" / "quark.json").read_text())
+    metric = table["rewards"]["hash"]["mean"]
+    assert f"{metric['value']:.3f}" in page
+    assert f"[{metric['low']:.3f}, {metric['high']:.3f}]" in page
+    assert "I &lt;b&gt; ..." in page
+    assert "<b>" not in page
+
+
+def test_report_of_a_run_that_goes_on(tmp_path):
+    """After the first pool there is a page already, with one figure."""
+    row = {"prompt": "It", "completion": " good", "reward": 0.5}
+    write_jsonl(tmp_path / "pool" / "00.jsonl", [row])
+    evaluate.main(["--report", str(tmp_path)])
+    assert (tmp_path / "report.html").read_text(encoding="utf-8").count("<img") == 1
+
+
+def test_report_of_no_run(tmp_path, monkeypatch):
+    """A folder that is no run is refused in one sentence, and nothing is written to it."""
+    exit = stage(monkeypatch, "evaluate.py", "--report", tmp_path)
+    assert one_sentence(exit)
+    assert "name the folder of a run" in exit
+    assert os.listdir(tmp_path) == []
+
+
+# ------------------------------------------------------------------------------------ the figures
+
+
+def test_report_draws_what_the_files_say(tmp_path):
+    """The numbers behind the lines and bars of four figures.
+
+    Rewards 0, .1 and .8 have the median .1 and the mean .3. In the best quantile are four samples,
+    three of them of the newest round: .75, and .25 one round older. The dial is in the order of k.
+    The smoothed LM term of the steps 0 to 9, each with lm = step, is their mean, 4.5.
+    """
+    rounds = {0: [{"reward": r} for r in (0.0, 0.1, 0.8)], 1: [{"reward": 0.6}]}
+    median, mean = _draw_rewards(rounds).axes[0].lines
+    assert list(median.get_ydata()) == pytest.approx([0.1, 0.6])
+    assert list(mean.get_ydata()) == pytest.approx([0.3, 0.6])
+
+    rows = []
+    for iteration, quantile in [(0, 1), (1, 1), (1, 2), (1, 2), (1, 2), (0, 2)]:
+        row = {"prompt": "a", "completion": "b", "reward": 0}
+        rows.append({**row, "iteration": iteration, "quantile": quantile})
+    bars = _draw_top([write_jsonl(tmp_path / "01.jsonl", rows)]).axes[0].patches
+    assert [bar.get_height() for bar in bars] == [0.75, 0.25]
+
+    dial = {}
+    for k in (2, 1):
+        metric = {"value": k / 10, "low": k / 10 - 0.02, "high": k / 10 + 0.01}
+        dial[k] = {"rewards": {"r": {"mean": metric}}}
+    line = _draw_dial(dial, {}).axes[0].lines[0]
+    assert list(line.get_xdata()) == [1, 2]
+    assert list(line.get_ydata()) == [0.1, 0.2]
+
+    logs = []
+    for first in (0, 10):
+        logs.append([{"step": i, "lm": i, "kl": 0.0} for i in range(first, first + 10)])
+    smooth = _draw_learning(logs).axes[0].lines[0]
+    assert list(smooth.get_xdata())[0] == 9
+    assert list(smooth.get_ydata())[0] == pytest.approx(4.5)

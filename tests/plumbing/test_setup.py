@@ -1,0 +1,41 @@
+"""plumbing/setup.sh: a run's folder belongs to the settings it was made with."""
+
+import os
+import subprocess
+
+from conftest import ROOT
+
+
+def test_other_settings_want_another_folder(tmp_path):
+    """Finished stages are skipped, so run_all.sh refuses a folder that was made with other settings.
+
+    It says which setting, and notices an edited reward file. Settings that only round the numbers
+    may change. `true` stands in for python: it makes nothing, and always succeeds.
+    """
+    my_reward, folder = tmp_path / "my.py", tmp_path / "run"
+    my_reward.write_text("def f(): pass\n")
+
+    def run(**settings):
+        given = {"RUN": str(folder), "REWARD": f"{my_reward}:f", "PYTHON": "true", **settings}
+        command = ["bash", ROOT / "run_all.sh"]
+        env = {**os.environ, **given}
+        done = subprocess.run(command, env=env, capture_output=True, text=True)
+        return done.returncode, done.stderr.strip()
+
+    def refused(**settings):
+        status, said = run(**settings)
+        assert status == 1
+        assert "\n" not in said
+        return said
+
+    for settings in ({}, {}, {"SAMPLE_BATCH": "16", "GRAD_ACCUM": "2", "BF16": ""}):
+        assert run(**settings)[0] == 0
+    made = f"{folder} was made with "
+    assert made + "K=5, and now it is K=7" in refused(K="7")
+    quantize = "QUANTIZE=--per-prompt --keep-top 0.8, and now it is QUANTIZE=;"
+    assert made + quantize in refused(QUANTIZE="")
+    assert made + "ITERATIONS=6, and now it is ITERATIONS=8" in refused(ITERATIONS="8")
+    assert made + "LEARN=, and now" in refused(LEARN="--closed-form")
+    my_reward.write_text("def f(): return\n")
+    assert "checksum of" in refused()
+    assert "PYTHON=no-such-python does not start" in refused(PYTHON="no-such-python")
