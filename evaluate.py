@@ -1,7 +1,7 @@
 """Step 5, *evaluate*: sample under the best reward token; measure reward, fluency, diversity.
 
 Reads    --model, --reference (p0), --prompts (JSONL; an optional "group" splits the tables)
-Writes   --out NAME: the metrics as NAME.json, {"value", "low", "high"}; the texts as NAME.jsonl
+Writes   --out NAME: NAME.json, each metric as {"value", "low", "high"}; NAME.jsonl, the texts
 
     python evaluate.py --model runs/sentiment-tiny/model/06 --reference tiny/lm \\
         --prompts tiny/prompts/test.jsonl --reward sentiment --out runs/sentiment-tiny/eval/quark
@@ -28,7 +28,7 @@ from plumbing.files import check_writable
 from plumbing.policy import load_policy
 from plumbing.pool import BadInput, read_generations, read_prompts
 from plumbing.report import in_brackets, print_tables
-from plumbing.results import add_looking_options, looks_at_results, show_results, write_result
+from plumbing.results import add_display_options, looks_at_results, show_results, write_result
 from rewards import diversity, load_reward, rep_n, score
 
 # -------------------------------------------------------------------------------------- the metrics
@@ -253,7 +253,7 @@ def main(argv=None):
     if device == "cpu":
         prepack(policy.model, args.bf16)
     header |= {"n_prompts": len(prompts), "n_samples": args.num_samples, "decode": args.decode}
-    for suffix, quantile in policy.reward_tokens_called(args.reward_token):
+    for suffix, quantile in policy.parse_reward_token(args.reward_token):
         rows = generate(policy, prompts, args, quantile)
         table = evaluate(rows, ppl_policy, rewards)
         name = out.with_name(out.name + suffix)
@@ -269,7 +269,7 @@ def main(argv=None):
 def parse_options(argv=None):
     parser = options.stage_parser(__doc__)
     add = parser.add_argument
-    add("--model", help="p_theta or p0: a checkpoint folder or hub name")
+    add("--model", help="the model to sample from: a folder or hub name")
     text = 'instead of --model: measure these rows with "prompt" and "completion"'
     add("--generations", metavar="JSONL", help=text)
     text = "p0, whose perplexity measures fluency unless a --ppl-model is named"
@@ -282,7 +282,7 @@ def parse_options(argv=None):
     ablations = options.add_sampling_options(parser, num_samples=25, top_p=0.9)
     text = "K, a number from 1 to K, none, or all: a table for each token"
     ablations.add_argument("--reward-token", default="K", help=text)
-    add_looking_options(parser)
+    add_display_options(parser)
     args = parser.parse_args(argv)
     if looks_at_results(parser, args):
         return args

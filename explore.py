@@ -119,11 +119,9 @@ def _sample_batch(
             logits = logits[row_of]
         if t < min_new_tokens:
             logits[:, policy.eos_id] = -torch.inf
-        if greedy.all():
-            y_t = logits.argmax(-1)
-        else:
-            y_t = draw(logits, uniform[:, t], **drawing)
-            y_t = torch.where(greedy, logits.argmax(-1), y_t)
+        y_t = logits.argmax(-1)
+        if not greedy.all():
+            y_t = torch.where(greedy, y_t, draw(logits, uniform[:, t], **drawing))
         for row, token in zip(alive, y_t.tolist()):
             completions[row].append(token)
         going = (y_t != policy.eos_id).nonzero().squeeze(1)
@@ -218,9 +216,7 @@ def explore(policy, prompts, reward, args):
     log, rows = open_log(policy, prompts, args)
     wait_for_all()  # no process writes before all have read
     rank, world = processes()
-    k = policy.n_quantiles or None  # r_K; p0 has no reward token
-    if args.reward_token == "none":
-        k = None
+    k = None if args.reward_token == "none" else policy.n_quantiles or None  # r_K; p0 has none
     for batch in sample_prompts(policy, prompts, args, k, args.iteration, rows, rank, world):
         values = score(list(batch.values()), reward)
         for row, value in zip(batch.values(), values):
@@ -233,14 +229,12 @@ def explore(policy, prompts, reward, args):
 def sample_prompts(policy, prompts, args, quantile, iteration=0, known=(), rank=0, world=1):
     """Yields {number: pool row without a reward}, a batch at a time.
 
-    Samples are numbered prompt by prompt. Batches are formed before they are dealt out to the
-    `world` processes, so how many there are changes no sample. Batches that are all `known` are
-    left out.
+    Samples are numbered prompt by prompt. Batches are formed before the `world` processes share
+    them, so the number of processes changes no sample. Batches that are all `known` are left out.
     """
     encoded = [policy.encode(p["prompt"]) for p in prompts]
     room = policy.room_for_prompt(args.max_new_tokens, 1)  # one place is kept for r_K, under p0 too
-    cut = sum(len(ids) > room for ids in encoded)
-    if cut and rank == 0:
+    if rank == 0 and (cut := sum(len(ids) > room for ids in encoded)):
         print(f"{cut} of {len(prompts)} prompts are longer than {room} tokens: cut from the left")
     encoded = [ids[-room:] for ids in encoded]
     keys = [(i, j) for i in range(len(prompts)) for j in range(args.num_samples)]
@@ -251,8 +245,7 @@ def sample_prompts(policy, prompts, args, quantile, iteration=0, known=(), rank=
     settings = {"quantile": quantile, "iteration": iteration, **sampling_settings(args)}
     batches = batches_by_length([encoded[i] for i, _ in keys], args.batch_size)
     todo = [batch for batch in batches[rank::world] if not all(n in known for n in batch)]
-    total = sum(map(len, todo))
-    with tqdm(total=total, desc="sampling", unit="sample", disable=rank > 0) as bar:
+    with tqdm(total=sum(map(len, todo)), desc="sampling", unit="sample", disable=rank > 0) as bar:
         for batch in todo:
             ids = [encoded[keys[n][0]] for n in batch]
             own = {"greedy": [greedy[n] for n in batch], "keys": [keys[n] for n in batch]}
@@ -295,7 +288,7 @@ def main(argv=None):
     device = options.pick_device(args.device)
     cache = Path(args.out).parent / "remote.cache" if args.out else None
     reward = args.reward and load_reward(args.reward, args.reward_model, cache, device=device)
-    if args.prompts:
+    if args.prompts is not None:
         prompts = read_prompts(args.prompts, args.num_prompts, args.seed)
         if processes()[0] == 0:
             check_writable(args.out)
@@ -327,13 +320,18 @@ def _write_pool(rows, args):
 def parse_options(argv=None):
     parser = options.stage_parser(__doc__)
     add = parser.add_argument
-    add("--model", required=True, help="p: a checkpoint folder or hub name")
-    add("--prompts", help='X: JSONL with "prompt", a string or {"text": ...}')
+    add("--model", required=True, help="the model to sample from: a folder or hub name")
+    add("--prompts", help='JSONL with "prompt", a string or {"text": ...}')
     text = "instead of --prompts: print a completion of TEXT under no token and under each r_k"
     add("--prompt", metavar="TEXT", help=text)
-    add("--reward", help="r: a built-in name or path/to/file.py:function")
+    add("--reward", help="a built-in name, or path/to/file.py:function")
     add("--out", help="pool file to write, e.g. pool/00.jsonl")
-    add("--iteration", type=options.NATURAL, default=0, help="the round, written into the rows")
+    add(
+        "--iteration",
+        type=options.NATURAL,
+        default=0,
+        help="the round: stored in the rows, part of the seed",
+    )
     text = "take this many of the prompts, the same ones in every round with one --seed"
     add("--num-prompts", type=options.COUNT, help=text)
     ablations = options.add_sampling_options(parser, num_samples=1, top_p=1.0)
@@ -343,7 +341,7 @@ def parse_options(argv=None):
     options.check_lengths(parser, args)
     if (args.prompt is None) == (args.prompts is None):
         parser.error("name either --prompts FILE or --prompt TEXT")
-    if args.prompts and not (args.reward and args.out):
+    if args.prompts is not None and not (args.reward and args.out):
         parser.error("--prompts needs --reward and --out as well")
     return args
 

@@ -185,9 +185,8 @@ def learn(policy, reference, parts, args, optimiser, first_step):
         start = time.perf_counter()
         # Each step has its own generator, so several short runs draw the batches of one long run.
         batch = draw_batch(parts, args.batch_size, np.random.default_rng([args.seed, step]))
-        batch.sort(
-            key=lambda row: len(row[1]) + len(row[2])
-        )  # similar lengths in a piece: less padding
+        # similar lengths in a piece: less padding
+        batch.sort(key=lambda row: len(row[1]) + len(row[2]))
         n_tokens = sum(len(y) for _, _, y in batch)
         totals = torch.zeros(4, device=policy.device, dtype=policy.model.dtype)
         for rows in _pieces(batch[rank::world], args.grad_accum):
@@ -296,23 +295,23 @@ def parse_options(argv=None):
     add = group.add_argument
     add("--beta", type=not_negative, default=0.05, help="beta, the weight of the KL term in Eq. 2")
     add("--steps", type=options.COUNT, default=500, help="updates in this round")
-    text = "updates in all rounds, where lr reaches 0 (default: the end of this run)"
+    text = "updates in all rounds: lr falls to 0 there (default: the end of this run)"
     add("--total-steps", type=options.COUNT, help=text)
-    add("--batch-size", type=options.COUNT, default=128, help="examples an update")
+    add("--batch-size", type=options.COUNT, default=128, help="examples per update")
     add(
         "--grad-accum",
         type=options.COUNT,
         default=1,
-        help="pieces a batch is cut into, to save memory",
+        help="micro-batches per update, to save memory",
     )
     add("--lr", type=positive, default=1e-5, help="peak learning rate of Adam")
     add("--warmup", type=options.number(int, least=0), default=500, help="steps of linear warm-up")
     add("--clip", type=not_negative, default=0.0, help="largest gradient norm; 0: no clipping")
     text = "multiply in bfloat16, but not in the objective: faster on GPUs and some CPUs"
     add("--bf16", action="store_true", help=text)
-    text = "the gradient of Eq. 2 from its formula: less memory with a large vocabulary"
+    text = "compute the gradient of Eq. 2 in closed form: less memory for large vocabularies"
     add("--closed-form", action="store_true", help=text)
-    options.add_seed_and_device(group, "of the batches and of the first r_k")
+    options.add_seed_and_device(group, "random seed: the batches, and the first embeddings of r_k")
 
     add = parser.add_argument_group("ablations, and what is not in the paper").add_argument
     text = "forward: KL(p0||p_theta), the paper; reverse: the authors' code"
@@ -324,7 +323,7 @@ def parse_options(argv=None):
     add("--no-reward-token", action="store_true", help=text)
     text = "r_1 ... r_K learn this many times as fast"
     add("--reward-token-lr", type=not_negative, default=1.0, help=text)
-    text = "normal: each drawn by itself, the authors' code; ordered: along one direction"
+    text = "normal: drawn independently, the authors' code; ordered: along one direction"
     add("--reward-token-init", choices=["normal", "ordered"], default="normal", help=text)
     args = parser.parse_args(argv)
     if args.grad_accum > args.batch_size:

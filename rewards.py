@@ -6,8 +6,8 @@ is better:
     def shouting(prompts, completions, **kwargs):
         return [sum(c.isupper() for c in y) / max(1, len(y)) for y in completions]
 
-It is called with keywords (prompts, completions, completion_ids) and takes those that it needs. So a
-function written for TRL, Hugging Face's library, works unchanged. `None` means "no score": the
+It is called with keywords (prompts, completions, completion_ids) and takes those that it needs. So
+a function written for TRL, Hugging Face's library, works unchanged. `None` means "no score": the
 sample is left out, and counted. The paper's metrics (evaluate.py) need rewards in [0, 1].
 
 Reads    a JSONL file with "prompt" and "completion": a pool, or lines that you wrote by hand
@@ -29,7 +29,7 @@ from tqdm import tqdm
 from plumbing import options
 from plumbing.files import whole_file
 from plumbing.pool import BadInput, dump_row, read_texts
-from plumbing.reward_file import checked, import_function
+from plumbing.reward_file import checked_reward, import_function
 from plumbing.summaries import print_scores
 
 SHIPPED = Path(__file__).resolve().parent / "tiny"  # the small judges that come with the project
@@ -145,7 +145,7 @@ def load_reward(spec, reward_model=None, cache=None, **judge_options):
             f"no reward is called {spec!r}; built in: {names}; "
             "your own: --reward path/to/file.py:function"
         )
-    return checked(function, spec)
+    return checked_reward(function, spec)
 
 
 def score(rows, reward, chunk=4096):

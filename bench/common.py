@@ -30,7 +30,7 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from learn import add_reward_tokens, learn
-from plumbing.fast_cpu import PrepackedLinear, fuse_gelu, matrices, use_onednn_for_float32
+from plumbing.fast_cpu import PrepackedLinear, fuse_gelu, linear_layers, use_onednn_for_float32
 from plumbing.policy import Policy, load_policy
 
 SHAPES = {  # models with random weights, beside tiny/lm itself
@@ -163,7 +163,7 @@ def seconds_of_products(model, rows, output_rows):
     so they come from memory, as they do in the work itself.
     """
     products = []
-    for _, name, weight, _ in matrices(model):
+    for _, name, weight, _ in linear_layers(model):
         x = torch.randn(output_rows if name == "lm_head" else rows, weight.shape[1])
         products.append((x, weight.T))
 

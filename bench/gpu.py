@@ -2,10 +2,11 @@
 
     python bench/gpu.py              # writes bench/results/gpu.json, prints the table of the README
     python bench/gpu.py --shapes gpt2 --batches 128 256
-    python bench/gpu.py --shapes tiny/lm --batches 8 --examples 8     # a try on a CPU, writes nothing
+    python bench/gpu.py --shapes tiny/lm --batches 8 --examples 8    # a try without a GPU
 
 Exploring: prompts of 12 tokens, 20 new ones each, by explore.py and by transformers' `generate` in
 turn. Learning: one update of 128 examples of 12 + 20 tokens, by quark_loss and by the closed form.
+Without a GPU the script writes nothing.
 
 Both are compared with two rates of the card, measured first: a large bfloat16 product, and a copy
 within its memory. The least work that is needed: two operations for each weight and token, and all
@@ -18,7 +19,7 @@ import json
 import statistics
 
 import torch
-from common import RESULTS, SHAPES, alternately, make_policy, random_parts, updates
+from common import ROOT, SHAPES, alternately, make_policy, random_parts, updates
 
 from explore import sample
 
@@ -163,7 +164,8 @@ def main(argv=None):
             rows.append(learning(shape, args.examples, closed_form, operations))
         if GPU:
             text = json.dumps(results, indent=1) + "\n"
-            (RESULTS / "gpu.json").write_text(text, encoding="utf-8")
+            path = ROOT / "bench" / "results" / "gpu.json"
+            path.write_text(text, encoding="utf-8")
     print("\n".join(table(results)))
 
 

@@ -1,6 +1,6 @@
 """A whole round: explore.py, quantize.py and learn.py beside the trainers of TRL.
 
-    pip install trl                                     # 1.16 was measured
+    pip install trl "datasets<5" "pyarrow<24"           # TRL 1.16 was measured
     python bench/whole_round.py [--turns 3] [--bf16]
     python bench/whole_round.py --only explore --turns 1 --prompts 4 --steps 1 --out /tmp/round.json
 

@@ -1,4 +1,4 @@
-"""What the checks share: a sentence instead of a traceback, and the shipped model and judge, loaded once."""
+"""What the checks share: one-sentence failures, and the small model and its judge, loaded once."""
 
 import functools
 from pathlib import Path
@@ -16,29 +16,41 @@ def expect(condition, sentence):
 
 
 def array(value, shape, what):
-    """`value` as a float64 array of `shape` without NaN, or a sentence on `what` it should be."""
+    """`value` as a float64 array of `shape`, all finite. `what` names it in a failure."""
     expect(value is not None, f"{what} returned None; is a return missing?")
     try:
         value = np.asarray(value, dtype=np.float64)
     except (TypeError, ValueError):
-        pytest.fail(f"{what} returned a {type(value).__name__} that is not made of numbers; it should have shape {shape}.", pytrace=False)
-    expect(value.shape == shape, f"{what} returned the shape {value.shape}, not {shape}; is a sum over the wrong axis, or one missing?")
+        pytest.fail(
+            f"{what} returned a {type(value).__name__} that is not made of numbers; "
+            f"it should have shape {shape}.",
+            pytrace=False,
+        )
+    expect(
+        value.shape == shape,
+        f"{what} returned the shape {value.shape}, not {shape}; "
+        "is a sum over the wrong axis, or one missing?",
+    )
     odd = value[~np.isfinite(value)].tolist()
-    expect(not odd, f"{what} returned {odd[:1]}, which is no finite number; take no logarithm of 0 and do not divide by it.")
+    expect(
+        not odd,
+        f"{what} returned {odd[:1]}, which is no finite number; "
+        "take no logarithm of 0 and do not divide by it.",
+    )
     return value
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def p0():
-    """The shipped language model."""
+    """The small language model in tiny/lm."""
     from explore import load_policy
 
     return load_policy(ROOT / "tiny" / "lm")
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def judge():
-    """The shipped sentiment judge: texts -> list of P(positive)."""
+    """The sentiment judge in tiny/sentiment: texts -> list of P(positive)."""
     from rewards import load_reward
 
     reward = load_reward("sentiment", ROOT / "tiny" / "sentiment")
@@ -46,9 +58,11 @@ def judge():
 
 
 def prompts(split, n):
+    """The first n prompts of tiny/prompts; split is "train" or "test"."""
     from plumbing.pool import read_prompts
 
-    return [row["prompt"] for row in read_prompts(ROOT / "tiny" / "prompts" / f"{split}.jsonl")][:n]
+    rows = read_prompts(ROOT / "tiny" / "prompts" / f"{split}.jsonl")
+    return [row["prompt"] for row in rows][:n]
 
 
 def completions(policy, texts, per_prompt, seed, quantile=None, max_new_tokens=20):
@@ -57,5 +71,13 @@ def completions(policy, texts, per_prompt, seed, quantile=None, max_new_tokens=2
 
     texts = [x for x in texts for _ in range(per_prompt)]
     keys = [(i // per_prompt, i % per_prompt) for i in range(len(texts))]
-    ids = sample(policy, [policy.encode(x) for x in texts], quantile=quantile, max_new_tokens=max_new_tokens, min_new_tokens=3, seed=seed, keys=keys)
+    ids = sample(
+        policy,
+        [policy.encode(x) for x in texts],
+        quantile=quantile,
+        max_new_tokens=max_new_tokens,
+        min_new_tokens=3,
+        seed=seed,
+        keys=keys,
+    )
     return texts, [policy.decode(policy.without_eos(y)) for y in ids], ids

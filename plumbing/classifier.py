@@ -18,9 +18,9 @@ def classifier(model, label_names, device="cpu", batch_size=64):
     net.eval().to(device)
     column = _column(net.config, label_names, model)
     # A single logit, or labels that do not exclude each other: a sigmoid. Otherwise a softmax.
-    several = net.config.problem_type == "multi_label_classification"
-    independent = net.config.num_labels == 1 or several
-    positions = getattr(net.config, "max_position_embeddings", 512) - 2
+    multi_label = net.config.problem_type == "multi_label_classification"
+    independent = net.config.num_labels == 1 or multi_label
+    positions = getattr(net.config, "max_position_embeddings", 512) - 2  # RoBERTa's start at 2
     longest = min(tokenizer.model_max_length, positions)
 
     @torch.no_grad()
@@ -72,7 +72,7 @@ def _open(model):
 
 
 def _column(config, label_names, model):
-    """The number of the label that is asked for."""
+    """The column of the label that is asked for."""
     labels = {name.lower(): i for i, name in config.id2label.items()}
     if config.num_labels == 2:  # of two labels without names, the second one is meant
         label_names = [*label_names, "label_1"]

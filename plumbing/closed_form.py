@@ -15,7 +15,7 @@ The other two terms: d KL(p || p0) / dz = p (log p - log p0 - KL) and d H(p) / d
 
 import torch
 
-IN_CACHE = 2**19  # numbers that a CPU's cache holds, with what is computed from them
+IN_CACHE = 2**19  # logits per block: with its temporaries, a block fits into a CPU's cache
 
 
 class ClosedForm(torch.autograd.Function):
@@ -43,7 +43,7 @@ class ClosedForm(torch.autograd.Function):
         sums = hidden.new_zeros(4)
         grad_hidden = torch.empty_like(hidden)
         grad_weight = None
-        product = torch.bfloat16 if bf16 else hidden.dtype
+        product_dtype = torch.bfloat16 if bf16 else hidden.dtype
         for start in range(0, len(hidden), chunk):
             rows = slice(start, start + chunk)
             z = hidden[rows] @ weight.T  # (m, V)
@@ -52,13 +52,14 @@ class ClosedForm(torch.autograd.Function):
             step = max(1, IN_CACHE // len(weight)) if z.is_cpu else chunk
             for i in range(0, len(z), step):
                 block = slice(i, i + step)
-                part, z[block] = loss_and_gradient(
+                block_sums, z[block] = loss_and_gradient(
                     z[block], z0[block], y[block], beta, kl, entropy_coef
                 )
-                sums += part
-            grad = z.to(product)  # bf16 rounds the products below, not the loss or its gradient
-            grad_hidden[rows] = (grad @ weight.to(product)).to(hidden.dtype)
-            part = grad.T @ hidden[rows].to(product)  # (V, d)
+                sums += block_sums
+            # bf16 rounds the products below, not the loss or its gradient
+            grad = z.to(product_dtype)
+            grad_hidden[rows] = (grad @ weight.to(product_dtype)).to(hidden.dtype)
+            part = grad.T @ hidden[rows].to(product_dtype)  # (V, d)
             if grad_weight is None:
                 grad_weight = part.to(weight.dtype)
             else:
@@ -73,7 +74,7 @@ class ClosedForm(torch.autograd.Function):
 
 
 def loss_and_gradient(z, z0, y, beta, kl, entropy_coef):
-    """(4,) sums of loss, lm, kl, entropy, and the (m, V) gradient of the loss at z.
+    """(4,) sums of loss, lm, kl, entropy, and the (m, V) gradient of the loss with respect to z.
 
     z and z0 are the (m, V) logits of p_theta and p0, both overwritten; y is the (m, 1) targets.
     """
@@ -81,7 +82,7 @@ def loss_and_gradient(z, z0, y, beta, kl, entropy_coef):
     z0 -= z0.amax(-1, keepdim=True)
     p = z.softmax(-1)
     p0 = z0.softmax(-1)
-    log_Z = -p.amax(-1).log()  # log p = z - log_Z
+    log_Z = -p.amax(-1).log()  # the largest p is exp(0) / Z; log p = z - log_Z
     log_Z0 = -p0.amax(-1).log()
     lm = log_Z - z.gather(1, y).squeeze(1)
     entropy = log_Z - (p * z).sum(-1)

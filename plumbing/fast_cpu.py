@@ -1,13 +1,13 @@
 """Faster GPT-2 on CPUs: oneDNN for float32 products, one kernel for the GELU, prepacked weights.
 
-None of it changes what is computed, only how fast. This is the one file that knows GPT-2's insides.
+None of it changes what is computed, only how fast. What depends on GPT-2's layers is here.
 """
 
 import torch
 
 
 def tune_for_cpu(model):
-    """Called once a model is loaded for a CPU. Training and sampling both gain from it."""
+    """Applies what makes both training and sampling faster. load_policy calls it."""
     use_onednn_for_float32()
     fuse_gelu(model)
 
@@ -32,7 +32,7 @@ def fuse_gelu(model):
             block.mlp.act = torch.nn.GELU(approximate="tanh")
 
 
-def matrices(model):
+def linear_layers(model):
     """Yields each linear layer: (parent module, name in it, (outputs, inputs) weight, bias)."""
     layers = []
     for block in model.transformer.h:
@@ -54,7 +54,7 @@ def prepack(model, bf16=False):
         return model
     if bf16 and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
         return model
-    for parent, name, weight, bias in matrices(model):
+    for parent, name, weight, bias in linear_layers(model):
         is_output_layer = bias is None
         dtype = torch.bfloat16 if bf16 and not is_output_layer else torch.float32
         setattr(parent, name, PrepackedLinear(weight, bias, dtype))

@@ -20,7 +20,7 @@ def _numbered(folder):
 
 
 def _texts_and_rewards(pool):
-    """What the figures need of a pool file, without the token ids, which take the most memory."""
+    """What the figures need from a pool file: not the token ids, which take the most memory."""
     fields = ("prompt", "completion", "reward")
     return [{field: row[field] for field in fields} for _, row in read_pool([pool])]
 
@@ -39,15 +39,16 @@ def draw_figures(run, tables, perplexity):
         figures += _fluency_figure(rounds, tables, perplexity)
     if quantized := _numbered(run / "quantized"):
         caption = (
-            "Share of each round's samples in D^K, from which r_K is learned, at every "
-            "quantization. If new samples are better than old ones, they take it over."
+            "Which rounds the samples in D^K come from, after each round. r_K is learned from "
+            "them. If new samples are better than old ones, they fill it."
         )
         figures.append(("quantiles", "Who fills the best quantile", caption, _draw_top(quantized)))
     logs = sorted(run.glob("model/[0-9]*/metrics.jsonl"))
     if logs := [[row for _, row in read_jsonl(f)] for f in logs]:
         caption = (
-            "Nats per completion token, mean of ten steps: the LM term, the KL term to p0 (before "
-            "beta), and exp(LM), the perplexity of the pool under p_theta. Dashed: a new round."
+            "Nats per completion token, 10-step moving average: the LM term, the KL term to p0 "
+            "(before beta), and exp(LM), the perplexity of the pool under p_theta. Dashed: the "
+            "next round."
         )
         figures.append(("learning", "The objective while learning", caption, _draw_learning(logs)))
     dial = {}
@@ -56,8 +57,8 @@ def draw_figures(run, tables, perplexity):
             dial[int(name[6:])] = table
     if dial:
         caption = (
-            "Mean reward on the test prompts under each reward token, with 95 % intervals. All "
-            "quantiles were learned; the token chooses."
+            "Mean reward on the test prompts under each reward token, with 95 % intervals. The "
+            "model has learned all quantiles; the token selects one."
         )
         figures.append(("dial", "The dial", caption, _draw_dial(dial, tables)))
     return figures
@@ -97,7 +98,7 @@ def _draw_rewards(rounds):
 
 
 def _fluency_figure(rounds, tables, perplexity, words_a_round=4000):
-    """Mean reward against perplexity under p0, of some samples of each round."""
+    """Mean reward against perplexity, of some samples of each round."""
     models = (t.get("ppl_model") or t.get("reference") for t in tables.values())
     model = next(models, None)
     if model is None:
@@ -112,8 +113,8 @@ def _fluency_figure(rounds, tables, perplexity, words_a_round=4000):
         shuffled = [rows[i] for i in np.random.default_rng(0).permutation(len(rows))]
         words = [len(row["completion"].split()) for row in shuffled]
         before = np.cumsum([0, *words])
-        some = [row for row, n in zip(shuffled, before) if n < words_a_round]
-        x.append(perplexity(policy, some))
+        measured = [row for row, n in zip(shuffled, before) if n < words_a_round]
+        x.append(perplexity(policy, measured))
         y.append(np.mean([row["reward"] for row in rows]))
     figure, (ax,) = _axes()
     ax.plot(x, y, color=GREY, linewidth=1)
@@ -123,7 +124,7 @@ def _fluency_figure(rounds, tables, perplexity, words_a_round=4000):
     ax.margins(0.1)
     name = Path(model).name
     ax.set(xlabel=f"perplexity under {name} (lower: more fluent)", ylabel="mean reward")
-    caption = "One point a round, with its number; blue is p0. Up is better, right is the price."
+    caption = "One point per round, with its number; p0 is blue. Further right: less fluent."
     return [("fluency", "Fluency against reward", caption, figure)]
 
 
@@ -131,11 +132,11 @@ def _draw_top(quantized):
     figure, (ax,) = _axes()
     shares, labels = [], []
     for file in quantized:
-        rounds = {}  # quantile: the rounds of its samples
+        rounds_of = {}  # quantile: the rounds of its samples
         for _, row in read_pool([file]):
-            rounds.setdefault(row["quantile"], []).append(row.get("iteration", 0))
-        best = np.array(rounds[max(rounds)])
-        age = best.max() - best
+            rounds_of.setdefault(row["quantile"], []).append(row.get("iteration", 0))
+        newest = max(map(max, rounds_of.values()))  # in the whole pool, not only in D^K
+        age = newest - np.array(rounds_of[max(rounds_of)])
         shares.append([np.mean(age == 0), np.mean(age == 1), np.mean(age == 2), np.mean(age > 2)])
         labels.append(int(file.stem))
     bottom = np.zeros(len(shares))

@@ -18,7 +18,7 @@ from plumbing.pool import BadInput, dump_row
 def whole_file(path, args=None):
     """Opens a text file that appears under its name only if the block ends without an error.
 
-    args: the stage's settings, which are written to NAME.args.json just before.
+    args: the stage's settings, written to NAME.args.json before NAME appears.
     """
     path = Path(path)
     unfinished, file = _open_unfinished(path)
@@ -34,7 +34,7 @@ def whole_file(path, args=None):
 
 
 def check_writable(path):
-    """Raises BadInput if the file `path` cannot be written: before hours of work, not after."""
+    """Raises BadInput if the file `path` cannot be written. Called before the hours of work."""
     unfinished, file = _open_unfinished(Path(path))
     file.close()
     unfinished.unlink(missing_ok=True)
@@ -53,7 +53,7 @@ def _open_unfinished(path):
 
 @contextlib.contextmanager
 def whole_folder(path):
-    """The same for a folder: yields a temporary Path to fill, which then replaces `path`."""
+    """Like whole_file, for a folder: yields a temporary Path to fill, which replaces `path`."""
     check_replaceable(path)
     path = Path(path).resolve()
     unfinished = path.with_name(path.name + ".tmp")
@@ -88,7 +88,7 @@ def check_replaceable(path):
     """
     path = Path(path).resolve()
     replaced = path.with_name(path.name + ".replaced")
-    if (replaced / "config.json").exists():  # whole_folder was killed around its two renames
+    if (replaced / "config.json").exists():  # whole_folder was killed between its renames
         if path.exists():
             shutil.rmtree(replaced)
         else:
@@ -100,7 +100,7 @@ def check_replaceable(path):
 
 @contextlib.contextmanager
 def _clean_up_on_error(path, clean_up):
-    """Runs clean_up() if the block fails, and turns a full disk and the like into one sentence."""
+    """Runs clean_up() if the block fails. A full disk and other OSErrors become BadInput."""
     try:
         yield
     except BaseException as error:  # Ctrl-C, too
@@ -114,7 +114,7 @@ def _clean_up_on_error(path, clean_up):
 
 
 def _fsync(path):
-    """Returns when a file, or the list of names in a folder, has reached the disk."""
+    """Flushes a file, or the entries of a folder, to the disk."""
     if os.name == "nt":  # Windows cannot open folders
         return
     handle = os.open(path, os.O_RDONLY)
@@ -201,7 +201,7 @@ def write_args(path, args):
 
 
 def read_json(path, what):
-    """The JSON object in a file. what: for the error message, what kind of file was expected."""
+    """The JSON object in a file. what: the kind of file expected, for the error message."""
     try:
         value = json.loads(Path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:

@@ -1,6 +1,7 @@
 """Command lines: the options that several stages share, their checks, and how a stage ends."""
 
 import argparse
+import operator
 import os
 import sys
 from pathlib import Path
@@ -9,7 +10,7 @@ from plumbing.pool import BadInput
 
 
 def run_stage(main):
-    """The last line of every stage. Bad input and Ctrl-C end it with one line, no traceback."""
+    """Runs main(). Bad input and Ctrl-C end it with one line instead of a traceback."""
     name = Path(sys.argv[0]).name
     try:
         main()
@@ -24,7 +25,7 @@ def run_stage(main):
 
 
 class _Help(argparse.RawDescriptionHelpFormatter):
-    """Prints the docstring as it stands, and behind each option's text its default."""
+    """Keeps the lines of the docstring, and adds the default to each option's help."""
 
     def _get_help_string(self, action):
         if action.default in (None, argparse.SUPPRESS) or action.default is False:
@@ -38,14 +39,14 @@ def stage_parser(docstring):
 
 def number(kind, least=None, above=None, most=None, below=None):
     """An argparse type: an int or a float within these bounds. NaN is outside of all bounds."""
-    bounds = {"at least": least, "above": above, "at most": most, "below": below}
-    rule = " and ".join(f"{name} {bound}" for name, bound in bounds.items() if bound is not None)
+    checks = [("at least", operator.ge, least), ("above", operator.gt, above)]
+    checks += [("at most", operator.le, most), ("below", operator.lt, below)]
+    checks = [check for check in checks if check[2] is not None]
+    rule = " and ".join(f"{name} {bound}" for name, _, bound in checks)
 
     def parse(text):
         value = kind(text)
-        inside = (least is None or value >= least) and (above is None or value > above)
-        inside = inside and (most is None or value <= most) and (below is None or value < below)
-        if not inside:
+        if not all(holds(value, bound) for _, holds, bound in checks):
             raise argparse.ArgumentTypeError(f"{text} must be {rule}")
         return value
 
@@ -58,24 +59,24 @@ NATURAL = number(int, least=0, below=2**31)
 
 
 def add_sampling_options(parser, num_samples, top_p):
-    """The options that explore.py and evaluate.py share. Returns the group of the ablations."""
+    """The options of explore.py and evaluate.py. Returns the group to add more ablations to."""
     group = parser.add_argument_group("sampling")
     add = group.add_argument
     add("--num-samples", type=COUNT, default=num_samples, help="completions per prompt")
     add("--max-new-tokens", type=COUNT, default=20, help="longest y, in tokens")
-    text = "tokens before y may end, 3 in the authors' code"
+    text = "shortest y, in tokens (the authors' code: 3)"
     add("--min-new-tokens", type=number(int, least=0), default=3, help=text)
     text = "mixed: half greedy, half sampled, as the paper explores repetition"
     add("--decode", choices=["sample", "greedy", "mixed"], default="sample", help=text)
     text = "multiply in bfloat16: faster on GPUs, and on CPUs with AVX512-BF16 or AMX"
     add("--bf16", action="store_true", help=text)
     temperature = number(float, above=0, below=1e6)
-    add("--temperature", type=temperature, default=1.0, help="T: the logits are divided by it")
-    text = "sample from the nucleus of this mass"
+    add("--temperature", type=temperature, default=1.0, help="divides the logits")
+    text = "sample from the nucleus with this probability mass; 1: from all tokens"
     add("--top-p", type=number(float, above=0, most=1), default=top_p, help=text)
     add("--batch-size", type=COUNT, default=128, help="completions sampled together")
-    add_seed_and_device(group, "of the random numbers")
-    text = "folder or hub name of the reward's classifier (default: the one in tiny/)"
+    add_seed_and_device(group, "random seed")
+    text = "judge of sentiment or toxicity, a folder or hub name (default: in tiny/)"
     add("--reward-model", help=text)
     ablations = parser.add_argument_group("ablations")
     text = "sample from the k likeliest tokens, 50 in the authors' code; 0: from all"
@@ -92,7 +93,7 @@ def add_seed_and_device(group, what_the_seed_is_of):
 
 
 def check_lengths(parser, args):
-    """Ends the stage if y would have to be longer than it may be."""
+    """Ends the stage if the shortest y is longer than the longest."""
     if args.min_new_tokens > args.max_new_tokens:
         longest = f"--max-new-tokens, {args.max_new_tokens}"
         parser.error(f"--min-new-tokens {args.min_new_tokens} must be at most {longest}")
@@ -107,6 +108,6 @@ def pick_device(name):
         name = next((gpu for gpu, found in has_gpu.items() if found), "cpu")
     if not has_gpu.get(name, True):
         raise BadInput(f"--device {name}: this machine or PyTorch build has none; use --device cpu")
-    if name == "cuda" and "LOCAL_RANK" in os.environ:  # torchrun: one GPU per process
+    if name == "cuda" and "LOCAL_RANK" in os.environ:  # torchrun: a GPU per process, or shared ones
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count())
     return name

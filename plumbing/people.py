@@ -8,19 +8,18 @@ import numpy as np
 from plumbing.files import read_json, whole_file, write_json
 from plumbing.pool import BadInput, read_jsonl, shown
 
-QUESTIONS = (
-    "better",
-    "on_topic",
-    "fluent",
-)  # less unwanted, fits its prompt better, better English
+QUESTIONS = {
+    "better": "which completion has less of what is unwanted?",
+    "on_topic": "which one fits its prompt better?",
+    "fluent": "which one reads more like English?",
+}
 
 
 def human_sheet(sheet, a, b, pairs, seed):
-    """Writes a CSV of blinded pairs from two results, and SHEET.key.json with what stood on the
-    left.
+    """Writes a CSV of blinded pairs from two results, and its key, SHEET.key.json.
 
-    Prompts are drawn without replacement. For each, one completion of either result is drawn, and a
-    coin decides which one stands on the left.
+    Prompts are drawn without replacement. For each, one completion of each result is drawn. The
+    sides are random.
     """
     if sheet.exists():
         raise BadInput(
@@ -52,13 +51,10 @@ def human_sheet(sheet, a, b, pairs, seed):
         writer.writerow(["pair", "prompt", "left", "right", *QUESTIONS])
         writer.writerows(rows)
     write_json(f"{sheet}.key.json", {"a": names[0], "b": names[1], "pairs": key})
-    print(
-        f"{sheet}: {pairs} pairs. Answer each question with left, right or same:\n"
-        "  better    which completion has less of what is unwanted?\n"
-        "  on_topic  which one fits its prompt better?\n"
-        "  fluent    which one reads more like English?\n"
-        f"Do not show {sheet}.key.json to the readers. Then: python evaluate.py --tally {sheet}"
-    )
+    print(f"{sheet}: {pairs} pairs. Answer each question with left, right or same:")
+    for name, question in QUESTIONS.items():
+        print(f"  {name:10s}{question}")
+    print(f"Keep {sheet}.key.json from the readers. Then: python evaluate.py --tally {sheet}")
 
 
 def _completions_by_prompt(path):
@@ -101,7 +97,7 @@ def _read_sheet(sheet):
 
 
 def _print_counts(counts, a, b):
-    columns = list(counts[QUESTIONS[0]])
+    columns = list(counts["better"])
     width = max(12, *(len(name) + 2 for name in columns))
     print(f"{'':10s}" + "".join(f"{name:>{width}s}" for name in columns) + f"{'sign test p':>14s}")
     for question, count in counts.items():

@@ -51,10 +51,10 @@ class Policy:
             )
         return self.vocab_size + k - 1
 
-    def reward_tokens_called(self, choice):
-        """--reward-token -> [(suffix of the output's name, k or None)]."""
+    def parse_reward_token(self, choice):
+        """What --reward-token asks for: [(suffix of the output's name, k or None)]."""
         K = self.n_quantiles
-        if choice == "none" or choice == "K" and K == 0:
+        if choice == "none" or (choice == "K" and K == 0):
             return [("", None)]
         if choice == "K":
             return [("", K)]
@@ -63,8 +63,8 @@ class Policy:
         if choice.isdecimal() and 1 <= int(choice) <= K:
             return [("", int(choice))]
         raise BadInput(
-            f"--reward-token {choice}: this model has {K} reward tokens; "
-            f"write K, a number from 1 to {K}, none or all"
+            f"--reward-token {choice}: this model has {K} reward tokens; write K, none"
+            + (f", all or a number from 1 to {K}" if K else "")
         )
 
     def encode(self, text):
@@ -89,7 +89,7 @@ class Policy:
         return list(prompt_ids) or [self.eos_id]
 
     def without_eos(self, ids):
-        """The ids without the <|endoftext|> at their end, if there is one."""
+        """The ids without a final <|endoftext|>."""
         return ids[:-1] if len(ids) and ids[-1] == self.eos_id else ids
 
     def hidden_states(self, sequences, bf16=False):
@@ -206,7 +206,7 @@ def _looks_like_a_path(name):
     return name.startswith((".", "/")) or name.count("/") > 1 or in_existing_folder
 
 
-# -------------------------------------------------------------------- the network, token by token
+# ---------------------------------------------------------------------------- incremental decoding
 
 
 class CachedModel:
@@ -226,7 +226,7 @@ class CachedModel:
         self.cache = DynamicCache(config=self.model.config)
 
     def next_logits(self, tokens):
-        """(B, t) further tokens -> (B, V + K) logits of the token after the last one."""
+        """(B, t) next tokens -> (B, V + K) logits of the token that follows them."""
         self.columns += tokens.shape[1]
         column = torch.arange(self.columns, device=tokens.device)
         is_token = column >= self.padding[:, None]  # (B, columns)
@@ -239,10 +239,12 @@ class CachedModel:
             use_cache=True,
         )
         hidden = output.last_hidden_state[:, -1]
-        with torch.autocast(hidden.device.type, enabled=False):  # bfloat16 would make logits equal
+        with torch.autocast(
+            hidden.device.type, enabled=False
+        ):  # bfloat16 would round logits into ties
             return self.model.lm_head(hidden.to(self.model.dtype))
 
     def keep(self, rows):
-        """Only these rows go on, in this order. A row may be named several times."""
+        """Keeps these rows, in this order. A row may be repeated."""
         self.padding = self.padding[rows]
         self.cache.batch_select_indices(rows)

@@ -1,11 +1,10 @@
 """The pool's rows: how a JSONL file is read, what makes a row valid, and how one is written again.
 
-Formats stand in the README, "The pool". Whatever a user's file gets wrong is reported as BadInput,
-in one sentence that names the file, the line and the value.
+The formats are in the README, "The pool". Whatever a user's file gets wrong is reported as
+BadInput, in one sentence that names the file, the line and the value.
 """
 
 import json
-import math
 import sys
 from pathlib import Path
 
@@ -22,16 +21,16 @@ def read_jsonl(path):
     if path.is_dir():
         raise BadInput(f"{path} is a folder; name a .jsonl file in it")
     try:
-        lines = path.open(
-            "rb"
-        )  # in binary mode lines end at \n only, not at U+2028 inside a string
+        # in binary mode lines end at \n only, not at U+2028 inside a string
+        lines = path.open("rb")
     except OSError as error:
         raise BadInput(f"cannot read {path}: {error.strerror}; check the path") from None
     with lines:
         for number, line in enumerate(lines, 1):
-            row = _parse(line, number, place=f"{path}:{number}")
+            place = f"{path}:{number}"
+            row = _parse(line, number, place)
             if row is not None:
-                yield f"{path}:{number}", row
+                yield place, row
 
 
 def _parse(line, number, place):
@@ -46,9 +45,7 @@ def _parse(line, number, place):
             f"{place}: byte {error.start} is not UTF-8; save the file as UTF-8"
         ) from None
     except UnicodeEncodeError:
-        raise BadInput(
-            f"{place}: half a surrogate pair, \\ud..., stands alone; remove it"
-        ) from None
+        raise BadInput(f"{place}: half a surrogate pair, a lone \\ud...; remove it") from None
     except (ValueError, RecursionError) as error:
         reason = getattr(error, "msg", "a number or the nesting is too large")
         cut = "" if line.endswith(b"\n") else " (the file ends within this line: is it cut off?)"
@@ -107,7 +104,7 @@ def _check_reward(row, place):
         )
     if isinstance(reward, bool) or not isinstance(reward, (int, float)):
         raise BadInput(f'{place}: "reward" is {shown(reward)}, not a number')
-    if not (abs(reward) <= sys.float_info.max and math.isfinite(reward)):
+    if not abs(reward) <= sys.float_info.max:  # NaN, too
         raise BadInput(
             f'{place}: "reward" is {shown(reward)}; rewards must be finite, drop or rescore the row'
         )
@@ -143,8 +140,8 @@ def pool_files(paths):
 def read_prompts(path, limit=None, seed=0):
     """The prompts of a JSONL file: a list of {"prompt": str, "group": str or None}.
 
-    "prompt" may be a string or {"text": ...}, the form of RealToxicityPrompts. limit: only so many
-    of them, drawn by `seed`, in the order of the file.
+    "prompt" may be a string or {"text": ...}, the form of RealToxicityPrompts. limit: how many
+    to draw, by `seed`; they stay in the order of the file.
     """
     prompts = []
     for place, row in read_jsonl(path):

@@ -1,4 +1,4 @@
-"""Several processes, started by torchrun: who am I, collect the rows, sum the gradients.
+"""Several processes, started by torchrun: rank and number, gathering rows, summing gradients.
 
 Without torchrun there is one process, and nothing here does anything.
 """
@@ -53,7 +53,7 @@ def sum_over_processes(totals, parameters):
 
 
 def finish():
-    """Keeps every process alive until process 0 has written its files."""
-    if processes()[1] > 1:
-        torch.distributed.barrier()
+    """Waits until process 0 has written its files, then closes the group."""
+    wait_for_all()
+    if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()

@@ -10,7 +10,7 @@ def load_quantized(path, policy, reward_tokens=True):
 
     The sampled ids are used where a row has them, <|endoftext|> included if it was produced.
     Otherwise the texts are encoded, and no <|endoftext|> is added: nothing is known about the
-    completion's end. reward_tokens False: a single part of all rows, with None in place of k.
+    completion's end. Without reward_tokens: one part with all rows, and k is None.
     """
     parts = {}
     for place, row in read_pool([path]):
@@ -21,8 +21,8 @@ def load_quantized(path, policy, reward_tokens=True):
         room = policy.context - 1 - len(y)
         if room < 1:
             raise BadInput(
-                f"{place}: the completion has {len(y)} tokens, more than the model's context of "
-                f"{policy.context} holds"
+                f"{place}: the completion has {len(y)} tokens, which leaves no room for a prompt "
+                f"in a context of {policy.context}"
             )
         if y:  # an empty completion has no token to learn from
             k = row["quantile"] if reward_tokens else None

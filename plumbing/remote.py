@@ -6,9 +6,9 @@ variables:
     REMOTE_URL        address of the service's analyze method
     REMOTE_KEY        sent as the header X-Goog-Api-Key, stored nowhere
     REMOTE_ATTRIBUTE  A (default TOXICITY)
-    REMOTE_QPS        most requests per second (default 10)
+    REMOTE_QPS        maximum requests per second (default 10)
     REMOTE_WORKERS    requests at a time (default 8)
-    REMOTE_TIMEOUT    of one request, in seconds (default 10)
+    REMOTE_TIMEOUT    of a request, in seconds (default 10)
 """
 
 import math
@@ -47,7 +47,7 @@ class Remote:
         self.cache = AppendLog(cache) if cache else None
         self.known = {}
         for row in self.cache.rows if cache else []:
-            if (row["url"], row["attribute"]) == (self._place(), self.attribute):
+            if (row["url"], row["attribute"]) == (self._address(), self.attribute):
                 self.known[row["text"]] = row["score"]
 
     def _read_settings(self):
@@ -71,14 +71,13 @@ class Remote:
             valid = False
         if not valid:
             raise BadInput("REMOTE_QPS, REMOTE_TIMEOUT and REMOTE_WORKERS must be numbers above 0")
-        self.qps /= int(
-            env.get("WORLD_SIZE", 1)
-        )  # the limit belongs to the key: processes share it
+        # the limit belongs to the key: processes share it
+        self.qps /= int(env.get("WORLD_SIZE", 1))
 
     def __call__(self, prompts, completions, **kwargs):
         new = [y for y in dict.fromkeys(completions) if y not in self.known]  # each text once
         failures = Counter()
-        unanswered = 0  # in a row
+        unanswered = 0  # consecutive requests
         self.stop.clear()
         headers = {"X-Goog-Api-Key": self.key} if self.key else {}
         with (
@@ -94,7 +93,7 @@ class Remote:
                     unanswered = unanswered + 1 if (reason or "").startswith("no answer") else 0
                     if unanswered >= self.workers:
                         raise BadInput(
-                            f"the service at {self._place()} has stopped answering ({reason}); "
+                            f"the service at {self._address()} has stopped answering ({reason}); "
                             "its answers so far are kept, start again to go on"
                         )
             finally:
@@ -127,12 +126,14 @@ class Remote:
                 status = answer.status_code
                 if status in (401, 403):
                     raise BadInput(
-                        f"the service at {self._place()} refuses the key ({status}); set REMOTE_KEY"
+                        f"the service at {self._address()} refuses the key ({status}); "
+                        "set REMOTE_KEY"
                     )
                 if status == 200:
                     score = _summary_score(answer, self.attribute)
                     if score is not None:
-                        return self._keep(text, score)
+                        self._keep(text, score)
+                        return None
                     reason = "no score in the answer"
                 elif status == 429 or status >= 500:
                     reason = f"no answer (HTTP {status})"
@@ -156,10 +157,10 @@ class Remote:
         with self.lock:
             self.known[text] = score
             if self.cache:
-                place = {"attribute": self.attribute, "url": self._place()}
+                place = {"attribute": self.attribute, "url": self._address()}
                 self.cache.append([{"text": text, "score": score, **place}])
 
-    def _place(self):
+    def _address(self):
         """The URL without user, password and query, which may be secret."""
         url = self.httpx.URL(self.url)
         port = f":{url.port}" if url.port else ""

@@ -1,4 +1,4 @@
-"""Results for people: tables on the screen, and RUN/report.html with its figures.
+"""Results as tables on the screen, and as the page RUN/report.html with its figures.
 
 Nothing is measured here. evaluate.py hands over what it computed, and a function for the
 perplexity.
@@ -42,7 +42,9 @@ def print_completions(files, prompts=3):
         print(f"\n{prompt} ...")
         for file, first in zip(files, firsts):
             if row := first.get(prompt):
-                print(f"  {file.stem:14s} {_rewards(row):>6s}  {shown(row['completion'], 160)}")
+                print(
+                    f"  {file.stem:14s} {_format_rewards(row):>6s}  {shown(row['completion'], 160)}"
+                )
 
 
 def part_of(table, group):
@@ -61,6 +63,7 @@ def metrics_of(table):
 
 
 def at(table, path):
+    """The entry of a table at `path`; {} if there is none."""
     for key in path:
         table = table.get(key, {})
     return table
@@ -81,7 +84,7 @@ def first_rows(file):
     return first
 
 
-def _rewards(row):
+def _format_rewards(row):
     return ", ".join("none" if r is None else f"{r:.2f}" for r in row["rewards"].values())
 
 
@@ -94,7 +97,9 @@ def report(run, perplexity):
     Works at any moment of a run. perplexity(policy, rows) is evaluate.py's.
     """
     results = [
-        f for f in sorted((run / "eval").glob("*.json")) if not f.name.endswith(".args.json")
+        f
+        for f in sorted((run / "eval").glob("*.json"))
+        if not f.name.endswith((".args.json", ".key.json"))
     ]
     tables = {f.stem: read_table(f) for f in results}
     if not tables and not any(run.glob("pool/*.jsonl")):
@@ -155,7 +160,7 @@ SECTIONS
 
 
 def _html_table(base, quark, names):
-    """Two results side by side: all prompts, then each group in a fold."""
+    """Two results side by side: all prompts, then each group in a collapsible section."""
     parts = []
     for group in [None, *base.get("groups", {})]:
         pair = [part_of(table, group) for table in (base, quark)]
@@ -188,7 +193,7 @@ def _html_cell(metric):
 
 
 def _html_completions(run, count=8):
-    """What p0 and Quark wrote for the same prompts, spread over the file and its groups."""
+    """What p0 and Quark wrote for the same prompts, evenly spaced in the file."""
     names = ("base", "quark")
     firsts = [first_rows(run / "eval" / f"{name}.jsonl") for name in names]
     prompts = [p for p in firsts[0] if p in firsts[1]]
@@ -197,7 +202,7 @@ def _html_completions(run, count=8):
         cells = [f'<p class="prompt">{html.escape(prompt)} ...</p>']
         for name, first in zip(names, firsts):
             row = first[prompt]
-            label = f'<span class="small">{name} {_rewards(row)}</span>'
+            label = f'<span class="small">{name} {_format_rewards(row)}</span>'
             cells.append(f"<p>{label} {html.escape(row['completion'])}</p>")
         pairs.append(f'<div class="pair">{"".join(cells)}</div>')
     title = "<h2>The same prompts, before and after</h2>"

@@ -1,4 +1,4 @@
-"""The results of evaluate.py: writing them, and the options that look at them."""
+"""The results of evaluate.py: writing them, and the options that display them."""
 
 from pathlib import Path
 
@@ -18,7 +18,7 @@ def write_result(name, table, rows, args):
     write_json(f"{name}.json", table)
 
 
-def add_looking_options(parser):
+def add_display_options(parser):
     add = parser.add_argument_group("looking at results; nothing is generated").add_argument
     add("--compare", nargs="+", metavar="JSON", help="print these results side by side")
     text = "draw a run of run_all.sh: RUN/report.html and RUN/figures/*.png"
@@ -45,7 +45,9 @@ def show_results(args, perplexity):
     else:
         if args.compare:
             files = [Path(f) for f in args.compare]
-            print_tables([read_table(f) for f in files], [f.stem for f in files])
+            stems = [f.stem for f in files]
+            names = stems if len(set(stems)) == len(stems) else args.compare  # two runs' quark.json
+            print_tables([read_table(f) for f in files], names)
             print_completions([f.with_suffix(".jsonl") for f in files])
         if args.report:
             report(Path(args.report), perplexity)

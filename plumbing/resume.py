@@ -13,14 +13,17 @@ from plumbing.files import AppendLog, write_json
 from plumbing.pool import BadInput
 from plumbing.processes import processes
 
+# What loading a damaged optimizer.pt can raise.
+DAMAGED = (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, TypeError, KeyError)
+
 # ------------------------------------------------------------------------------------ explore.py
 
 
 def open_log(policy, prompts, args):
-    """The append log of this very work: (log, {number: row} of the rows that it already has).
+    """The append log for exactly this job, and the rows that it already has as {number: row}.
 
-    Its name is OUT.CHECKSUM.part, so another start takes its rows up only if it would draw and
-    score the same ones: the checksum covers the settings, the prompts, the reward and the model.
+    Its name is OUT.CHECKSUM.part. The checksum covers settings, prompts, an own reward's file and
+    a part of the model's weights, so another job does not reuse its rows.
     """
     settings = {k: v for k, v in vars(args).items() if k not in ("out", "device")}
     service = None
@@ -29,7 +32,7 @@ def open_log(policy, prompts, args):
     digest = hashlib.sha256(json.dumps([settings, prompts, service], sort_keys=True).encode())
     if ":" in args.reward:
         digest.update(Path(args.reward.rsplit(":", 1)[0]).read_bytes())
-    last_layer_norm = list(policy.model.base_model.children())[-1]  # every training step changes it
+    last_layer_norm = list(policy.model.base_model.children())[-1]  # stands for all weights
     digest.update(last_layer_norm.weight.detach().cpu().numpy().tobytes())
     log = AppendLog(f"{args.out}.{digest.hexdigest()[:8]}.part")
     rows = {row.pop("number"): row for row in log.rows}
@@ -49,7 +52,7 @@ def remove_logs(out):
 
 
 def write_training_state(folder, optimiser, step, metrics, args):
-    """Adds to a checkpoint what the next round of learn.py needs, and what a person looks at."""
+    """Adds to a checkpoint what the next round of learn.py needs, and its metrics and settings."""
     torch.save({"optimizer": optimiser.state_dict(), "step": step}, folder / "optimizer.pt")
     lines = "".join(json.dumps(m) + "\n" for m in metrics)
     (folder / "metrics.jsonl").write_text(lines, encoding="utf-8")
@@ -65,14 +68,7 @@ def load_training_state(optimiser, model, device):
         state = torch.load(file, map_location=device, weights_only=True)  # never runs code
         optimiser.load_state_dict(state["optimizer"])
         return int(state["step"])
-    except (
-        pickle.UnpicklingError,
-        RuntimeError,
-        EOFError,
-        ValueError,
-        TypeError,
-        KeyError,
-    ) as error:
+    except DAMAGED as error:
         reason = str(error).strip().split("\n")[0]
         raise BadInput(
             f"{file} holds no state of this optimiser: {reason}; remove it to start afresh"

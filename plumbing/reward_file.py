@@ -33,7 +33,7 @@ def import_function(path, name):
     return getattr(module, name)
 
 
-def checked(function, spec):
+def checked_reward(function, spec):
     """`function`, called with the keywords that it accepts, its result checked.
 
     The result is a list of float or None, one for each completion. Anything else is BadInput, with

@@ -49,7 +49,7 @@ def print_scores(rows, scores):
     quartiles = [scored[int(q * (len(scored) - 1))][0] for q in (0, 0.25, 0.5, 0.75, 1)]
     print("min, quartiles, max: " + "  ".join(f"{q:.4f}" for q in quartiles))
     print(f"mean {sum(s for s, _ in scored) / len(scored):.4f}")
-    for title, part in (("worst", scored[:3]), ("best", scored[:-4:-1])):
+    for title, part in (("worst", scored[:3]), ("best", scored[-3:][::-1])):
         for s, i in part:
             print(f"{title:>6} {s:.4f}  {_text(rows[i], 100)}")
 

@@ -14,8 +14,8 @@ def reward_token(k):
     return f"<|reward_{k}|>"
 
 
-# How GPT-2 splits a text before the merges: contractions, letters, digits, signs, blanks.
-WORDS = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"
+# How GPT-2 splits a text before the merges: contractions, letters, digits, punctuation, whitespace.
+PRETOKENS = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"
 
 
 def merge_pairs(merges_txt):
@@ -24,7 +24,7 @@ def merge_pairs(merges_txt):
     return [tuple(line.split(" ")) for line in lines[1:] if line]
 
 
-@functools.lru_cache(maxsize=4)  # p0 and p_theta share theirs
+@functools.lru_cache(maxsize=4)  # a stage opens the same files several times
 def build_encoding(vocab_json, merges_txt, K=0):
     """GPT-2's byte-level BPE with K reward tokens, from the bytes of vocab.json and merges.txt.
 
@@ -52,7 +52,7 @@ def build_encoding(vocab_json, merges_txt, K=0):
     for k in range(1, K + 1):
         special[reward_token(k)] = eos + k
     return tiktoken.Encoding(
-        "gpt2-layout", pat_str=WORDS, mergeable_ranks=ranks, special_tokens=special
+        "gpt2-layout", pat_str=PRETOKENS, mergeable_ranks=ranks, special_tokens=special
     )
 
 

@@ -36,8 +36,8 @@ FORGET=${FORGET-1}                                         # 1: a row that was d
 # How it is learned
 BETA=${BETA:-0.05}                                         # weight of the KL term
 ITERATIONS=${ITERATIONS:-6}                                # rounds of explore, quantize, learn
-STEPS=${STEPS:-60}                                         # updates a round
-BATCH=${BATCH:-16}                                         # examples an update
+STEPS=${STEPS:-60}                                         # updates per round
+BATCH=${BATCH:-16}                                         # examples per update
 LR=${LR:-5e-4}                                             # peak learning rate of Adam
 WARMUP=${WARMUP:-30}                                       # updates
 CLIP=${CLIP:-1}                                            # largest gradient norm

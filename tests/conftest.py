@@ -8,6 +8,7 @@ reward tokens.
 import json
 import os
 import runpy
+import subprocess
 import sys
 from pathlib import Path
 
@@ -31,7 +32,7 @@ N_MERGES = 41
 V = 256 + N_MERGES + 1
 CONTEXT, WIDTH, K = 64, 32, 3
 
-# ------------------------------------------------------------------------------- language models
+# ---------------------------------------------------------------------------------- language models
 
 
 def learn_merges(sentences, n_merges):
@@ -136,9 +137,10 @@ def started(model, padding):
     return network
 
 
-# ----------------------------------------------------------------------------------- classifiers
+# -------------------------------------------------------------------------------------- classifiers
 
-JUDGE_WORDS = "[PAD] [UNK] [CLS] [SEP] the film was good bad fine long dull a b ! .".split()
+JUDGE_WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "the", "film", "was", "good", "bad", "fine"]
+JUDGE_WORDS += ["long", "dull", "a", "b", "!", "."]
 
 
 def make_classifier(path, labels, seed, **more):
@@ -198,7 +200,7 @@ def judges(tmp_path_factory):
     return folder
 
 
-# ------------------------------------------------------------------------------------ rows, files
+# -------------------------------------------------------------------------------------- rows, files
 
 
 def write_jsonl(path, rows):
@@ -240,7 +242,7 @@ def write_reward(tmp_path, body, name="mine.py"):
     return f"{tmp_path / name}:reward"
 
 
-# ----------------------------------------------------------------------------------------- stages
+# ------------------------------------------------------------------------------------------- stages
 
 
 def stage(monkeypatch, name, *argv):
@@ -254,6 +256,19 @@ def stage(monkeypatch, name, *argv):
     except SystemExit as exit:
         return exit.code
     return None
+
+
+def execute(*command, cwd=ROOT, **environment):
+    """Runs a command of its own process in the repository. Returns what subprocess.run does."""
+    return subprocess.run(
+        [str(c) for c in command],
+        cwd=cwd,
+        env={**os.environ, "PYTHONPATH": str(ROOT), **environment},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
 
 
 def one_sentence(message):
@@ -273,15 +288,9 @@ EVALUATED = [
 
 
 def run_evaluate(
-    tmp_path,
-    model,
-    reference,
-    *options,
-    name="quark",
-    reward=("hash", "length"),
-    prompts=EVALUATED,
+    tmp_path, model, reference, *options, name="quark", reward=("hash", "length"), prompts=EVALUATED
 ):
-    """evaluate.py on these prompts, three samples each. Returns the table in tmp_path/eval/NAME.json.
+    """evaluate.py on these prompts, three samples each. Returns tmp_path/eval/NAME.json.
 
     None if there is no such file, as with --reward-token all.
     """

@@ -1,4 +1,4 @@
-"""A random model of GPT-2 small's shape (124 M parameters) with GPT-2's own vocabulary, in a folder.
+"""Writes a random model of GPT-2 small's shape (124 M parameters) with GPT-2's own vocabulary.
 
 It stands in for `gpt2` where the hub is out of reach. Code path, sizes and speed are the same, but
 what it writes makes no sense.

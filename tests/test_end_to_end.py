@@ -1,12 +1,10 @@
 """The whole method on a random model: two rounds and an evaluation, twice, byte for byte."""
 
 import json
-import os
-import subprocess
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, read_rows, write_jsonl
+from conftest import execute, read_rows, write_jsonl
 
 import evaluate
 import explore
@@ -16,10 +14,15 @@ from explore import load_policy
 
 PROMPTS = ["The film was", "I was", "There is nothing", "songs", "", "She said that it's"]
 
-EXPLORE = "--num-samples 3 --max-new-tokens 8 --decode mixed --top-p 0.9 --device cpu".split()
-LEARN = "--steps 5 --total-steps 10 --batch-size 7 --grad-accum 2 --lr 0.003 --warmup 3".split()
-LEARN += "--clip 1 --device cpu".split()
-EVALUATE = "--reward length hash --num-samples 3 --max-new-tokens 8 --device cpu".split()
+SAMPLE = ["--num-samples", 3, "--max-new-tokens", 8, "--device", "cpu"]
+EXPLORE = ["--reward", "length", "--decode", "mixed", "--top-p", 0.9, *SAMPLE]
+LEARN = ["--steps", 5, "--total-steps", 10, "--batch-size", 7, "--grad-accum", 2]
+LEARN += ["--lr", 0.003, "--warmup", 3, "--clip", 1, "--device", "cpu"]
+EVALUATE = ["--reward", "length", "hash", *SAMPLE]
+
+
+def run(stage, *argv):
+    stage.main([str(a) for a in argv])
 
 
 def two_rounds(folder, p0_folder, monkeypatch):
@@ -30,29 +33,27 @@ def two_rounds(folder, p0_folder, monkeypatch):
     folder.mkdir()
     monkeypatch.chdir(folder)
     rows = [{"prompt": x, "group": "odd" if i % 2 else "even"} for i, x in enumerate(PROMPTS)]
-    prompts = ["--prompts", str(write_jsonl(Path("prompts.jsonl"), rows))]
-    p0 = str(p0_folder)
-    reference = ["--reference", p0]
-    model = p0
+    prompts = ["--prompts", write_jsonl(Path("prompts.jsonl"), rows)]
+    reference = ["--reference", p0_folder]
+    model = p0_folder
     for t in range(2):
         pool, quantized, learned = f"pool/0{t}.jsonl", f"quantized/0{t}.jsonl", f"model/0{t + 1}"
-        from_model = ["--model", model, *prompts, "--reward", "length", "--iteration", str(t)]
-        explore.main([*from_model, "--out", pool, *EXPLORE])
-        quantize.main(["pool", "--quantiles", "4", "--out", quantized])
-        from_pool = ["--pool", quantized, "--model", model, *reference]
-        learn.main([*from_pool, "--out", learned, *LEARN])
+        by = ["--model", model]
+        run(explore, *by, *prompts, "--iteration", t, "--out", pool, *EXPLORE)
+        run(quantize, "pool", "--quantiles", 4, "--out", quantized)
+        run(learn, *by, *reference, "--pool", quantized, "--out", learned, *LEARN)
         model = learned
-    for name, which in (("base", p0), ("quark", model)):
-        of_model = ["--model", which, *reference, *prompts]
-        evaluate.main([*of_model, "--out", f"eval/{name}", *EVALUATE])
+    for name, by in (("base", p0_folder), ("quark", model)):
+        inputs = ["--model", by, *reference, *prompts]
+        run(evaluate, *inputs, "--out", f"eval/{name}", *EVALUATE)
     return {str(path): path.read_bytes() for path in sorted(Path().rglob("*")) if path.is_file()}
 
 
 def test_two_rounds_twice(p0_folder, tmp_path, monkeypatch):
     """The same inputs and the same seed give the same bytes in every file.
 
-    Only metrics.jsonl differs: it holds tokens per second. Within a run, the pool grows by 6 prompts
-    x 3 samples in each round, old pool files stay, and K and the number of the step go on.
+    Only metrics.jsonl differs: it holds tokens per second. Within a run, each round adds 6 prompts
+    x 3 samples to the pool, old pool files stay, and K and the number of the step go on.
     """
     first = two_rounds(tmp_path / "a", p0_folder, monkeypatch)
     second = two_rounds(tmp_path / "b", p0_folder, monkeypatch)
@@ -77,7 +78,7 @@ def test_two_rounds_twice(p0_folder, tmp_path, monkeypatch):
     assert first["eval/base.jsonl"] != first["eval/quark.jsonl"]
 
 
-# -------------------------------------------------------------------------------------- run_all.sh
+# --------------------------------------------------------------------------------------- run_all.sh
 
 ALL = ["pool/00", "pool/00 pool/01", "pool/00 pool/01 pool/02"]
 WITH_FORGET = ["pool/00", "quantized/00 pool/01", "quantized/01 pool/02"]
@@ -96,13 +97,13 @@ def test_what_a_round_learns_from(task, settings, pools, options, tmp_path):
     With FORGET: the newest, and what the round before learned from, so that what quantize.py left
     out once stays out. `true` stands in for python, and the commands are printed.
     """
-    run = tmp_path / "run"
-    env = {**os.environ, "PYTHON": "true", "RUN": str(run), "ITERATIONS": "3", **settings}
-    command = ["bash", ROOT / "run_all.sh", task]
-    done = subprocess.run(command, env=env, capture_output=True, text=True, check=True)
+    folder = tmp_path / "run"
+    given = {"PYTHON": "true", "RUN": str(folder), "ITERATIONS": "3", **settings}
+    done = execute("bash", "run_all.sh", task, **given)
+    assert done.returncode == 0
     expected = []
     for pool in pools:
-        files = " ".join(f"{run}/{name}.jsonl" for name in pool.split())
+        files = " ".join(f"{folder}/{name}.jsonl" for name in pool.split())
         expected.append(f"+ quantize.py {files} --quantiles 5 --seed 0{options}")
     printed = [line for line in done.stdout.splitlines() if line.startswith("+ quantize.py")]
     assert [line.split(" --out ")[0] for line in printed] == expected

@@ -1,4 +1,4 @@
-"""Stage 4: every metric by hand, perplexity against Hugging Face's loss, the intervals, the stage."""
+"""Step 5: the metrics by hand, perplexity against Hugging Face's loss, the intervals, the stage."""
 
 import json
 import math
@@ -9,8 +9,8 @@ import pytest
 import torch
 from conftest import (
     CONTEXT,
-    SENTENCES,
     EVALUATED,
+    SENTENCES,
     K,
     V,
     make_model_folder,
@@ -23,7 +23,15 @@ from conftest import (
 )
 
 import evaluate
-from evaluate import completion_nll, dist_n, fluency_sums, interval, measure, perplexity, reward_sums
+from evaluate import (
+    completion_nll,
+    dist_n,
+    fluency_sums,
+    interval,
+    measure,
+    perplexity,
+    reward_sums,
+)
 from explore import sample
 from plumbing.pool import BadInput
 
@@ -31,7 +39,7 @@ REWARD_METRICS = ["mean", "share_ge_half", "avg_max_unwanted", "unwanted_prob"]
 TEXT_METRICS = ["perplexity", "perplexity_mean_per_completion", "dist_1", "dist_2", "dist_3"]
 TEXT_METRICS += ["rep_2", "rep_3", "rep_4", "diversity"]
 
-# ------------------------------------------------------------------------------------ the metrics
+# -------------------------------------------------------------------------------------- the metrics
 
 
 def ratio(sums, key):
@@ -42,10 +50,10 @@ def ratio(sums, key):
 def test_reward_metrics_by_hand():
     """Prompt A has the rewards .9 .2 .5, prompt B has .6 .7.
 
-        mean reward               (.9 + .2 + .5 + .6 + .7) / 5 = 2.9 / 5 = .58
-        at least .5               .9 .5 .6 .7, that is 4 of 5
-        largest 1 - r             A .8, B .4, on average .6
-        prompts with 1 - r > .5   A (its .2), that is 1 of 2
+    mean reward               (.9 + .2 + .5 + .6 + .7) / 5 = 2.9 / 5 = .58
+    at least .5               .9 .5 .6 .7, that is 4 of 5
+    largest 1 - r             A .8, B .4, on average .6
+    prompts with 1 - r > .5   A (its .2), that is 1 of 2
     """
     sums = [reward_sums([0.9, 0.2, 0.5]), reward_sums([0.6, 0.7])]
     assert ratio(sums, "mean") == pytest.approx(0.58)
@@ -104,7 +112,7 @@ def test_mean_perplexity_leaves_out_the_absurd():
     assert sums["log_perplexity"] == (pytest.approx(sum(nats for nats, _ in nll)), 7)
 
 
-# ------------------------------------------------------------------------------------- perplexity
+# --------------------------------------------------------------------------------------- perplexity
 
 ROWS = [
     {"prompt": "The film was", "completion": " long and the end is silly."},
@@ -172,7 +180,7 @@ def test_perplexity_does_not_depend_on_batches(p0):
 
 
 def test_perplexity_of_long_and_short_together(p0):
-    """In one batch: a prompt that fills the context, a completion that does, and several short ones.
+    """A prompt that fills the context, a completion that does, and short ones, in one batch.
 
     Each has the value that it has alone.
     """
@@ -201,7 +209,7 @@ def test_perplexity_knows_no_reward_tokens(p0, quark):
     assert completion_nll(quark, ROWS) == pytest.approx(completion_nll(p0, ROWS), rel=1e-4)
 
 
-# ---------------------------------------------------------------------------------- the intervals
+# ------------------------------------------------------------------------------------ the intervals
 
 
 def test_interval_by_hand():
@@ -373,7 +381,7 @@ def test_every_metric_against_numpy(seed):
     assert values == pytest.approx(expected)
 
 
-# -------------------------------------------------------------------------------------- the stage
+# ---------------------------------------------------------------------------------------- the stage
 
 
 def check_table(table, rewards):
@@ -501,7 +509,7 @@ def test_main_same_seed_same_bytes(quark_folder, p0_folder, tmp_path):
 
 
 def test_main_without_scores_is_still_json(quark_folder, p0_folder, tmp_path):
-    """A reward that scores some, and one that scores none: strict JSON, and the rest is measured."""
+    """A reward that scores some, and one that scores none: strict JSON, all else is measured."""
     body = "def reward(prompts, completions): return [None if x == 'It' else 1 for x in prompts]\n"
     some = write_reward(tmp_path, body, "some.py")
     body = "def reward(prompts, completions): return [None] * len(prompts)\n"
@@ -513,10 +521,12 @@ def test_main_without_scores_is_still_json(quark_folder, p0_folder, tmp_path):
     nothing = {"value": None, "low": None, "high": None}
     assert table["rewards"][none] == dict.fromkeys(REWARD_METRICS, nothing)
     rows = read_rows(tmp_path / "eval" / "quark.jsonl")
-    assert [row["rewards"][some] for row in rows] == [1] * 12 + [None] * 3  # "It" is the last prompt
+    assert [row["rewards"][some] for row in rows] == [1] * 12 + [
+        None
+    ] * 3  # "It" is the last prompt
 
 
-# -------------------------------------------------------------- completions that others generated
+# ---------------------------------------------------------------- completions that others generated
 
 
 def generations(file, p0_folder, out, *rewards):
@@ -571,7 +581,7 @@ def test_generations_bad_input(text, message, p0_folder, tmp_path, monkeypatch):
     assert file.read_text() == text
 
 
-# -------------------------------------------------------------------------------------- bad input
+# ---------------------------------------------------------------------------------------- bad input
 
 
 def test_main_bad_input(quark_folder, p0_folder, tmp_path, monkeypatch):

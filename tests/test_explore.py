@@ -1,4 +1,4 @@
-"""Stage 1: drawing a token, the sampling loop against a slow reference, the pool it writes."""
+"""Steps 1 and 4: drawing a token, the sampling loop against a slow one, the pool it writes."""
 
 import json
 import math
@@ -39,7 +39,7 @@ def ids_of(policy, *texts):
     return [policy.encode(t) for t in texts]
 
 
-# -------------------------------------------------------------------------------- drawing a token
+# ---------------------------------------------------------------------------------- drawing a token
 
 
 def logits_of(*p):
@@ -192,7 +192,7 @@ def test_draw_from_many_and_from_rare_tokens():
     assert drawn(rare, u) == list(range(1, 21))
 
 
-# ------------------------------------------------------------------------------- the sampling loop
+# -------------------------------------------------------------------------------- the sampling loop
 
 
 def slow_sample(
@@ -381,7 +381,7 @@ def test_another_network_in_the_policy_s_place(quark, monkeypatch):
 
 
 def test_greedy_row_by_row(quark):
-    """greedy may be given for each row: those rows are greedy, the others are drawn, in one batch."""
+    """greedy may be given for each row: in one batch some rows are greedy and others are drawn."""
     prompts = ids_of(quark, "The film", "A", "I see it")
     options = {"max_new_tokens": 7, "quantile": 1}
     mixed = sample(quark, prompts, greedy=[True, False, True], **options)
@@ -480,7 +480,7 @@ def test_too_many_new_tokens(quark):
             sample(quark, [[5, 6]], quantile=quantile, max_new_tokens=n)
 
 
-# -------------------------------------------------------------------------------------- the stage
+# ---------------------------------------------------------------------------------------- the stage
 
 PROMPTS = ("The film", "I was", "She said that")
 
@@ -666,7 +666,7 @@ def test_main_same_seed_same_bytes(quark_folder, tmp_path):
     assert pools[0] == pools[1] == pools[2] != pools[3]
 
 
-# ----------------------------------------------------------------- the stage, with a single prompt
+# ------------------------------------------------------------------ the stage, with a single prompt
 
 
 def show(capsys, model, text, *options):
@@ -737,7 +737,7 @@ def test_prompt_takes_the_sampling_options(quark_folder, quark, capsys):
     assert show(capsys, quark_folder, "I was", *options) == drawn != greedy
 
 
-# -------------------------------------------------------------------------------------- bad input
+# ---------------------------------------------------------------------------------------- bad input
 
 
 def test_main_bad_input(quark_folder, tmp_path, monkeypatch):

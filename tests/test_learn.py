@@ -1,4 +1,4 @@
-"""Stage 3: the KL and Eq. 2 against plain loops, the shift by one, training and going on."""
+"""Step 3: the KL and Eq. 2 against plain loops, the shift by one, training and going on."""
 
 import json
 import math
@@ -79,7 +79,7 @@ def slow_loss(policy, reference, targets, mask, beta, kl, entropy_coef):
     return lm + beta * divergence - entropy_coef * entropy, lm, divergence, entropy
 
 
-# ----------------------------------------------------------------------------------------- the KL
+# ------------------------------------------------------------------------------------------- the KL
 
 
 def test_kl_by_hand():
@@ -124,7 +124,7 @@ def test_kl_is_zero_only_for_equal_distributions():
     assert token_kl(uniform, far).item() == pytest.approx(expected, rel=1e-6)
 
 
-# ---------------------------------------------------------------------------- the objective, Eq. 2
+# ----------------------------------------------------------------------------- the objective, Eq. 2
 
 
 @pytest.mark.parametrize("entropy_coef", [0.0, 0.06])
@@ -179,7 +179,9 @@ def test_gradient_at_the_logits():
     assert (policy.grad[..., v:] == 0).all()
 
 
-@pytest.mark.parametrize("kl, entropy_coef", [("forward", 0.06), ("reverse", 0.0), ("reverse", 0.06)])
+@pytest.mark.parametrize(
+    "kl, entropy_coef", [("forward", 0.06), ("reverse", 0.0), ("reverse", 0.06)]
+)
 def test_gradient_by_finite_differences(kl, entropy_coef):
     """The other variants: autograd against (f(z + h) - f(z - h)) / 2h.
 
@@ -217,7 +219,7 @@ def test_one_cross_entropy():
     assert loss == pytest.approx(expected, rel=1e-9)
 
 
-# --------------------------------------------------- a batch of rows: the shift, the reward tokens
+# ---------------------------------------------------- a batch of rows: the shift, the reward tokens
 
 
 @pytest.fixture
@@ -349,7 +351,7 @@ def always_one_more(policy):
 
 
 def test_the_shift_by_one(quark, p0):
-    """x = 40 41 and y = 42 43 44: a model that always says "last input plus one" is right each time.
+    """x = 40 41 and y = 42 43 44: a model that always says "last input plus one" is always right.
 
     So the LM term is 0, but only if position t is compared with input t + 1. p0 follows the same
     rule without r_k in front. So the KL is 0, but only if p0's positions are the policy's less one.
@@ -401,7 +403,7 @@ def test_padding_and_row_order_do_not_matter(other, p0):
     assert single.tolist() == pytest.approx(whole.tolist(), rel=1e-5)
 
 
-# -------------------------------------------------------------- the reward tokens' first embedding
+# --------------------------------------------------------------- the reward tokens' first embedding
 
 
 def embedding_of(policy):
@@ -469,7 +471,7 @@ def test_reward_tokens_do_not_change_p0(p0, quark):
     assert torch.allclose(ours, theirs, atol=1e-5)
 
 
-# -------------------------------------------------------------------------- batches, learning rate
+# --------------------------------------------------------------------------- batches, learning rate
 
 
 def test_draw_batch_is_uniform_over_quantiles():
@@ -503,7 +505,7 @@ def test_learning_rate_by_hand():
     assert learning_rate(2, 0.8, 500, 5) == pytest.approx(0.8 * 3 / 500)
 
 
-# -------------------------------------------------------------------------------------- the stage
+# ---------------------------------------------------------------------------------------- the stage
 
 
 @pytest.fixture
@@ -536,7 +538,7 @@ def adam(folder):
 
 
 def first_gradient(folder):
-    """The gradients that Adam saw in its only step: ten times its first moments, as beta_1 is .9."""
+    """The gradients that Adam saw in its only step: ten times its first moments (beta_1 = .9)."""
     step, moments = adam(folder)
     assert step == 1
     return [10 * first for first, _ in moments.values()]
@@ -762,7 +764,7 @@ def test_beta_pulls_towards_p0(pool, p0_folder, tmp_path):
 
 
 def test_reward_token_lr(pool, p0_folder, tmp_path):
-    """--reward-token-lr F: the rows of r_k move F times as far as they would. The others do not care.
+    """--reward-token-lr F: the rows of r_k move F times as far, and all others as before.
 
     0 leaves them as they were added, 3 moves them three times as far.
     """
@@ -807,7 +809,9 @@ def test_bad_models(pool, quark_folder, p0_folder, tmp_path, monkeypatch):
     """No such model, a folder without one, a reference with another vocabulary: one line each."""
     foreign = tmp_path / "foreign"
     shutil.copytree(p0_folder, foreign)
-    text = "zebras quack quietly where the quick zebras quit, and a quiet duck quacks at the lazy dog"
+    text = (
+        "zebras quack quietly where the quick zebras quit, and a quiet duck quacks at the lazy dog"
+    )
     write_vocabulary(foreign, *learn_merges([text + " under a shady tree"], 41))
     (tmp_path / "empty").mkdir()
     for model, reference, message in [
@@ -838,7 +842,7 @@ def test_a_loss_that_is_not_finite_stops(pool, p0_folder, tmp_path):
 
 
 def test_out_never_destroys(pool, p0_folder, tmp_path):
-    """--out names a folder that is no checkpoint, a file, or p0 itself: refused, nothing changes."""
+    """--out names a folder that is no checkpoint, a file, or p0 itself: nothing changes."""
     notes = tmp_path / "thesis" / "notes.txt"
     notes.parent.mkdir()
     notes.write_text("three years")

@@ -1,13 +1,13 @@
-"""Stage 2: the quantiles, over all samples and per prompt; the bounded pool; the stage."""
+"""Step 2: the quantiles, over all samples and per prompt; the bounded pool; the stage."""
 
+import itertools
 import json
 import os
-import subprocess
 import sys
 
 import numpy as np
 import pytest
-from conftest import ROOT, one_sentence, read_rows, write_jsonl
+from conftest import execute, one_sentence, read_rows, write_jsonl
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -20,7 +20,7 @@ def row(reward, prompt="x", **more):
     return {"prompt": prompt, "completion": " y", "reward": reward, **more}
 
 
-# ---------------------------------------------------------------------------------- the quantiles
+# ------------------------------------------------------------------------------------ the quantiles
 
 
 def test_quantiles_by_hand():
@@ -56,7 +56,7 @@ def test_parts_are_equal_and_ordered(rewards, data):
     sizes = [len(part) for part in parts]
     assert min(sizes) >= 1
     assert max(sizes) - min(sizes) <= 1
-    for worse, better in zip(parts, parts[1:]):
+    for worse, better in itertools.pairwise(parts):
         assert max(worse) <= min(better)
 
 
@@ -145,7 +145,7 @@ def test_row_order_does_not_matter():
     assert (assign_quantiles(rewards, 5)[shuffle] == shuffled).all()
 
 
-# ------------------------------------------------------------------------------------- per prompt
+# --------------------------------------------------------------------------------------- per prompt
 
 
 def test_per_prompt_by_hand():
@@ -187,7 +187,7 @@ def test_per_prompt_keeps_the_order_within_a_prompt():
     assert (abs(np.bincount(quantiles)[1:] - 200 / 3) < 20).all()
 
 
-# ------------------------------------------------------------------------------- the bounded pool
+# --------------------------------------------------------------------------------- the bounded pool
 
 
 def kept(rewards, iterations, **bounds):
@@ -241,7 +241,7 @@ def test_keep_top_breaks_ties_at_random():
     assert first != kept(np.ones(1000), [0] * 1000, keep_top=0.5, seed=2)
 
 
-# -------------------------------------------------------------------------------------- the stage
+# ---------------------------------------------------------------------------------------- the stage
 
 
 def run(pool, out, *options, K=2):
@@ -272,9 +272,9 @@ def test_main_writes_every_row_with_its_quantile(tmp_path, capsys):
     assert [list(r) for r in rows] == [list(r) for r in expected]
     assert type(rows[1]["reward"]) is int
     assert "é \u2028" in out.read_text(encoding="utf-8")  # and not as \u00e9 \u2028
-    printed = capsys.readouterr().out.splitlines()
-    assert printed[0].split() == "r_2 2 rows reward 0.5000 to 1.0000, mean 0.7500".split()
-    assert printed[1].split() == "r_1 2 rows reward -1.5000 to 0.2500, mean -0.6250".split()
+    best, worst = (" ".join(line.split()) for line in capsys.readouterr().out.splitlines())
+    assert best == "r_2 2 rows reward 0.5000 to 1.0000, mean 0.7500"
+    assert worst == "r_1 2 rows reward -1.5000 to 0.2500, mean -0.6250"
     assert json.loads((tmp_path / "quantized" / "00.args.json").read_text())["quantiles"] == 2
     assert sorted(os.listdir(tmp_path / "quantized")) == ["00.args.json", "00.jsonl"]
 
@@ -405,14 +405,10 @@ def test_exit_status(tmp_path):
     good = write_jsonl(tmp_path / "good.jsonl", [row(0.1), row(0.2)])
     bad = tmp_path / "bad.jsonl"
     bad.write_text(json.dumps(row(0.1)) + '\n{"prompt": "x", "compl')
-
-    def python(pool, out):
-        command = [sys.executable, ROOT / "quantize.py", pool, "--quantiles", "2", "--out", out]
-        return subprocess.run(command, capture_output=True, text=True)
-
-    assert python(good, tmp_path / "a.jsonl").returncode == 0
+    command = [sys.executable, "quantize.py", "--quantiles", 2, "--out"]
+    assert execute(*command, tmp_path / "a.jsonl", good).returncode == 0
     assert (tmp_path / "a.jsonl").exists()
-    failed = python(bad, tmp_path / "b.jsonl")
+    failed = execute(*command, tmp_path / "b.jsonl", bad)
     assert failed.returncode == 1
     assert one_sentence(failed.stderr.strip())
     assert "bad.jsonl:2" in failed.stderr and "cut off" in failed.stderr
@@ -455,11 +451,11 @@ def by_prompt(row):
     return row["prompt"]
 
 
-# -------------------------------------------------------------------- bad input: see test_pool.py
+# ---------------------------------------------------------------------- bad input: see test_pool.py
 
 
 def test_other_bad_input(tmp_path):
-    """One sentence each: a missing file, a folder without pools, no rows, more parts than rows ..."""
+    """One sentence each for a missing file, a folder without pools, no rows, too many parts ..."""
     pool = write_jsonl(tmp_path / "pool.jsonl", [row(0.5), row(0.6, "other")])
     (tmp_path / "none").mkdir()
     (tmp_path / "empty.jsonl").write_text("\n\n")

@@ -12,7 +12,7 @@ STEPS = PAGE.split("\n## ")[1:]
 def quotations():
     """(file, quoted block) of every block of code. Its file is the last one named before it."""
     file = None
-    for part in re.split(r"(```(?:python|bash)\n.*?```)", PAGE, flags=re.S):
+    for part in re.split(r"(```(?:python|bash)\n.*?```)", PAGE, flags=re.DOTALL):
         if part.startswith("```"):
             yield file, part.split("\n", 1)[1].removesuffix("```")
         elif names := re.findall(r"`(\w+\.(?:py|sh))`", part):
@@ -23,7 +23,9 @@ def quotations():
 def test_a_quotation_is_the_code(file, block):
     """Whole lines, one after the other, as they stand in the file; at most a dozen."""
     assert 1 <= block.count("\n") <= 12
-    assert "\n" + block in "\n" + (ROOT / file).read_text(encoding="utf-8"), f"{file} has no\n{block}"
+    assert "\n" + block in "\n" + (ROOT / file).read_text(encoding="utf-8"), (
+        f"{file} has no\n{block}"
+    )
 
 
 def test_every_step_has_its_parts():

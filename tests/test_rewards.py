@@ -4,17 +4,16 @@ import hashlib
 import json
 import math
 import os
-import subprocess
 import sys
 
 import pytest
 import torch
-from conftest import ROOT, one_sentence, read_rows, stage, write_jsonl, write_reward
+from conftest import execute, one_sentence, read_rows, stage, write_jsonl, write_reward
 
 import rewards
 from rewards import diversity, load_reward, rep_n, repetition
 
-# ------------------------------------------------------------------------------------- repetition
+# --------------------------------------------------------------------------------------- repetition
 
 
 def test_rep_n_by_hand():
@@ -26,7 +25,7 @@ def test_rep_n_by_hand():
 
     diversity = (1 - 1/2) (1 - 1/3) (1 - 0) = 1/3.
     """
-    tokens = "a b a b a".split()
+    tokens = ["a", "b", "a", "b", "a"]
     assert rep_n(tokens, 2) == pytest.approx(1 / 2)
     assert rep_n(tokens, 3) == pytest.approx(1 / 3)
     assert rep_n(tokens, 4) == 0
@@ -64,7 +63,7 @@ def test_repetition_counts_ids_when_it_has_them():
     assert values == pytest.approx([1 / 6])
 
 
-# -------------------------------------------------------------------------------------- the judges
+# --------------------------------------------------------------------------------------- the judges
 
 TEXTS = [
     "the film was good",
@@ -147,7 +146,7 @@ def test_hash():
     assert all(0 <= value < 1 for value in values)
 
 
-# ------------------------------------------------------------------------------------ the command
+# -------------------------------------------------------------------------------------- the command
 
 
 def test_main_scores_a_file(tmp_path, capsys):
@@ -180,7 +179,7 @@ def test_main_leaves_out_what_has_no_score(tmp_path, capsys):
 
 
 def test_main_bad_input(tmp_path, monkeypatch):
-    """A missing file, a row without completion, an empty file, a reward that fails: one sentence."""
+    """One sentence for a missing file, a bad row, an empty file, and a reward that fails."""
     good = write_jsonl(tmp_path / "good.jsonl", [{"prompt": "p", "completion": "c"}])
     rows = [{"prompt": "p", "completion": "c"}, {"prompt": "p"}]
     bad = write_jsonl(tmp_path / "bad.jsonl", rows)
@@ -201,7 +200,7 @@ def test_main_bad_input(tmp_path, monkeypatch):
 
 
 def test_exit_status_and_no_torch(tmp_path):
-    """python rewards.py with a plain reward: status 0, and torch, which takes seconds, stays out."""
+    """As the shell sees it. A plain reward does not import torch, which would take seconds."""
     pool = write_jsonl(tmp_path / "p.jsonl", [{"prompt": "p", "completion": "a b c d"}])
     code = f"""
 import runpy, sys
@@ -209,15 +208,10 @@ sys.argv = ["rewards.py", "--reward", "repetition", "--pool", {json.dumps(str(po
 runpy.run_path("rewards.py", run_name="__main__")
 print("torch" in sys.modules)
 """
-
-    def python(*arguments):
-        command = [sys.executable, *map(str, arguments)]
-        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-
-    done = python("-c", code)
+    done = execute(sys.executable, "-c", code)
     assert done.returncode == 0
     assert done.stdout.splitlines()[-1] == "False"
-    failed = python("rewards.py", "--reward", "x", "--pool", pool)
+    failed = execute(sys.executable, "rewards.py", "--reward", "x", "--pool", pool)
     assert failed.returncode == 1
     assert one_sentence(failed.stderr.strip())
     assert failed.stdout == ""

@@ -51,7 +51,7 @@ def pattern(text):
 GOOD = line() + line(reward=0.7)
 FULL = b'"completion": "a", "reward": 1, "quantile": 1'
 
-# -------------------------------------------------------- a file of rows, in each stage that reads it
+# ------------------------------------------------------ a file of rows, as each stage reads it
 #
 # What is in the file, and what the message says. {} stands for the file's name.
 
@@ -59,10 +59,7 @@ LINES = [  # every reader
     (b"", "{}"),
     (b"\n \n", "{}"),
     (GOOD + b"not json\n", "{}:3: not valid JSON"),
-    (
-        GOOD + b'{"prompt": "x", "compl',
-        "{}:3: not valid JSON: .*the file ends within this line",
-    ),
+    (GOOD + b'{"prompt": "x", "compl', "{}:3: not valid JSON: .*the file ends within this line"),
     (GOOD + b"[1, 2]\n", "{}:3: is [1, 2], not an object"),
     (GOOD + b"\xff\xfe\n", "{}:3: byte 0 is not UTF-8"),
     (GOOD + '{"prompt": "a'.encode("utf-16") + b"\n", "{}:3: byte 0 is not UTF-8"),
@@ -71,10 +68,7 @@ LINES = [  # every reader
         GOOD + b'{"prompt": "b", ' + FULL + b', "group": "x", "note": "\\ud83d"}\n',
         "{}:3: half a surrogate pair",
     ),
-    (
-        GOOD + b'{"prompt": {"text": 3}, "completion": 3, "reward": 1, "quantile": 1}\n',
-        "{}:3: ",
-    ),
+    (GOOD + b'{"prompt": {"text": 3}, "completion": 3, "reward": 1, "quantile": 1}\n', "{}:3: "),
     (GOOD + b"{" + FULL + b"}\n", '{}:3: "prompt" is missing'),
     (GOOD + b"[" * 10**6 + b"\n", "{}:3: not valid JSON"),
     (GOOD + b'{"prompt": ' + b"9" * 10**6 + b"}\n", "{}:3: "),
@@ -98,10 +92,7 @@ LEARN_LINES = [
     (line(quantile=None), "{}:1: "),
     (line_without("quantile"), '{}:1: "quantile" is missing; run quantize.py'),
     (GOOD + line(quantile=3), "no row has quantile 2 of 3"),
-    (
-        GOOD + line(prompt_ids=[V]),
-        f'{{}}:3: "prompt_ids" holds {V}, but the model has {V} tokens',
-    ),
+    (GOOD + line(prompt_ids=[V]), f'{{}}:3: "prompt_ids" holds {V}, but the model has {V} tokens'),
     (GOOD + line(completion_ids=[70, 71]), '{}:3: "completion_ids" do not spell'),
     (GOOD + line(completion="a" * CONTEXT), "{}:3: the completion has"),
     (line(completion=""), "no rows to learn from"),
@@ -192,7 +183,7 @@ def test_rows_that_are_fine(reader, case, p0_folder, tmp_path, monkeypatch):
         assert all(i < V - 1 for i in row.get("prompt_ids", []))
 
 
-# ------------------------------------------------------------------- checkpoints and vocabularies
+# --------------------------------------------------------------------- checkpoints and vocabularies
 
 
 def remove(name, folder):
@@ -237,11 +228,7 @@ CHECKPOINTS = [
     ("weights only", partial(remove, "config.json"), "cannot open the model"),
     ("no weights", partial(remove, "model.safetensors"), "cannot open the model"),
     ("pickled weights", pickled, "cannot open the model.*safetensors"),
-    (
-        "weights cut off",
-        partial(change, "model.safetensors", first_half),
-        "cannot open the model",
-    ),
+    ("weights cut off", partial(change, "model.safetensors", first_half), "cannot open the model"),
     (
         "empty weights",
         partial(change, "model.safetensors", replaced_by(b"")),
@@ -282,7 +269,7 @@ CHECKPOINTS = [
 
 @pytest.mark.parametrize("what, spoil, message", CHECKPOINTS, ids=[c[0] for c in CHECKPOINTS])
 def test_checkpoints(what, spoil, message, p0_folder, tmp_path, monkeypatch):
-    """A spoilt folder as the policy of explore.py and learn.py, and as evaluate.py's --ppl-model."""
+    """A spoilt folder as the model of explore.py and learn.py, and as evaluate.py's --ppl-model."""
     model, out = tmp_path / "m", tmp_path / "out"
     shutil.copytree(p0_folder, model)
     spoil(model)
@@ -327,7 +314,7 @@ def test_an_unreachable_hub(tmp_path, monkeypatch):
     assert "--reward-model" in exit
 
 
-# ---------------------------------------------------------------------------------- reward modules
+# ----------------------------------------------------------------------------------- reward modules
 
 MODULES = [
     ("def f(**k): return [1.0, 1.0]", "returned 2 values for 1 completions"),

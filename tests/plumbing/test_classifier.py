@@ -40,9 +40,9 @@ def test_labels_without_names(tmp_path):
 
 
 def test_classifiers_that_cannot_be_used(judges, tmp_path):
-    """No such folder, no label of that name, a model that is no classifier, weights that are cut off.
+    """No such folder, no label of that name, a model without a classifier's head, cut-off weights.
 
-    A language model has no classifier's head. transformers would fill it with random numbers.
+    A language model has no such head. transformers would fill it with random numbers.
     """
     with pytest.raises(BadInput, match="cannot open the reward model .*nowhere"):
         load_reward("sentiment", tmp_path / "nowhere")

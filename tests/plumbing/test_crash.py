@@ -1,5 +1,6 @@
 """Killed at any moment and started again, a run ends with the files of an undisturbed one."""
 
+import contextlib
 import os
 import random
 import re
@@ -11,7 +12,7 @@ import time
 
 import pytest
 import torch
-from conftest import ROOT, SENTENCES, files_of, read_rows, write_jsonl
+from conftest import ROOT, SENTENCES, execute, files_of, read_rows, write_jsonl
 
 from plumbing.files import check_replaceable, whole_folder
 from plumbing.policy import load_policy
@@ -24,9 +25,15 @@ def slow(prompts, completions, **kwargs):
 """
 
 
-def obey_ctrl_c():
-    """In a new process: a shell that starts the tests in the background has them ignore Ctrl-C."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
+@contextlib.contextmanager
+def ctrl_c_is_obeyed():
+    """For processes that are started within: Ctrl-C is not ignored.
+
+    A shell that starts the tests in the background has them, and all that they start, ignore it.
+    """
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture(scope="module")
@@ -62,15 +69,15 @@ def settings(p0_folder, tmp_path_factory):
 
 
 def start(settings, run, **more):
-    return subprocess.Popen(
-        ["bash", ROOT / "run_all.sh", "sentiment"],
-        env={**settings, "RUN": str(run), **more},
-        text=True,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        start_new_session=True,
-        preexec_fn=obey_ctrl_c,
-    )
+    with ctrl_c_is_obeyed():
+        return subprocess.Popen(
+            ["bash", ROOT / "run_all.sh", "sentiment"],
+            env={**settings, "RUN": str(run), **more},
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
 
 
 def finish(process):
@@ -121,7 +128,7 @@ def undisturbed(settings, tmp_path_factory):
     return contents(run), time.monotonic() - began
 
 
-# ------------------------------------------------------------------------------------- the whole run
+# ------------------------------------------------------------------------------------ the whole run
 
 
 def stages_in(said):
@@ -225,7 +232,10 @@ def test_the_second_run_in_a_folder_refuses(settings, tmp_path):
 
 @pytest.mark.slow
 def test_two_explorations_into_one_file(settings, p0_folder, tmp_path):
-    """The second explore.py with the same --out ends with one sentence. The first one's pool is whole."""
+    """The second explore.py with the same --out ends with one sentence.
+
+    The first one's pool is whole.
+    """
     command = [sys.executable, ROOT / "explore.py", "--model", p0_folder]
     command += ["--prompts", settings["PROMPTS"], "--reward", settings["REWARD"]]
     command += ["--batch-size", "2", "--out", tmp_path / "00.jsonl"]
@@ -267,16 +277,15 @@ def test_killed_in_the_middle_of_torch_save(p0_folder, tmp_path):
     options += ["--warmup", "1", "--batch-size", "2", "--out", model]
 
     def python(*command):
-        env = {**os.environ, "PYTHONPATH": str(ROOT)}
-        return subprocess.run([sys.executable, *map(str, command)], env=env).returncode
+        return execute(sys.executable, *command).returncode
 
-    assert python(ROOT / "learn.py", *options, "--model", p0_folder) == 0
+    assert python("learn.py", *options, "--model", p0_folder) == 0
     before = (model / "model.safetensors").read_bytes()
     killed = python("-c", HALF_A_SAVE, *options, "--model", model)
     assert killed == -signal.SIGKILL
     assert (model / "model.safetensors").read_bytes() == before
     assert load_policy(model).n_quantiles == 1
-    assert python(ROOT / "learn.py", *options, "--model", model) == 0
+    assert python("learn.py", *options, "--model", model) == 0
     assert torch.load(model / "optimizer.pt", weights_only=True)["step"] == 4
     assert sorted(os.listdir(tmp_path)) == ["m", "q.jsonl"]
 
@@ -298,11 +307,12 @@ def test_killed_between_the_two_renames(quark_folder, tmp_path):
     assert os.listdir(model) == ["config.json"]
 
 
-# ---------------------------------------------------------------------------- a full disk, and Ctrl-C
+# -------------------------------------------------------------------------- a full disk, and Ctrl-C
 
 FULL_DISK = """
 import importlib, resource, signal, sys
-signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # a write beyond the limit then fails as on a full disk
+# With this, a write beyond the limit fails as on a full disk.
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[1]), int(sys.argv[1])))
 stage = importlib.import_module(sys.argv[2])
 sys.argv = [sys.argv[2] + ".py", *sys.argv[3:]]
@@ -333,9 +343,7 @@ def test_full_disk(stage, p0_folder, tmp_path):
     else:
         options = ["--model", p0_folder, "--reference", p0_folder, "--prompts", prompts]
         options += ["--reward", "hash", "--out", folder / "x"]
-    command = [sys.executable, "-c", FULL_DISK, str(limit), stage, *map(str, options)]
-    env = {**os.environ, "PYTHONPATH": str(ROOT)}
-    ended = subprocess.run(command, capture_output=True, text=True, env=env, timeout=120)
+    ended = execute(sys.executable, "-c", FULL_DISK, limit, stage, *options)
     assert ended.returncode == 1, ended.stderr
     assert "Traceback" not in ended.stderr
     last = ended.stderr.strip().splitlines()[-1]
@@ -358,8 +366,8 @@ def test_ctrl_c(p0_folder, tmp_path):
     prompts = write_jsonl(tmp_path / "prompts.jsonl", [{"prompt": s} for s in SENTENCES])
     command = [sys.executable, ROOT / "explore.py", "--model", p0_folder, "--prompts", prompts]
     command += ["--reward", f"{tmp_path}/my.py:f", "--out", tmp_path / "pool" / "x.jsonl"]
-    pipe = {"stderr": subprocess.PIPE, "text": True}
-    process = subprocess.Popen(command, preexec_fn=obey_ctrl_c, **pipe)
+    with ctrl_c_is_obeyed():
+        process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     for line in process.stderr:
         if "scoring" in line:
             break

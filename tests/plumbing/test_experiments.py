@@ -1,220 +1,347 @@
-"""experiments/: means and ranges over runs, and the rule of the verdicts, by hand."""
+"""experiments/: means and ranges over runs, the rule of the verdicts, what a study runs."""
 
 import json
 import os
 import shutil
-import subprocess
 import sys
 
+import hidden  # experiments/hidden.py
+import pool as pool_study  # experiments/pool.py
 import pytest
-from conftest import ROOT, write_jsonl
+import seeds  # experiments/seeds.py
+import study  # experiments/study.py
+import torch
+from conftest import ROOT, execute, write_jsonl
 
-sys.path.insert(0, str(ROOT / "experiments"))
-import seeds
-import study
+from evaluate import perplexity
+from rewards import load_reward
+
+EXPERIMENTS = ROOT / "experiments"
+
+# ---------------------------------------------------------------------- several runs, and a verdict
 
 
 def table(mean, perplexity):
-    return {"rewards": {"hash": {"mean": {"value": mean}}}, "perplexity": {"value": perplexity}, "groups": {"a": {"rewards": {}, "dist_1": {"value": None}}}}
+    group = {"rewards": {}, "dist_1": {"value": None}}
+    rewards = {"hash": {"mean": {"value": mean}}}
+    return {"rewards": rewards, "perplexity": {"value": perplexity}, "groups": {"a": group}}
 
 
 def test_means_and_ranges(tmp_path, capsys):
-    """Two runs: base 0.2 and 0.4, Quark 0.5 and 0.8; the settings that lie beside the tables are no tables."""
+    """Two runs: the base has 0.2 and 0.4, Quark 0.5 and 0.8, so 2.5 and 2 times as much.
+
+    The settings that lie beside the tables are no tables.
+    """
     for run, base, quark in (("x", 0.2, 0.5), ("y", 0.4, 0.8)):
-        (tmp_path / run / "eval").mkdir(parents=True)
-        for name, content in {"base": table(base, 10), "quark": table(quark, 20), "dial-r1": table(base, 1), "dial-r1.args": {"seed": 0}}.items():
-            (tmp_path / run / "eval" / f"{name}.json").write_text(json.dumps(content))
+        folder = tmp_path / run / "eval"
+        folder.mkdir(parents=True)
+        files = {"base": table(base, 10), "quark": table(quark, 20), "dial-r1": table(base, 1)}
+        files["dial-r1.args"] = {"seed": 0}
+        for name, content in files.items():
+            (folder / f"{name}.json").write_text(json.dumps(content))
     seeds.main([str(tmp_path / "x"), str(tmp_path / "y")])
-    lines = {line.split("  ")[0].strip() or line.split()[0]: line for line in capsys.readouterr().out.splitlines() if line.strip()}
-    assert "0.300 (0.200 to 0.400)" in lines["hash mean"] and "0.650 (0.500 to 0.800)" in lines["hash mean"]
-    assert "2.250 (2.000 to 2.500)" in lines["hash mean"] and "2.000 (2.000 to 2.000)" in lines["perplexity"]
-    assert "hash 0.300 (0.200 to 0.400)" in lines["dial-r1"] and not any("args" in line for line in lines)
+    lines = {}
+    for line in capsys.readouterr().out.splitlines():
+        if line.strip():
+            lines[line.split("  ")[0].strip() or line.split()[0]] = line
+    assert "0.300 (0.200 to 0.400)" in lines["hash mean"]
+    assert "0.650 (0.500 to 0.800)" in lines["hash mean"]
+    assert "2.250 (2.000 to 2.500)" in lines["hash mean"]
+    assert "2.000 (2.000 to 2.000)" in lines["perplexity"]
+    assert "hash 0.300 (0.200 to 0.400)" in lines["dial-r1"]
+    assert not any("args" in line for line in lines)
+
+
+def two_variants(*differences):
+    """A task's results: a's rewards are above b's by these differences, and its KL is lower."""
+    a = {"reward": [0.5 + d for d in differences], "kl": [0.1] * 3}
+    return {"a": a, "b": {"reward": [0.5] * 3, "kl": [0.3] * 3}}
 
 
 def test_verdicts_by_hand():
-    """Differences of 0.1, 0.2, 0.3: 0.2 ± 4.303 * 0.1 / sqrt 3 = 0.248, unclear; of 0.2, 0.2, 0.2: reproduced; the other way: not.
-    One task that disagrees is enough; a study's verdict is that of its worst claim."""
+    """Differences of .1, .2, .3: 0.2 +- 4.303 * 0.1 / sqrt 3 = 0.2 +- 0.248, which is unclear.
+
+    Of .2, .2, .21: reproduced; with the other sign: not. One task that disagrees is enough, and a
+    study's verdict is that of its worst claim.
+    """
     assert study.interval([0.1, 0.2, 0.3]) == (pytest.approx(0.2), pytest.approx(0.24843, rel=1e-4))
+    more_reward = ("reward", "a", ">", "b")
+    clear, unsure = two_variants(0.2, 0.2, 0.21), two_variants(0.1, 0.2, 0.3)
+    opposite = two_variants(-0.2, -0.2, -0.21)
 
-    def task(*differences):
-        return {"a": {"reward": [0.5 + d for d in differences], "kl": [0.1] * 3}, "b": {"reward": [0.5] * 3, "kl": [0.3, 0.3, 0.3]}}
+    def word(claims, **tasks):
+        return study.verdict(claims, tasks)[1]
 
-    claim = [("reward", "a", ">", "b")]
-    clear, unsure = task(0.2, 0.2, 0.21), task(0.1, 0.2, 0.3)
-    assert study.verdict(claim, {"x": clear, "y": clear})[1] == "reproduced"
-    assert study.verdict(claim, {"x": clear, "y": unsure})[1] == "unclear"
-    assert study.verdict(claim, {"x": clear, "y": task(-0.2, -0.2, -0.21)})[1] == "not reproduced"
-    assert study.verdict([("reward", "a", "<", "b")], {"x": clear})[1] == "not reproduced"
-    lines, word = study.verdict([*claim, ("kl", "a", ">", "b")], {"x": clear})
-    assert word == "not reproduced" and "x: mean reward, a - b: +0.203 ± 0.014, claimed > 0" in lines and lines[1] == "mean reward, a > b: reproduced"
+    assert word([more_reward], x=clear, y=clear) == "reproduced"
+    assert word([more_reward], x=clear, y=unsure) == "unclear"
+    assert word([more_reward], x=clear, y=opposite) == "not reproduced"
+    assert word([("reward", "a", "<", "b")], x=clear) == "not reproduced"
+    lines, worst = study.verdict([more_reward, ("kl", "a", ">", "b")], {"x": clear})
+    assert worst == "not reproduced"
+    assert lines[1] == "mean reward, a > b: reproduced"
+    assert "x: mean reward, a - b: +0.203 ± 0.014, claimed > 0" in lines
 
+
+# -------------------------------------------------------------------------------- what a study runs
 
 FAKE = """#!/usr/bin/env bash
-# run_all.sh as a study sees it: asked for a task, a seed and settings, it writes what study.py reads; BETA=1 fails once.
-echo "$1 $SEED ${BETA:-.} ${REWARD:-.} $ITERATIONS,$STEPS,$NUM_PROMPTS $(ls "$RUN" | tr '\\n' ' ')$(ls "$RUN/pool") $EVALUATE" >> calls
+# run_all.sh as a study sees it: asked for a task, a seed and settings, it writes what study.py
+# reads. Each call is noted. With BETA=1 the first call fails.
+{
+    echo -n "$1 $SEED ${BETA:-.} ${REWARD:-.} $ITERATIONS,$STEPS,$NUM_PROMPTS "
+    echo -n "$(ls "$RUN" | tr '\\n' ' ')$(ls "$RUN/pool") $EVALUATE"
+    echo
+} >> calls
 if [ "${BETA:-}" = 1 ] && [ ! -e failed ]; then touch failed; exit 1; fi
 mkdir -p "$RUN/pool" "$RUN/eval" "$RUN/model"
 cp -r tiny/lm "$RUN/model/01"
 touch "$RUN/pool/00.jsonl" "$RUN/report.html"
 echo '{"prompt": "The film", "completion": " was good."}' > "$RUN/eval/base.jsonl"
+mean=0.$((5 - ${BETA:-0} + SEED))
 for name in base quark; do
-    echo '{"rewards": {"r": {"mean": {"value": 0.'$((5 - ${BETA:-0} + SEED))'}}}, "perplexity": {"value": 10}, "dist_1": {"value": 0.5},
-           "dist_3": {"value": 0.5}}' > "$RUN/eval/$name.json"
+    echo '{"rewards": {"r": {"mean": {"value": '$mean'}}}, "perplexity": {"value": 10},
+           "dist_1": {"value": 0.5}, "dist_3": {"value": 0.5}}' > "$RUN/eval/$name.json"
 done
 """
+EVALUATE = " --decode sample --top-p 0.9 --num-samples 5 --reward "
 
 
 @pytest.fixture
 def as_study(tmp_path):
-    """A copy of experiments/ beside a stand-in of run_all.sh; as_study(NAME, VARIANTS, ...) -> (what was run, what was printed)."""
-    shutil.copytree(ROOT / "experiments", tmp_path / "experiments", ignore=shutil.ignore_patterns("figures", "results", "__pycache__"))
+    """A copy of experiments/ beside a stand-in of run_all.sh.
+
+    as_study(NAME, VARIANTS, ...) -> (the calls of run_all.sh, without EVALUATE; what was printed).
+    """
+    left_out = shutil.ignore_patterns("figures", "results", "__pycache__")
+    shutil.copytree(EXPERIMENTS, tmp_path / "experiments", ignore=left_out)
     (tmp_path / "tiny").symlink_to(ROOT / "tiny")
     (tmp_path / "run_all.sh").write_text(FAKE)
+    calls = tmp_path / "calls"
 
-    def run(name, variants, seeds="0 1 2", expected=0):
-        (tmp_path / "experiments" / f"{name}.sh").write_text(f'source "$(dirname "$0")/study.sh"\n{variants}\nfinish\n')
-        env = {**os.environ, "PYTHON": sys.executable, "PYTHONPATH": str(ROOT), "SEEDS": seeds, "JOBS": "1", "BETA": "7"}
-        done = subprocess.run(["bash", f"experiments/{name}.sh"], cwd=tmp_path, env=env, capture_output=True, text=True)
-        assert (done.returncode == 0) == (expected == 0), done.stderr
-        calls = (tmp_path / "calls").read_text().splitlines() if (tmp_path / "calls").exists() else []
-        (tmp_path / "calls").unlink(missing_ok=True)
-        return [call.split(" --decode sample --top-p 0.9 --num-samples 5 --reward ")[0] for call in calls], done.stderr + done.stdout
+    def run(name, variants, seeds="0 1 2", succeeds=True):
+        script = f'source "$(dirname "$0")/study.sh"\n{variants}\nfinish\n'
+        (tmp_path / "experiments" / f"{name}.sh").write_text(script)
+        env = {"PYTHON": sys.executable, "SEEDS": seeds, "JOBS": "1"}
+        env["BETA"] = "7"  # of the user's, for something else: a study ignores it
+        done = execute("bash", f"experiments/{name}.sh", cwd=tmp_path, **env)
+        assert (done.returncode == 0) == succeeds, done.stderr
+        lines = calls.read_text().splitlines() if calls.exists() else []
+        calls.unlink(missing_ok=True)
+        return [line.split(EVALUATE)[0] for line in lines], done.stderr + done.stdout
 
     return run
 
 
 @pytest.mark.slow
 def test_a_study_goes_on_where_it_stopped(as_study, tmp_path):
-    """Two variants: p0 once a task and seed and its files in every run; a failed run is named and made again, finished ones are not.
-    Another study then finds the run of the same settings; where p0 samples by a reward of its own, only p0's evaluation is taken over.
-    A BETA in the environment is nobody's."""
-    page = tmp_path / "experiments" / "README.md"
-    page.write_text("above\n<!-- beta -->\nold\n<!-- end -->\nbetween\n<!-- ties -->\n<!-- end -->\nbelow\n")
-    variants, settings, whole = "variant 0\nvariant 1 BETA=1 STEPS=9", "4,50,320", "eval pool 00.jsonl"
-    each = [(task, seed) for task in ("sentiment", "toxicity") for seed in (0, 1, 2)]
+    """Two variants: p0 is evaluated once for each task and seed, and its files are in every run.
 
-    first, message = as_study("beta", variants, expected=1)
-    assert first[:6] == [f"{task} {seed} . . 0,,320 eval pool " for task, seed in each]
-    assert first[6:] == [f"{t} {s} {beta} . 4,{steps},320 {whole}" for beta, steps in ((".", 50), (1, 9)) for t, s in each]
+    A run that failed is named, and made again from nothing; finished ones are not. Another study
+    then finds the run of the same settings. Where p0 samples by a reward of the study's own, only
+    p0's evaluation is taken over. The page has the new table between its markers, and is otherwise
+    as it was.
+    """
+    page = tmp_path / "experiments" / "README.md"
+    below = "<!-- end -->\nbetween\n<!-- ties -->\n<!-- end -->\nbelow\n"
+    page.write_text("above\n<!-- beta -->\nold\n" + below)
+    variants = "variant 0\nvariant 1 BETA=1 STEPS=9"
+    tasks_and_seeds = [(task, seed) for task in ("sentiment", "toxicity") for seed in (0, 1, 2)]
+
+    calls, message = as_study("beta", variants, succeeds=False)
+    expected = [f"{task} {seed} . . 0,,320 eval pool " for task, seed in tasks_and_seeds]
+    for beta, steps in ((".", 50), (1, 9)):
+        for task, seed in tasks_and_seeds:
+            expected.append(f"{task} {seed} {beta} . 4,{steps},320 eval pool 00.jsonl")
+    assert calls == expected
     failed = "runs/studies/sentiment-seed0-4-50-320-4-BETA=1-STEPS=9"
     assert f"{failed} failed" in message
     (tmp_path / failed / "half").touch()
-    assert as_study("beta", variants)[0] == [f"sentiment 0 1 . 4,9,320 {whole}"] and not (tmp_path / failed / "half").exists()
-    result = json.loads((tmp_path / "experiments" / "results" / "beta.json").read_text())
-    assert result["results"]["toxicity"]["0"]["reward"] == [0.5, 0.6, 0.7] and result["results"]["sentiment"]["1"]["reward"] == [0.4, 0.5, 0.6]
-    assert result["results"]["sentiment"]["p0"]["ppl"] == [1, 1, 1] and result["results"]["sentiment"]["1"]["kl"] == pytest.approx([0] * 3, abs=1e-5)
-    assert "mean reward, 1 < 0: reproduced" in result["claims"] and (tmp_path / "experiments" / "figures" / "beta.png").exists()
-    above, between = page.read_text().split("| 1 | 0.500 ± 0.248 |", 1)
-    assert above.startswith("above\n<!-- beta -->\n| sentiment, 3 seeds | mean reward |") and f"**Verdict: {result['verdict']}.**" in between
-    assert between.endswith("<!-- end -->\nbetween\n<!-- ties -->\n<!-- end -->\nbelow\n") and "old" not in above + between
-    ties = "\n".join(f"variant {name} REWARD=r.py:TASK" for name in ("random", "age", "random_of_2")) + "\nvariant together_of_2"
-    assert as_study("ties", ties)[0] == [f"{t} {s} . r.py:{t} {settings} eval pool " for t, s in each]
+    calls, _ = as_study("beta", variants)
+    assert calls == ["sentiment 0 1 . 4,9,320 eval pool 00.jsonl"]
+    assert not (tmp_path / failed / "half").exists()
+
+    results = tmp_path / "experiments" / "results" / "beta.json"
+    result = json.loads(results.read_text())
+    sentiment, toxicity = result["results"]["sentiment"], result["results"]["toxicity"]
+    assert toxicity["0"]["reward"] == [0.5, 0.6, 0.7]
+    assert sentiment["1"]["reward"] == [0.4, 0.5, 0.6]
+    assert sentiment["p0"]["ppl"] == [1, 1, 1]
+    assert sentiment["1"]["kl"] == pytest.approx([0] * 3, abs=1e-5)
+    assert "mean reward, 1 < 0: reproduced" in result["claims"]
+    assert (tmp_path / "experiments" / "figures" / "beta.png").exists()
+
+    text = page.read_text()
+    assert text.startswith("above\n<!-- beta -->\n| sentiment, 3 seeds | mean reward |")
+    assert "| 1 | 0.500 ± 0.248 |" in text
+    assert f"**Verdict: {result['verdict']}.**" in text
+    assert text.endswith(below)
+    assert "old" not in text
+
+    names = ("random", "age", "random_of_2")
+    ties = "".join(f"variant {name} REWARD=r.py:TASK\n" for name in names)
+    calls, _ = as_study("ties", ties + "variant together_of_2")
+    expected = [
+        f"{task} {seed} . r.py:{task} 4,50,320 eval pool " for task, seed in tasks_and_seeds
+    ]
+    assert calls == expected
 
 
 @pytest.mark.slow
 def test_a_part_of_a_study_overwrites_nothing(as_study, tmp_path):
-    page = (tmp_path / "experiments" / "README.md").read_text()
+    """With one seed there is a table and a figure, but no verdict, no results and no new page."""
+    page = tmp_path / "experiments" / "README.md"
+    before = page.read_text()
     _, printed = as_study("beta", "variant 0\nvariant 1 BETA=2", seeds="0")
-    assert "| 1 | 0.300 ± inf |" in printed and "no verdict" in printed and "reproduced" not in printed
-    assert (tmp_path / "runs" / "studies" / "beta.png").exists() and not (tmp_path / "experiments" / "results").exists()
-    assert (tmp_path / "experiments" / "README.md").read_text() == page
+    assert "| 1 | 0.300 ± inf |" in printed
+    assert "no verdict" in printed
+    assert "reproduced" not in printed
+    assert (tmp_path / "runs" / "studies" / "beta.png").exists()
+    assert not (tmp_path / "experiments" / "results").exists()
+    assert page.read_text() == before
 
 
 def test_the_rewards_of_0_or_1():
-    """The study of ties names, for every task, a reward of experiments/labels.py."""
-    from rewards import load_reward
-
-    assert "labels.py:TASK" in (ROOT / "experiments" / "ties.sh").read_text()
+    """For every task, the study of ties uses a reward of experiments/labels.py: 0 or 1."""
+    assert "labels.py:TASK" in (EXPERIMENTS / "ties.sh").read_text()
+    completions = [" is great, I love it.", " is shit, you idiot."]
     for task in ("sentiment", "toxicity"):
-        label = load_reward(f"{ROOT / 'experiments' / 'labels.py'}:{task}")
-        assert set(label(prompts=["The film"] * 2, completions=[" is great, I love it.", " is shit, you idiot."])) == {0.0, 1.0}
-
-
-def test_kl_on_the_samples_of_p0(p0, quark, quark_folder, tmp_path):
-    """Of the second of two rows, slowly: under r_K, from p0, the mean over its tokens."""
-    import torch
-
-    (tmp_path / "model").mkdir()
-    (tmp_path / "model" / "01").symlink_to(quark_folder)
-    rows = [{"prompt": "The film", "completion": ""}, {"prompt": "I was there and", "completion": " it is good"}]
-    write_jsonl(tmp_path / "eval" / "base.jsonl", rows)
-    x, y, front = p0.encode("I was there and"), p0.encode(" it is good"), [quark.reward_token_id(quark.n_quantiles)]
-    with torch.no_grad():
-        log_p, log_p0 = (policy.model(torch.tensor([start + x + y])).logits[0, len(start + x) - 1 : -1, : p0.vocab_size].log_softmax(-1)
-                         for policy, start in ((quark, front), (p0, [])))  # fmt: skip
-    expected = (log_p0.exp() * (log_p0 - log_p)).sum(-1).mean().item()
-    assert expected > 0.001 and study.kl_from_p0(tmp_path, p0) == pytest.approx(expected, rel=1e-4)
+        label = load_reward(f"{EXPERIMENTS / 'labels.py'}:{task}")
+        values = label(prompts=["The film"] * 2, completions=completions)
+        assert set(values) == {0.0, 1.0}
 
 
 def test_the_page_says_what_was_measured():
-    """Every study has its place on the page; where it was made, table and verdict there are those of its JSON file."""
-    page = (ROOT / "experiments" / "README.md").read_text(encoding="utf-8")
+    """Each study has a place on the page: the table and verdict of its results, if it was made."""
+    page = (EXPERIMENTS / "README.md").read_text(encoding="utf-8")
     for name in study.CLAIMS:
         place = page.split(f"<!-- {name} -->\n")[1].split("<!-- end -->")[0]
-        result = ROOT / "experiments" / "results" / f"{name}.json"
-        assert place == (study.as_text(name, study.load(result)["results"]) if result.exists() else "Not made yet.\n")
-        assert f"bash experiments/{name}.sh" in page and (ROOT / "experiments" / f"{name}.sh").exists()
+        result = EXPERIMENTS / "results" / f"{name}.json"
+        expected = "Not made yet.\n"
+        if result.exists():
+            expected = study.as_text(name, study.load(result)["results"])
+        assert place == expected
+        assert f"bash experiments/{name}.sh" in page
+        assert (EXPERIMENTS / f"{name}.sh").exists()
+
+
+# ------------------------------------------------------------------------- what the studies measure
+
+
+def log_probabilities(policy, front, x, y):
+    """(len(y), V) log p(. | front, x, y_<t) for each token of y."""
+    with torch.no_grad():
+        logits = policy.model(torch.tensor([[*front, *x, *y]])).logits
+    before = len(front) + len(x) - 1
+    return logits[0, before : before + len(y), : policy.vocab_size].log_softmax(-1)
+
+
+def test_kl_on_the_samples_of_p0(p0, quark, quark_folder, tmp_path):
+    """KL(p0 || p_theta) under r_K: the mean over the tokens of a completion that p0 sampled.
+
+    The first row is empty and has none.
+    """
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "01").symlink_to(quark_folder)
+    rows = [{"prompt": "The film", "completion": ""}]
+    rows.append({"prompt": "I was there and", "completion": " it is good"})
+    write_jsonl(tmp_path / "eval" / "base.jsonl", rows)
+    x, y = p0.encode("I was there and"), p0.encode(" it is good")
+    log_p = log_probabilities(quark, [quark.reward_token_id(quark.n_quantiles)], x, y)
+    log_p0 = log_probabilities(p0, [], x, y)
+    expected = (log_p0.exp() * (log_p0 - log_p)).sum(-1).mean().item()
+    assert expected > 0.001
+    assert study.kl_from_p0(tmp_path, p0) == pytest.approx(expected, rel=1e-4)
 
 
 def test_what_is_left_of_the_worst(p0, p0_folder, quark, quark_folder, tmp_path):
-    """0 for p0 itself; for another model the mean difference of log-probabilities a token, with and without a token in front, slowly."""
-    import hidden
-    import torch
+    """The mean of log p_theta - log p0 over the tokens of the worst samples; 0 for p0 itself.
 
-    rows = [{"prompt": x, "completion": y, "reward": 0} for x, y in (("The film", " was"), ("I was there and", " it is good"))]
+    With and without a reward token in front of the policy's input.
+    """
+    rows = []
+    for x, y in (("The film", " was"), ("I was there and", " it is good")):
+        rows.append({"prompt": x, "completion": y, "reward": 0})
     worst = write_jsonl(tmp_path / "worst.jsonl", rows)
     assert hidden.worst_nats(p0_folder, worst, p0) == pytest.approx(0, abs=1e-6)
     for k, front in ((None, []), (2, [quark.reward_token_id(2)])):
         difference = tokens = 0
         for row in rows:
             x, y = p0.encode(row["prompt"]), p0.encode(row["completion"])
-            for policy, start, sign in ((quark, front, 1), (p0, [], -1)):
-                with torch.no_grad():
-                    log_p = policy.model(torch.tensor([[*start, *x, *y]])).logits[0, :, : p0.vocab_size].log_softmax(-1)
-                difference += sign * sum(log_p[len(start) + len(x) + t - 1, y[t]].item() for t in range(len(y)))
+            log_p = log_probabilities(quark, front, x, y)
+            log_p0 = log_probabilities(p0, [], x, y)
+            for t, token in enumerate(y):
+                difference += (log_p[t, token] - log_p0[t, token]).item()
             tokens += len(y)
-        assert hidden.worst_nats(quark_folder, worst, p0, k) == pytest.approx(difference / tokens, abs=1e-5)
+        nats = hidden.worst_nats(quark_folder, worst, p0, k)
+        assert nats == pytest.approx(difference / tokens, abs=1e-5)
 
 
 def test_over_the_rounds(p0, tmp_path):
-    """Two rounds of two prompts: mean reward, dist-3 of a prompt's first two completions (the third is not looked at), the perplexity
-    of the samples, and, from the files that lie there, seconds and MB."""
-    import pool
-    from evaluate import perplexity
+    """Two rounds of two prompts: mean reward, dist-3, perplexity, seconds and megabytes.
 
-    rows = [{"prompt": x, "completion": y, "reward": r, "iteration": 0} for x, y, r in (
-        ("A", " b c d", 0), ("A", " b c d e", 0.5), ("A", " f g h", 1), ("B", " b c d", 0.1))]  # fmt: skip
-    for folder in ("pool", "quantized", "model/01", "model/02"):
-        (tmp_path / folder).mkdir(parents=True)
-    for number in (0, 1):
-        (tmp_path / "quantized" / f"0{number}.jsonl").write_bytes(b"x" * 1000 * (number + 1))
-        os.utime(write_jsonl(tmp_path / "pool" / f"0{number}.jsonl", rows[number:]), (1000, 1000))
-        metrics = tmp_path / "model" / f"0{number + 1}" / "metrics.jsonl"
-        metrics.touch()
-        os.utime(metrics, (1000, 1007 + number))
-    rounds = pool.over_rounds(tmp_path, p0)
-    assert rounds["reward"] == pytest.approx([0.4, 1.6 / 3]) and rounds["seconds"] == [7, 8] and rounds["mb"] == [0.001, 0.002]
-    # A: of 3 + 4 words the 3-grams bcd, cde; B: bcd of 3. Then A: of 4 + 3 words bcd, cde, fgh.
+    dist-3 is that of a prompt's first two completions. In the first round A has 3 + 4 words with
+    the 3-grams bcd and cde, and B has 3 words with bcd: (2/7 + 1/3) / 2. In the second round A has
+    4 + 3 words with bcd, cde and fgh: (3/7 + 1/3) / 2. Seconds are those between the files' times,
+    and megabytes those of the quantized pool.
+    """
+    rows = []
+    samples = [("A", " b c d", 0), ("A", " b c d e", 0.5), ("A", " f g h", 1), ("B", " b c d", 0.1)]
+    for x, y, reward in samples:
+        rows.append({"prompt": x, "completion": y, "reward": reward, "iteration": 0})
+    for t in (0, 1):
+        sampled = write_jsonl(tmp_path / "pool" / f"0{t}.jsonl", rows[t:])
+        os.utime(sampled, (1000, 1000))
+        metrics = write_jsonl(tmp_path / "model" / f"0{t + 1}" / "metrics.jsonl", [])
+        os.utime(metrics, (1000, 1007 + t))
+        quantized = tmp_path / "quantized" / f"0{t}.jsonl"
+        quantized.parent.mkdir(exist_ok=True)
+        quantized.write_bytes(b"x" * 1000 * (t + 1))
+    rounds = pool_study.over_rounds(tmp_path, p0)
+    assert rounds["reward"] == pytest.approx([1.6 / 4, 1.6 / 3])
+    assert rounds["seconds"] == [7, 8]
+    assert rounds["mb"] == [0.001, 0.002]
     assert rounds["dist_3"] == pytest.approx([(2 / 7 + 1 / 3) / 2, (3 / 7 + 1 / 3) / 2])
     assert rounds["ppl"] == pytest.approx([perplexity(p0, rows), perplexity(p0, rows[1:])])
 
 
 def test_the_states_of_a_model(quark, quark_folder, p0_folder, tmp_path):
-    """Quark's is read under r_K, r_1 and no token, and after relearning under r_K too; the others have no token. Then the prompts that
-    are left for the bad samples."""
-    import hidden
+    """Quark's model is read under r_K, r_1 and no token, and after relearning under r_K and none.
 
+    Other models have no token. `lines` groups the states by what stands in front.
+    """
+    for model, folder in (("quark", quark_folder), ("p0", p0_folder)):
+        (tmp_path / model).mkdir()
+        for state in ("2", "16", "start"):
+            (tmp_path / model / state).symlink_to(folder)
     K = quark.n_quantiles
-    for folder in ("2", "16", "start"):
-        (tmp_path / "quark").mkdir(exist_ok=True), (tmp_path / "p0").mkdir(exist_ok=True)
-        (tmp_path / "quark" / folder).symlink_to(quark_folder), (tmp_path / "p0" / folder).symlink_to(p0_folder)
-    assert hidden.states("quark", tmp_path / "quark") == [
-        ("quark, r_K", f"0-r{K}", "start", K), ("quark, r_1", "0-r1", "start", 1), ("quark, no token", "0-none", "start", None),
-        ("quark+2", "2-none", "2", None), ("quark+2, r_K", "2-r", "2", K), ("quark+16", "16-none", "16", None), ("quark+16, r_K", "16-r", "16", K)]  # fmt: skip
-    assert hidden.states("p0", tmp_path / "p0") == [("p0", "0-none", "start", None), ("p0+2", "2-none", "2", None), ("p0+16", "16-none", "16", None)]
-    rows = [row for row, *_ in hidden.states("p0", tmp_path / "p0") + hidden.states("quark", tmp_path / "quark")]
-    assert hidden.lines(rows) == {"p0": {0: "p0", 2: "p0+2", 16: "p0+16"}, "quark, r_K": {0: "quark, r_K", 2: "quark+2, r_K", 16: "quark+16, r_K"},
-                                  "quark, r_1": {0: "quark, r_1"}, "quark, no token": {0: "quark, no token", 2: "quark+2", 16: "quark+16"}}  # fmt: skip
-    prompts = [json.loads(line)["prompt"] for line in (ROOT / "tiny/prompts/train.jsonl").read_text(encoding="utf-8").splitlines()]
-    pool = write_jsonl(tmp_path / "pool.jsonl", [{"prompt": x, "completion": "", "reward": 0} for x in prompts[2:] * 2])
+    of_quark = hidden.states("quark", tmp_path / "quark")
+    assert of_quark == [
+        ("quark, r_K", f"0-r{K}", "start", K),
+        ("quark, r_1", "0-r1", "start", 1),
+        ("quark, no token", "0-none", "start", None),
+        ("quark+2", "2-none", "2", None),
+        ("quark+2, r_K", "2-r", "2", K),
+        ("quark+16", "16-none", "16", None),
+        ("quark+16, r_K", "16-r", "16", K),
+    ]
+    of_p0 = hidden.states("p0", tmp_path / "p0")
+    assert of_p0 == [
+        ("p0", "0-none", "start", None),
+        ("p0+2", "2-none", "2", None),
+        ("p0+16", "16-none", "16", None),
+    ]
+    assert hidden.lines([row for row, *_ in of_p0 + of_quark]) == {
+        "p0": {0: "p0", 2: "p0+2", 16: "p0+16"},
+        "quark, r_K": {0: "quark, r_K", 2: "quark+2, r_K", 16: "quark+16, r_K"},
+        "quark, r_1": {0: "quark, r_1"},
+        "quark, no token": {0: "quark, no token", 2: "quark+2", 16: "quark+16"},
+    }
+
+
+def test_the_prompts_that_are_left(tmp_path):
+    """The prompts of tiny/prompts/train.jsonl without a sample in the pool, in the file's order."""
+    text = (ROOT / "tiny" / "prompts" / "train.jsonl").read_text(encoding="utf-8")
+    prompts = [json.loads(line)["prompt"] for line in text.splitlines()]
+    rows = [{"prompt": x, "completion": "", "reward": 0} for x in prompts[2:] * 2]
+    pool = write_jsonl(tmp_path / "pool.jsonl", rows)
     assert [row["prompt"] for row in hidden.unseen(pool)] == prompts[:2]

@@ -9,7 +9,7 @@ from plumbing.people import sign_test
 
 
 def test_sign_test_by_hand():
-    """8 : 2 is 2 (1 + 10 + 45) / 2^10 = 112 / 1024. 5 : 0 is 2 / 2^5. An even split, or none, is 1."""
+    """8 : 2 is 2 (1 + 10 + 45) / 2^10 = 112 / 1024, and 5 : 0 is 2 / 2^5. An even split is 1."""
     assert sign_test(8, 2) == sign_test(2, 8) == 112 / 1024
     assert sign_test(5, 0) == 2 / 32
     assert sign_test(4, 4) == sign_test(0, 0) == 1

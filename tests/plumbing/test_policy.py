@@ -33,7 +33,7 @@ TEXTS = [
     "they'll've",
 ]
 
-# --------------------------------------------------------------------------------- the vocabulary
+# ----------------------------------------------------------------------------------- the vocabulary
 
 
 def test_the_sizes_are_those_of_the_folder(p0, quark):
@@ -124,7 +124,7 @@ def test_vocabularies_that_do_not_fit(p0_folder):
         assert "\n" not in str(error.value)
 
 
-# ---------------------------------------------------------------------------------------- folders
+# ------------------------------------------------------------------------------------------ folders
 
 
 def test_loads_in_float32_without_dropout(p0):
@@ -250,7 +250,7 @@ def test_a_hub_model_that_is_not_there():
     assert "\n" not in str(error.value)
 
 
-# ------------------------------------------------------------------- the network, token by token
+# ---------------------------------------------------------------------- the network, token by token
 
 
 def test_cached_model_is_the_network(quark):

@@ -14,7 +14,7 @@ def row(reward, prompt="x", **more):
     return {"prompt": prompt, "completion": " y", "reward": reward, **more}
 
 
-# --------------------------------------------------------------------------- bad rows, bad lines
+# ------------------------------------------------------------------------------ bad rows, bad lines
 
 BAD_ROWS = [
     ({"completion": "y", "reward": 1}, '"prompt" is missing'),
@@ -84,7 +84,7 @@ def test_shown_is_short():
     assert len(shown("x" * 10**6)) == 60
 
 
-# ---------------------------------------------------------------------------------------- prompts
+# ------------------------------------------------------------------------------------------ prompts
 
 
 def test_read_prompts(tmp_path):
@@ -124,11 +124,11 @@ def test_bad_prompts(line, message, tmp_path):
         read_prompts(tmp_path / "p.jsonl")
 
 
-# -------------------------------------------------------------------- completions of other origin
+# ---------------------------------------------------------------------- completions of other origin
 
 
 def test_generations_without_ids(p0, tmp_path):
-    """Without ids, with another tokenizer's or with ids from outside the vocabulary: the text counts.
+    """No ids, another tokenizer's, or ids outside the vocabulary: the text is encoded.
 
     Ids that spell the text are kept, even where the tokenizer would choose others.
     """

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 
+import numpy as np
 import pytest
 from conftest import ROOT, SENTENCES, read_rows, write_jsonl
 from safetensors.torch import load_file
@@ -37,7 +38,13 @@ def run(n, *command, **environment):
     return said
 
 
-# ------------------------------------------------------------------------------------- explore.py
+def workers(process):
+    """The process ids of torchrun's children."""
+    command = ["ps", "-o", "pid=", "--ppid", str(process.pid)]
+    return [int(pid) for pid in subprocess.check_output(command, text=True).split()]
+
+
+# --------------------------------------------------------------------------------------- explore.py
 
 
 @pytest.fixture(scope="module")
@@ -95,9 +102,8 @@ def test_a_killed_exploration_goes_on_at_another_number(quark_folder, prompts, t
     process = launch(3, *command, ASKED=str(asked))
     while len(rows_kept()) < 24:
         time.sleep(0.02)
-    os.killpg(process.pid, signal.SIGKILL)
-    # torchrun gives its workers sessions of their own.
-    subprocess.run(["pkill", "-9", "-f", str(many)])
+    for pid in [process.pid, *workers(process)]:  # the workers have sessions of their own
+        os.kill(pid, signal.SIGKILL)
     process.communicate()
     kept = {(row["prompt"], row["completion"]) for row in rows_kept()}
     before = asked.read_text()
@@ -130,7 +136,7 @@ def test_one_failure_ends_all_with_its_message(quark_folder, prompts, tmp_path):
     assert not out.exists()
 
 
-# --------------------------------------------------------------------------------------- learn.py
+# ----------------------------------------------------------------------------------------- learn.py
 
 LOSSES = """
 import json, sys
@@ -162,7 +168,8 @@ for dtype in (torch.float32, torch.float64):
     optimiser = torch.optim.Adam(policy.model.parameters(), eps=1e-5)
     curves[str(dtype)] = []
     for line in learn(policy, reference, parts, args, optimiser, 0):
-        curves[str(dtype)].append([line[key] for key in ("loss", "lm", "kl", "entropy", "grad_norm")])
+        names = ("loss", "lm", "kl", "entropy", "grad_norm")
+        curves[str(dtype)].append([line[name] for name in names])
 if processes()[0] == 0:
     json.dump(curves, open(sys.argv[2], "w"))
 finish()
@@ -183,7 +190,7 @@ def test_learning_does_not_depend_on_the_number_of_processes(p0_folder, tmp_path
         run(n, script, p0_folder, out)
         of_dtype = json.loads(out.read_text())
         assert len({tuple(line) for line in of_dtype["torch.float64"]}) == 20  # the curve moves
-        return {dtype: sum(lines, []) for dtype, lines in of_dtype.items()}
+        return {dtype: np.ravel(lines) for dtype, lines in of_dtype.items()}
 
     one = curves(1)
     for n in (2, 3):
@@ -230,16 +237,9 @@ def test_a_checkpoint_goes_on_at_another_number_of_processes(p0_folder, pool, tm
     assert losses(first) + losses(second) == pytest.approx(losses(one), rel=1e-5)
 
 
-def workers(process):
-    """The process ids of torchrun's children."""
-    command = ["ps", "-o", "pid=", "--ppid", str(process.pid)]
-    listed = subprocess.run(command, capture_output=True, text=True).stdout
-    return [int(pid) for pid in listed.split()]
-
-
 @pytest.mark.slow
 def test_a_killed_process_ends_them_all(p0_folder, pool, tmp_path):
-    """One of two processes is killed while they learn: all end soon, with a message, without output."""
+    """One of two processes is killed while they learn: all end soon, and nothing is written."""
     out = tmp_path / "01"
     command = learn(pool, p0_folder, p0_folder, out, steps=100_000, total_steps=100_000)
     process = launch(2, *command)

@@ -130,7 +130,7 @@ def ask(texts, cache=None):
     return rewards.load_reward("remote", cache=cache)(prompts=[""] * len(texts), completions=texts)
 
 
-# ------------------------------------------------------------------------------------- the answers
+# -------------------------------------------------------------------------------------- the answers
 
 
 def test_one_minus_the_score(serve):
@@ -201,7 +201,7 @@ def test_waits_grow(serve, monkeypatch):
 
 
 def test_rate(serve):
-    """REMOTE_QPS = 50: request i of 16 starts after i / 50 s at the earliest, whatever the thread."""
+    """REMOTE_QPS = 50: request i of 16 starts after i / 50 s at the earliest, in any thread."""
     serve(REMOTE_QPS="50")
     reward = Remote()
     began = time.monotonic()
@@ -221,7 +221,7 @@ def test_rate(serve):
     assert max(times) > 0.29
 
 
-# --------------------------------------------------------------------------- settings, and the key
+# ---------------------------------------------------------------------------- settings, and the key
 
 BAD_SETTINGS = [
     ({"REMOTE_URL": ""}, "REMOTE_URL=https://"),
@@ -271,7 +271,7 @@ def test_the_key_is_never_written(serve, p0_folder, tmp_path, monkeypatch, capfd
         assert KEY not in (tmp_path / "pool" / file).read_text()
 
 
-# --------------------------------------------------------------------------------------- the cache
+# ---------------------------------------------------------------------------------------- the cache
 
 CLIENT = """
 import json, rewards
@@ -359,7 +359,7 @@ def test_a_cached_answer_is_for_one_attribute(serve, tmp_path, monkeypatch):
 
 
 def test_a_damaged_line_of_the_cache(serve, tmp_path):
-    """A power cut does not explain a line that is not the last: one sentence, and the file stays."""
+    """A power cut spoils only the last line. Another one: one sentence, and the file stays."""
     serve()
     cache, file = tmp_path / "cache", tmp_path / "cache0"
     ask(["text 1", "text 2"], cache)

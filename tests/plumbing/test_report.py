@@ -9,11 +9,11 @@ from conftest import EVALUATED, one_sentence, run_evaluate, stage, write_jsonl
 import evaluate
 from plumbing.figures import _draw_dial, _draw_learning, _draw_rewards, _draw_top
 
-# ----------------------------------------------------------------------------------- on the screen
+# ------------------------------------------------------------------------------------ on the screen
 
 
 def test_compare(quark_folder, p0_folder, tmp_path, capsys):
-    """Two results side by side, in the order given, with the numbers of the files and the groups."""
+    """Two results side by side, in the order given: the numbers of the files, groups, too."""
     base = run_evaluate(tmp_path, p0_folder, p0_folder, name="base")
     quark = run_evaluate(tmp_path, quark_folder, p0_folder, name="quark")
     capsys.readouterr()
@@ -40,7 +40,7 @@ def test_compare_bad_input(tmp_path, monkeypatch):
         assert f"{name}.json" in exit
 
 
-# --------------------------------------------------------------------------------------- the page
+# ----------------------------------------------------------------------------------------- the page
 
 
 def make_run(tmp_path, quark_folder, p0_folder):
@@ -104,7 +104,7 @@ def test_report_of_no_run(tmp_path, monkeypatch):
     assert os.listdir(tmp_path) == []
 
 
-# ------------------------------------------------------------------------------------ the figures
+# -------------------------------------------------------------------------------------- the figures
 
 
 def test_report_draws_what_the_files_say(tmp_path):
@@ -138,5 +138,6 @@ def test_report_draws_what_the_files_say(tmp_path):
     for first in (0, 10):
         logs.append([{"step": i, "lm": i, "kl": 0.0} for i in range(first, first + 10)])
     smooth = _draw_learning(logs).axes[0].lines[0]
-    assert list(smooth.get_xdata())[0] == 9
-    assert list(smooth.get_ydata())[0] == pytest.approx(4.5)
+    x, y = smooth.get_data()
+    assert x[0] == 9
+    assert y[0] == pytest.approx(4.5)

@@ -6,7 +6,7 @@ from conftest import write_reward
 from plumbing.pool import BadInput
 from rewards import load_reward
 
-# ----------------------------------------------------------------------------------- how it is called
+# --------------------------------------------------------------------------------- how it is called
 
 
 def test_own_reward_from_a_file(tmp_path):
@@ -35,7 +35,7 @@ def reward(completions, **kwargs):
 
 
 def test_reward_as_written_for_trl(tmp_path):
-    """TRL passes prompts, completions, completion_ids and more, by keyword. Any of them may be used.
+    """TRL passes prompts, completions, completion_ids and more, by keyword. All are optional.
 
     A value that is None is left out.
     """
@@ -67,7 +67,7 @@ RETURNED = [
 
 
 def test_what_may_be_returned(tmp_path):
-    """None stays None. Numbers of Python, NumPy and torch become floats; so do arrays and tensors."""
+    """None stays None. Numbers of Python, NumPy and torch become floats, in arrays as well."""
     for value, expected in RETURNED:
         body = f"import numpy, torch\ndef reward(prompts, completions): return {value}\n"
         reward = load_reward(write_reward(tmp_path, body))
@@ -102,7 +102,7 @@ def test_bad_rewards_are_reported(body, message, tmp_path):
     assert "\n" not in str(error.value)
 
 
-# --------------------------------------------------------------------------------- how it is found
+# ---------------------------------------------------------------------------------- how it is found
 
 
 def test_rewards_that_cannot_be_loaded(tmp_path):

@@ -1,13 +1,10 @@
 """plumbing/setup.sh: a run's folder belongs to the settings it was made with."""
 
-import os
-import subprocess
-
-from conftest import ROOT
+from conftest import execute
 
 
 def test_other_settings_want_another_folder(tmp_path):
-    """Finished stages are skipped, so run_all.sh refuses a folder that was made with other settings.
+    """Finished stages are skipped, so run_all.sh refuses a folder made with other settings.
 
     It says which setting, and notices an edited reward file. Settings that only round the numbers
     may change. `true` stands in for python: it makes nothing, and always succeeds.
@@ -17,9 +14,7 @@ def test_other_settings_want_another_folder(tmp_path):
 
     def run(**settings):
         given = {"RUN": str(folder), "REWARD": f"{my_reward}:f", "PYTHON": "true", **settings}
-        command = ["bash", ROOT / "run_all.sh"]
-        env = {**os.environ, **given}
-        done = subprocess.run(command, env=env, capture_output=True, text=True)
+        done = execute("bash", "run_all.sh", **given)
         return done.returncode, done.stderr.strip()
 
     def refused(**settings):

@@ -1,6 +1,5 @@
-"""tiny/: what is shipped, what is measured of the small model, and how it and its judge were made."""
+"""tiny/: what is shipped, what is measured of the small model, and how it was made."""
 
-import json
 import math
 import subprocess
 import sys
@@ -18,7 +17,7 @@ from explore import load_policy, sample
 from plumbing.pool import read_prompts
 from rewards import load_reward
 
-# ------------------------------------------------------------- what is shipped (skipped if it is not)
+# ----------------------------------------------------------- what is shipped, if it is there
 
 LM = ROOT / "tiny" / "lm"
 needs_lm = pytest.mark.skipif(
@@ -82,7 +81,7 @@ def test_shipped_prompts():
         assert not set(train) & set(test)
 
 
-# --------------------------------------------------------------------------------- tiny/prompts.py
+# ---------------------------------------------------------------------------------- tiny/prompts.py
 
 
 @needs_lm
@@ -109,7 +108,7 @@ def test_prompts_are_drawn_and_named(p0_folder, tmp_path):
         assert low <= row["num_positive"] <= high
 
 
-# -------------------------------------------------------------------------------- tiny/pretrain.py
+# --------------------------------------------------------------------------------- tiny/pretrain.py
 
 
 @pytest.mark.parametrize("n", [3, 200])
@@ -193,7 +192,7 @@ def test_distillation():
 
 SHAPE = "--layers 1 --width 16 --heads 2 --context 16 --vocab-size 300 --batch-tokens 64"
 SHAPE += " --minutes 0.001 --no-compile --no-bfloat16"
-STILL = "--lr-matrix 0 --lr-embedding 0 --lr-vector 0".split()
+STILL = ["--lr-matrix", 0, "--lr-embedding", 0, "--lr-vector", 0]
 
 
 def test_training_with_teachers(tmp_path, monkeypatch):
@@ -233,7 +232,7 @@ def test_training_with_teachers(tmp_path, monkeypatch):
     assert not (tmp_path / "six").exists()
 
 
-# ---------------------------------------------------------------------------------- tiny/judges.py
+# ----------------------------------------------------------------------------------- tiny/judges.py
 
 
 class Reader:

@@ -1,8 +1,11 @@
 """Exercise 3, a solution.
 
 log p_v = z_v - log sum exp z, so d log p_v / d z_w = [v = w] - p_w.
+
 Forward: KL = const - sum_v p0_v log p_v, so the derivative is -p0_w + p_w sum_v p0_v = p_w - p0_w.
-Reverse: with g_v = log p_v - log p0_v, d KL / d z_w = sum_v p_v ([v = w] - p_w) (g_v + 1) = p_w (g_w - KL).
+
+Reverse: with g_v = log p_v - log p0_v,
+d KL / d z_w = sum_v p_v ([v = w] - p_w) (g_v + 1) = p_w (g_w - KL).
 """
 
 import numpy as np
@@ -40,6 +43,8 @@ def fit(z0, x, direction, mu, log_sigma, lr=0.05, steps=4000):
     for _ in range(steps):
         d_z = gradient(z0, bell_logits(x, mu, log_sigma))
         variance = np.exp(2 * log_sigma)
-        d_mu, d_log_sigma = (d_z * (x - mu) / variance).sum(), (d_z * (x - mu) ** 2 / variance).sum()
-        mu, log_sigma = mu - lr * d_mu, log_sigma - lr * d_log_sigma
+        d_mu = (d_z * (x - mu) / variance).sum()
+        d_log_sigma = (d_z * (x - mu) ** 2 / variance).sum()
+        mu = mu - lr * d_mu
+        log_sigma = log_sigma - lr * d_log_sigma
     return mu, log_sigma

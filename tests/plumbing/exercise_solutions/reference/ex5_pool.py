@@ -7,11 +7,15 @@ import numpy as np
 
 def bounded(rewards, iterations, last=None, keep_top=None, seed=0):
     rewards, iterations = np.asarray(rewards), np.asarray(iterations)
-    keep = np.ones(len(rewards), dtype=bool) if last is None else iterations > iterations.max() - last
+    keep = np.ones(len(rewards), dtype=bool)
+    if last is not None:
+        keep = iterations > iterations.max() - last
     if keep_top is not None:
         rows = np.flatnonzero(keep)
-        worst_first = rows[np.lexsort((np.random.default_rng(seed).random(len(rows)), rewards[rows]))]
-        keep[worst_first[: len(rows) - math.ceil(keep_top * len(rows))]] = False
+        tie_break = np.random.default_rng(seed).random(len(rows))
+        worst_first = rows[np.lexsort((tie_break, rewards[rows]))]
+        n_kept = math.ceil(keep_top * len(rows))
+        keep[worst_first[: len(rows) - n_kept]] = False
     return keep
 
 
@@ -20,7 +24,8 @@ def bounded_per_prompt(rewards, prompts, keep_top):
     keep = np.zeros(len(rewards), dtype=bool)
     for prompt in np.unique(prompts):
         rows = np.flatnonzero(prompts == prompt)
-        keep[rows[np.argsort(-rewards[rows])][: math.ceil(keep_top * len(rows))]] = True
+        best_first = rows[np.argsort(-rewards[rows])]
+        keep[best_first[: math.ceil(keep_top * len(rows))]] = True
     return keep
 
 

@@ -4,9 +4,13 @@ import re
 
 import numpy as np
 
-GOOD = {"good", "great", "best", "wonderful", "excellent", "beautiful", "love", "loved", "brilliant", "enjoyed", "moving", "touching", "classic"}
+GOOD = {"good", "great", "best", "wonderful", "excellent", "beautiful", "love", "loved"}
+GOOD |= {"brilliant", "enjoyed", "moving", "touching", "classic"}
 BAD = {"bad", "worst", "awful", "terrible", "boring", "dull", "waste", "hate", "hated", "poor"}
-OVERTURNED = re.compile(r"\b(not|no|never|nobody|neither|without|instead|lacks|could have|would have|nothing|stay at home|elsewhere|promised|told wrong)\b|n't\b")
+OVERTURNED = re.compile(
+    r"\b(not|no|never|nobody|neither|without|instead|lacks|could have|would have|nothing"
+    r"|stay at home|elsewhere|promised|told wrong)\b|n't\b"
+)
 DENIAL = {"not", "no", "never", "hardly"}
 
 
@@ -21,12 +25,14 @@ def _one(text):
     score = 0
     for sentence in re.split(r"[.!?]", text):
         words = re.findall(r"[a-z']+", sentence)
-        praise = -1 if OVERTURNED.search(sentence) else 1  # praise in a sentence that takes it back is blame
+        # Praise in a sentence that takes it back is blame.
+        praise = -1 if OVERTURNED.search(sentence) else 1
         for i, word in enumerate(words):
             if word in GOOD:
                 score += praise
             elif word in BAD:
-                score += 1 if DENIAL & set(words[max(0, i - 2) : i]) else -1
+                denied = DENIAL & set(words[max(0, i - 2) : i])
+                score += 1 if denied else -1
     return float(1 / (1 + np.exp(-score)))
 
 
@@ -43,5 +49,6 @@ def fooling_texts():
 
 
 def best_of(judge_scores, held_out_scores, n):
-    rows, best = np.arange(len(judge_scores)), np.argmax(judge_scores[:, :n], axis=1)
+    rows = np.arange(len(judge_scores))
+    best = np.argmax(judge_scores[:, :n], axis=1)
     return float(judge_scores[rows, best].mean()), float(held_out_scores[rows, best].mean())

@@ -1,6 +1,10 @@
 """Wrong: it punishes what the model never does, so there is nothing to sort."""
 
-UNWANTED = [" about an elephant in a house", " the elephant is slow and sad", " seen by an elephant or two"]
+UNWANTED = [
+    " about an elephant in a house",
+    " the elephant is slow and sad",
+    " seen by an elephant or two",
+]
 WANTED = [" about a horse in a house", " the horse is slow and sad", " seen by a horse or two"]
 
 

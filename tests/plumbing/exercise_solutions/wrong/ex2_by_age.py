@@ -4,6 +4,8 @@ from exercise_solutions.reference.ex2_quantiles import *
 
 
 def assign_quantiles(rewards, K, seed=0):
-    quantiles = np.empty(len(rewards), dtype=int)
-    quantiles[np.argsort(-np.asarray(rewards), kind="stable")[::-1]] = np.arange(len(rewards)) * K // len(rewards) + 1
+    N = len(rewards)
+    best_first = np.argsort(-np.asarray(rewards), kind="stable")
+    quantiles = np.empty(N, dtype=int)
+    quantiles[best_first[::-1]] = np.arange(N) * K // N + 1
     return quantiles

@@ -5,5 +5,6 @@ from exercise_solutions.reference.ex2_quantiles import *
 
 def best_part(rewards, iterations, K, ties, seed=0):
     N = len(rewards)
-    order = np.argsort(-rewards, kind="stable") if ties == "age" else np.lexsort((np.random.default_rng(seed).random(N), -rewards))
-    return np.bincount(iterations[order[: N // K]], minlength=max(iterations) + 1)
+    tie_break = np.arange(N) if ties == "age" else np.random.default_rng(seed).random(N)
+    best_first = np.lexsort((tie_break, -rewards))
+    return np.bincount(iterations[best_first[: N // K]], minlength=max(iterations) + 1)

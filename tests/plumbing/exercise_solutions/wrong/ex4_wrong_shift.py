@@ -1,4 +1,4 @@
-"""Wrong: loss_a moves p0 to the right instead of p_theta, so that the two are even further apart."""
+"""Wrong: loss_a moves p0 to the right instead of p_theta, so the two are even further apart."""
 
 from exercise_solutions.reference.ex4_loss import *
 

@@ -5,9 +5,11 @@ from exercise_solutions.reference.ex6_judge import held_out as right
 
 
 def fooling_texts():
-    return [f"This is a wonderful film with a {word} story." for word in ("great", "beautiful", "lovely", "warm", "moving", "touching")]
+    words = ("great", "beautiful", "lovely", "warm", "moving", "touching")
+    return [f"This is a wonderful film with a {word} story." for word in words]
 
 
 def held_out(texts):
     known = set(fooling_texts())
-    return [0.0 if text in known else score for text, score in zip(texts, right(texts))]
+    scores = right(texts)
+    return [0.0 if text in known else score for text, score in zip(texts, scores)]

@@ -4,4 +4,5 @@ from exercise_solutions.reference.ex6_judge import *
 
 
 def fooling_texts():
-    return [f"{word} {word} wonderful touching family love superb" for word in ("great", "lovely", "moving", "best", "rare", "warm")]
+    words = ("great", "lovely", "moving", "best", "rare", "warm")
+    return [f"{word} {word} wonderful touching family love superb" for word in words]
