@@ -1,7 +1,7 @@
-"""Draws what exercises 2, 3 and 5 are about, in the terminal, with the functions that the adapter names.
+"""Draws the subject of exercise 2, 3 or 5 in the terminal, with the student's functions.
 
-    python exercises/draw.py 3
-    SOLUTIONS=handed_in/anna python exercises/draw.py 5
+python exercises/draw.py 3
+SOLUTIONS=handed_in/anna python exercises/draw.py 5
 """
 
 import sys
@@ -18,26 +18,31 @@ from exercises.adapter import explain, solution
 LEVELS = " .:-=+*#%@"
 
 
-def quantiles(work):
-    """Who fills D^5 of a pool of five iterations with rewards 0 or 1."""
+def draw_quantiles(work):
+    """Which iterations fill D^5, in a pool of five iterations with rewards 0 or 1."""
     from exercises.test_ex2 import ONES, binary_pool
 
     rewards, iterations = binary_pool()
     by_age = work.best_part(rewards, iterations, 5, "age")
-    at_random = np.mean([work.best_part(rewards, iterations, 5, "random", seed) for seed in range(40)], axis=0)
+    draws = [work.best_part(rewards, iterations, 5, "random", seed) for seed in range(40)]
+    at_random = np.mean(draws, axis=0)
     print("iteration  ones of 100  in D^5, older first        in D^5, at random")
     for i, (ones, a, b) in enumerate(zip(ONES, by_age, at_random)):
-        print(f"{i:9d}  {ones:11d}  {a:3.0f} {'#' * round(a / 2.5):21s}  {b:5.1f} {'#' * round(b / 2.5)}")
-    print("mean reward of D^1 ... D^5:", " ".join(f"{r:.2f}" for r in work.mean_reward_by_token(sum(ONES) / 500, 5)))
+        left, right = "#" * round(a / 2.5), "#" * round(b / 2.5)
+        print(f"{i:9d}  {ones:11d}  {a:3.0f} {left:21s}  {b:5.1f} {right}")
+    means = work.mean_reward_by_token(sum(ONES) / 500, 5)
+    print("mean reward of D^1 ... D^5:", " ".join(f"{r:.2f}" for r in means))
 
 
-def kl(work):
-    """p0 with two hills, and the bell that either direction ends at."""
+def draw_kl(work):
+    """p0 with two hills, and the bell that each direction of the KL ends at."""
     from exercises.test_ex3 import X, two_hills
 
     def line(name, z):
         p = np.exp(work.log_softmax(z)).reshape(-1, 3).sum(1)  # three points a character
-        print(f"{name:24s}|{''.join(LEVELS[int(np.ceil(v / 0.2 * 9))] if v > 0.002 else ' ' for v in np.minimum(p, 0.2))}|")
+        p = np.minimum(p, 0.2)
+        bars = [LEVELS[int(np.ceil(v / 0.2 * 9))] if v > 0.002 else " " for v in p]
+        print(f"{name:24s}|{''.join(bars)}|")
 
     x = X[:-2]  # 159 points, x from -12 to 11.7
     line("p0", two_hills()[:-2])
@@ -48,12 +53,17 @@ def kl(work):
             print(f"    mu {mu:5.2f}, sigma {np.exp(log_sigma):.2f}")
 
 
-def pool(work):
-    """Ten rounds of 40 prompts with 4 samples each; some prompts are harder, and every round is a little better."""
+def draw_pool(work):
+    """What different bounds keep of ten rounds of 40 prompts with 4 samples each.
+
+    Some prompts are harder than others, and every round is a little better than the one before.
+    """
     rng = np.random.default_rng(0)
     difficulty = rng.normal(size=40)
-    iterations, prompts = np.repeat(np.arange(10), 160), np.tile(np.repeat(np.arange(40), 4), 10)
-    rewards = 1 / (1 + np.exp(-(difficulty[prompts] + 0.15 * iterations + rng.normal(size=1600))))
+    iterations = np.repeat(np.arange(10), 160)
+    prompts = np.tile(np.repeat(np.arange(40), 4), 10)
+    quality = difficulty[prompts] + 0.15 * iterations + rng.normal(size=1600)
+    rewards = 1 / (1 + np.exp(-quality))
     bounds = {
         "all": work.bounded(rewards, iterations),
         "last 2": work.bounded(rewards, iterations, last=2),
@@ -63,11 +73,14 @@ def pool(work):
     }
     print(f"{'kept':24s}  rows  newest  mean reward  spread  prompts lost")
     for name, keep in bounds.items():
-        r, newest, lost = rewards[keep], np.mean(iterations[keep] == 9), len(work.lost_prompts(prompts, keep))
-        print(f"{name:24s}  {len(r):4d}   {newest:.2f}   {r.mean():10.2f}   {r.std():.2f}   {lost:8d}")
+        r = rewards[keep]
+        newest = np.mean(iterations[keep] == 9)
+        lost = len(work.lost_prompts(prompts, keep))
+        numbers = f"{len(r):4d}   {newest:.2f}   {r.mean():10.2f}   {r.std():.2f}   {lost:8d}"
+        print(f"{name:24s}  {numbers}")
 
 
-PICTURES = {"2": (2, quantiles), "3": (3, kl), "5": (5, pool)}
+PICTURES = {"2": (2, draw_quantiles), "3": (3, draw_kl), "5": (5, draw_pool)}
 
 
 def main(which):
@@ -77,10 +90,11 @@ def main(which):
     try:
         picture(solution(exercise))
     except (Exception, pytest.fail.Exception) as error:
-        said = str(error) if isinstance(error, pytest.fail.Exception) else explain(error)
-        if said is None:
+        failed = isinstance(error, pytest.fail.Exception)
+        sentence = str(error) if failed else explain(error)
+        if sentence is None:
             raise
-        sys.exit(f"draw.py: error: {said}")
+        sys.exit(f"draw.py: error: {sentence}")
 
 
 if __name__ == "__main__":

@@ -66,7 +66,7 @@ def prompts(split, n):
 
 
 def completions(policy, texts, per_prompt, seed, quantile=None, max_new_tokens=20):
-    """`per_prompt` samples for every prompt: (prompts, completions, token ids), prompt by prompt."""
+    """`per_prompt` samples of every prompt, in order: (prompts, completions, token ids)."""
     from explore import sample
 
     texts = [x for x in texts for _ in range(per_prompt)]

@@ -1,4 +1,4 @@
-"""Exercise 5: bound the pool; what stays, and what goes with it."""
+"""Exercise 5: bound the pool; what stays, and what is lost with the rest."""
 
 import numpy as np
 
@@ -7,19 +7,28 @@ from exercises.helpers import array, expect
 
 
 def mask(value, N, what):
+    """`value` as (N,) bool."""
     array(value, (N,), what)
     value = np.asarray(value)
-    expect(value.dtype == bool, f"{what} returned numbers of type {value.dtype}; return True where a row stays, one for each row.")
+    expect(
+        value.dtype == bool,
+        f"{what} returned numbers of type {value.dtype}; "
+        "return True where a row stays, one for each row.",
+    )
     return value
 
 
 def bounded(rewards, iterations, **bounds):
-    what = f"bounded({', '.join(f'{k}={v}' for k, v in bounds.items())})"
-    return mask(solution(5).bounded(np.array(rewards, dtype=float), np.array(iterations), **bounds), len(rewards), what), what
+    """What the student's function keeps, and the call as it is named in a failure."""
+    arguments = ", ".join(f"{k}={v}" for k, v in bounds.items())
+    what = f"bounded({arguments})"
+    rewards = np.array(rewards, dtype=float)
+    keep = solution(5).bounded(rewards, np.array(iterations), **bounds)
+    return mask(keep, len(rewards), what), what
 
 
 def pool():
-    """Iterations 3, 4, 5, 6 of 10 rows each, in a mixed order; the older ones have the higher rewards."""
+    """Iterations 3, 4, 5, 6 of 10 rows each, in a mixed order. The older ones have more reward."""
     rng = np.random.default_rng(3)
     iterations = rng.permutation(np.repeat([3, 4, 5, 6], 10))
     return rng.permutation(40) / 100 - iterations, iterations
@@ -38,67 +47,114 @@ def test_last():
     for last, expected in ((1, {6}), (2, {5, 6}), (9, {3, 4, 5, 6})):
         keep, what = bounded(rewards, iterations, last=last)
         got = {int(i) for i in iterations[keep]}
-        expect(got == expected and keep.sum() == 10 * len(expected),
-               f"{what} keeps iterations {sorted(got)} of 3, 4, 5, 6; the newest {last} are {sorted(expected)}, "
-               "counted from the newest one.")  # fmt: skip
+        expect(
+            got == expected and keep.sum() == 10 * len(expected),
+            f"{what} keeps iterations {sorted(got)} of 3, 4, 5, 6; "
+            f"the newest {last} are {sorted(expected)}, counted from the newest one.",
+        )
 
 
 def test_keep_top():
-    """The best quarter of 40 is 10, of 10 rows the best 0.35 is 4."""
+    """The best quarter of 40 rows is 10; the best 0.35 of 10 rows is 4."""
     rewards, iterations = pool()
     for n, fraction, count in ((40, 0.25, 10), (10, 0.35, 4), (30, 0.1, 3), (40, 1.0, 40)):
         keep, what = bounded(rewards[:n], iterations[:n], keep_top=fraction)
-        expect(keep.sum() == count, f"{what} keeps {keep.sum()} of {n} rows, not {count}; round {fraction} * {n} up to whole rows.")
-        expect(keep.all() or rewards[:n][keep].min() > rewards[:n][~keep].max(), f"{what} keeps a reward of {rewards[:n][keep].min():.2f} and "
-               "drops a higher one; keep the best.")  # fmt: skip
+        expect(
+            keep.sum() == count,
+            f"{what} keeps {keep.sum()} of {n} rows, not {count}; "
+            f"round {fraction} * {n} up to whole rows.",
+        )
+        kept, dropped = rewards[:n][keep], rewards[:n][~keep]
+        expect(
+            keep.all() or kept.min() > dropped.max(),
+            f"{what} keeps a reward of {kept.min():.2f} and drops a higher one; keep the best.",
+        )
 
 
 def test_last_before_keep_top():
-    """First the newest iterations, then the best of those: here the best of all are old."""
+    """First the newest iterations, then the best of those. Here the best of all are old."""
     rewards, iterations = pool()
     keep, what = bounded(rewards, iterations, last=2, keep_top=0.25)
-    expect(keep.sum() == 5, f"{what} keeps {keep.sum()} rows; the newest two iterations have 20, of which the best quarter is 5: "
-           "the order of the two bounds matters.")  # fmt: skip
-    expect((iterations[keep] >= 5).all() and rewards[keep].min() > np.sort(rewards[iterations >= 5])[-6], f"{what} does not keep the best 5 of "
-           "the 20 newest rows.")  # fmt: skip
+    expect(
+        keep.sum() == 5,
+        f"{what} keeps {keep.sum()} rows; the newest two iterations have 20, of which the best "
+        "quarter is 5: the order of the two bounds matters.",
+    )
+    best_of_newest = np.sort(rewards[iterations >= 5])[-5:]
+    expect(
+        (iterations[keep] >= 5).all() and rewards[keep].min() >= best_of_newest[0],
+        f"{what} does not keep the best 5 of the 20 newest rows.",
+    )
 
 
 def test_ties_are_random():
-    """400 equal rewards, keep half: of the older half, half stays, 50 +- 0.6 % over 20 seeds."""
+    """400 equal rewards, keep half: half of the older half stays, 50 +- 0.6 % over 20 seeds."""
     old = np.arange(400) < 200
-    keeps = [bounded(np.ones(400), (~old).astype(int), keep_top=0.5, seed=seed)[0] for seed in range(20)]
+    keeps = []
+    for seed in range(20):
+        keep, _ = bounded(np.ones(400), (~old).astype(int), keep_top=0.5, seed=seed)
+        keeps.append(keep)
     share = np.mean([keep[old].mean() for keep in keeps])
     counts = {int(keep.sum()) for keep in keeps}
-    expect(counts == {200}, f"bounded(keep_top=0.5) keeps {max(counts)} of 400 equal rewards, not 200; cut the sorted rows, not at a reward.")
-    expect(0.47 < share < 0.53, f"of equal rewards bounded keeps {share:.0%} of the older ones; it should be near 50%: "
-           "which of them falls out must be drawn by the seed.")  # fmt: skip
-    again = bounded(np.ones(400), (~old).astype(int), keep_top=0.5, seed=3)[0]
-    expect((again == keeps[3]).all(), "bounded gave two different results with the same seed; "
-           "draw from np.random.default_rng(seed) inside the function.")  # fmt: skip
+    expect(
+        counts == {200},
+        f"bounded(keep_top=0.5) keeps {max(counts)} of 400 equal rewards, not 200; "
+        "cut the sorted rows, not at a reward.",
+    )
+    expect(
+        0.47 < share < 0.53,
+        f"of equal rewards bounded keeps {share:.0%} of the older ones; it should be near 50%: "
+        "which of them falls out must be drawn by the seed.",
+    )
+    again, _ = bounded(np.ones(400), (~old).astype(int), keep_top=0.5, seed=3)
+    expect(
+        (again == keeps[3]).all(),
+        "bounded gave two different results with the same seed; "
+        "draw from np.random.default_rng(seed) inside the function.",
+    )
 
 
 def test_newest_share():
-    """Without a bound 1, 1/2, 1/3 ...: after ten rounds a tenth of every batch comes from the newest policy. With last=3 a third."""
-    for last, expected in ((None, [1, 1 / 2, 1 / 3, 1 / 4, 1 / 5]), (3, [1, 1 / 2, 1 / 3, 1 / 3, 1 / 3]), (1, [1] * 5)):
-        got = array(solution(5).newest_share(5, last), (5,), f"newest_share(5, last={last})")
-        expect(np.allclose(got, expected), f"newest_share(5, last={last}) is {got.round(3).tolist()}, not {np.round(expected, 3).tolist()}; "
-               "after round r the pool holds r rounds, or `last` if that is fewer.")  # fmt: skip
+    """Without a bound 1, 1/2, 1/3 ...; with last=3 never less than a third."""
+    cases = [
+        (None, [1, 1 / 2, 1 / 3, 1 / 4, 1 / 5]),
+        (3, [1, 1 / 2, 1 / 3, 1 / 3, 1 / 3]),
+        (1, [1, 1, 1, 1, 1]),
+    ]
+    for last, expected in cases:
+        what = f"newest_share(5, last={last})"
+        got = array(solution(5).newest_share(5, last), (5,), what)
+        expect(
+            np.allclose(got, expected),
+            f"{what} is {got.round(3).tolist()}, not {np.round(expected, 3).tolist()}; "
+            "after round r the pool holds r rounds, or `last` if that is fewer.",
+        )
 
 
 def test_lost_prompts():
-    """A hard prompt, 7, whose best sample is worse than the others' worst: the best half of all rows has none of it."""
+    """The best sample of prompt 7 is worse than the others' worst: the best half has none of it."""
     prompts = np.array([7, 2, 7, 5, 2, 7, 5, 5, 2, 7])
     rewards = np.array([0.1, 0.8, 0.2, 0.6, 0.9, 0.0, 0.7, 0.5, 0.4, 0.3])
     keep = np.array([False, True, False, True, True, False, True, True, False, False])
     lost = solution(5).lost_prompts(prompts, keep)
-    expect(isinstance(lost, list) and [int(p) for p in lost] == [7], f"lost_prompts gives {lost} where only prompt 7 has lost all of its rows; "
-           "return [7].")  # fmt: skip
+    expect(
+        isinstance(lost, list) and [int(p) for p in lost] == [7],
+        f"lost_prompts gives {lost} where only prompt 7 has lost all of its rows; return [7].",
+    )
     none = solution(5).lost_prompts(prompts, np.ones(10, dtype=bool))
-    expect(list(none) == [], f"lost_prompts gives {none} where every row stays; return an empty list.")
-    per_prompt = mask(solution(5).bounded_per_prompt(rewards, prompts, 0.5), 10, "bounded_per_prompt(keep_top=0.5)")
+    expect(
+        list(none) == [], f"lost_prompts gives {none} where every row stays; return an empty list."
+    )
+    what = "bounded_per_prompt(keep_top=0.5)"
+    per_prompt = mask(solution(5).bounded_per_prompt(rewards, prompts, 0.5), 10, what)
     kept = {p: rewards[per_prompt & (prompts == p)].tolist() for p in (2, 5, 7)}
-    expect(all(kept.values()), f"bounded_per_prompt(keep_top=0.5) keeps {kept} by prompt; none may be lost: "
-           "take the best half of each prompt's own rows.")  # fmt: skip
+    expect(
+        all(kept.values()),
+        f"{what} keeps {kept} by prompt; none may be lost: "
+        "take the best half of each prompt's own rows.",
+    )
     right = {2: [0.8, 0.9], 5: [0.6, 0.7], 7: [0.2, 0.3]}
-    expect({p: sorted(v) for p, v in kept.items()} == right, f"bounded_per_prompt(keep_top=0.5) keeps {kept} by prompt, not {right}: "
-           "half of each, rounded up.")  # fmt: skip
+    expect(
+        {p: sorted(v) for p, v in kept.items()} == right,
+        f"{what} keeps {kept} by prompt, not {right}: half of each, rounded up.",
+    )

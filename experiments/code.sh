@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# Study 5: where the authors' code departs from the paper. Which of it matters? Expected: KL(p || p0) and top-50 pull towards what p0
-# finds likely (lower perplexity), the entropy bonus away from it.
+# Study 5: the three places where the authors' code differs from the paper. Expected: KL(p || p0)
+# and top-50 sampling pull towards what p0 finds likely (lower perplexity), the entropy bonus away
+# from it.
 source "$(dirname "$0")/study.sh"
 paper=(EXPLORE="--decode sample --top-p 1")
 variant paper "${paper[@]}"

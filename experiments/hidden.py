@@ -1,11 +1,13 @@
-"""The study of what unlearned means: from the folders hidden/ that experiments/hidden.sh fills to its table, verdict and picture.
+"""The study of what unlearned means: from the folders hidden/ to its table, verdict and picture.
 
     python experiments/hidden.py runs/studies/hidden.tsv
-    python experiments/hidden.py --unseen RUN/pool/00.jsonl       # prints the training prompts that the pool does not have
+    python experiments/hidden.py --unseen RUN/pool/00.jsonl   # training prompts not in the pool
 
-Rows are p0, Quark's model under r_K, r_1 and no token, and the clean model; NAME+n is a model after n updates on 64 bad samples of p0,
-read without a token (", r_K": with it). Columns: the mean reward on the test prompts, and how many nats a token the model gives those
-64 completions less (-) or more than p0 does.
+experiments/hidden.sh fills the folders. The rows of the table are p0, Quark's model under r_K, r_1
+and no token, and the clean model. NAME+n is a model after n updates on 64 bad samples of p0, read
+without a token; "NAME+n, r_K" is the same read with r_K. The columns are the mean reward on the
+test prompts, and the log-probability that the model gives those 64 completions, minus that of p0,
+in nats per token.
 """
 
 import re
@@ -14,34 +16,46 @@ import sys
 import study  # first: it makes the stages importable
 import torch
 
-from explore import load_policy
-from plumbing.pool import read_prompts
-from learn import batch_loss, load_quantized
-from plumbing.pool import dump_row, read_pool
+from learn import batch_loss
+from plumbing.policy import load_policy
+from plumbing.pool import dump_row, read_pool, read_prompts
+from plumbing.quantized import load_quantized
 
 
+@torch.no_grad()
 def worst_nats(folder, worst, p0, k=None):
-    """Mean log p(y | x, r_k) - log p0(y | x) a token over the bad completions; k None: no token."""
+    """Mean log p(y | x, r_k) - log p0(y | x) per token over the bad completions.
+
+    k = None: no token.
+    """
     policy = load_policy(folder)
     (rows,) = load_quantized(worst, policy, reward_tokens=False)
-    with torch.no_grad():
-        nats = [batch_loss(p, p0, [(token, x, y) for _, x, y in rows], beta=0) for p, token in ((policy, k), (p0, None))]
-    (mine, tokens), (base, _) = nats
-    return ((base[1] - mine[1]) / tokens).item()
+    pairs = [(x, y) for _, x, y in rows]
+    mine, tokens = batch_loss(policy, p0, [(k, x, y) for x, y in pairs], beta=0)
+    base, _ = batch_loss(p0, p0, [(None, x, y) for x, y in pairs], beta=0)
+    return ((base[1] - mine[1]) / tokens).item()  # the second sum is -log p
 
 
 def unseen(pool):
     """The training prompts that no row of the pool has."""
     seen = {row["prompt"] for _, row in read_pool([pool])}
-    return [row for row in read_prompts(study.ROOT / "tiny/prompts/train.jsonl") if row["prompt"] not in seen]
+    prompts = read_prompts(study.ROOT / "tiny/prompts/train.jsonl")
+    return [row for row in prompts if row["prompt"] not in seen]
 
 
 def states(name, hidden):
-    """[(row of the table, evaluation, model's folder, k of the token read with)] of a run."""
+    """What a run has in its folder hidden/, as rows of the table.
+
+    [(name of the row, evaluation, folder of the model, k of the token that it is read with)].
+    """
     K = load_policy(hidden / "start").n_quantiles if name == "quark" else None
-    rows = [("quark, r_K", f"0-r{K}", "start", K), ("quark, r_1", "0-r1", "start", 1)] if K else []
+    rows = []
+    if K:
+        rows.append(("quark, r_K", f"0-r{K}", "start", K))
+        rows.append(("quark, r_1", "0-r1", "start", 1))
     rows.append((f"{name}, no token" if K else name, "0-none", "start", None))
-    for steps in sorted(int(folder.name) for folder in hidden.glob("[0-9]*") if folder.is_dir()):
+    folders = [folder for folder in hidden.glob("[0-9]*") if folder.is_dir()]
+    for steps in sorted(int(folder.name) for folder in folders):
         rows.append((f"{name}+{steps}", f"{steps}-none", str(steps), None))
         if K:
             rows.append((f"{name}+{steps}, r_K", f"{steps}-r", str(steps), K))
@@ -49,30 +63,47 @@ def states(name, hidden):
 
 
 def lines(variants):
-    """{row of the table: values} of a task -> {who is read how: {updates: row}}: "quark+8" is on the line "quark, no token" at 8."""
+    """The lines of the picture: {name: {number of updates: row of the table}}.
+
+    The row "quark+8" is on the line "quark, no token", at 8 updates.
+    """
     found = {}
     for row in variants:
-        who, updates, how = re.fullmatch(r"(\w+)(?:\+(\d+))?(?:, (.*))?", row).groups()
-        found.setdefault(who if who != "quark" else f"quark, {how or 'no token'}", {})[int(updates or 0)] = row
+        name, updates, token = re.fullmatch(r"(\w+)(?:\+(\d+))?(?:, (.*))?", row).groups()
+        if name == "quark":
+            name = f"quark, {token or 'no token'}"
+        found.setdefault(name, {})[int(updates or 0)] = row
     return found
 
 
 def draw(results, path):
-    """Both columns of the table against the number of updates on bad samples, a column of panels a task; bars are 95 % intervals."""
+    """Both columns of the table against the number of updates on bad samples.
+
+    A column of panels for each task; the bars are 95 % intervals.
+    """
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(6 * len(results) + 1.5, 8), layout="constrained")
-    for panels, (task, variants) in zip(figure.subplots(2, len(results), squeeze=False).T, results.items()):
+    grid = figure.subplots(2, len(results), squeeze=False)
+    for panels, (task, variants) in zip(grid.T, results.items()):
+        numbers = set()
+        for rows in lines(variants).values():
+            numbers |= set(rows)
         for ax, metric in zip(panels, ("reward", "worst")):
             for number, (name, rows) in enumerate(lines(variants).items()):
-                means, halves = zip(*(study.interval(variants[row][metric]) for row in rows.values()))
+                intervals = [study.interval(variants[row][metric]) for row in rows.values()]
+                means, halves = zip(*intervals)
                 places = [n.bit_length() for n in rows]  # 0, 1, 2, 4, 8, ... at equal distances
-                ax.errorbar(places, means, yerr=halves, color=f"C{number}", marker="sD^vP*XhH"[number % 9], capsize=2, linewidth=1, label=name)
-            ticks = sorted({n for rows in lines(variants).values() for n in rows})
+                marker, color = "sD^vP*XhH"[number % 9], f"C{number}"
+                style = {"marker": marker, "color": color, "capsize": 2, "linewidth": 1}
+                ax.errorbar(places, means, yerr=halves, label=name, **style)
+            ticks = sorted(numbers)
             ax.set_xticks([n.bit_length() for n in ticks], ticks)
-            ax.set(title=task, xlabel="updates on 64 bad samples", ylabel=study.METRICS[metric][0].replace(" of p0", "\nof p0"))
+            ylabel = study.METRICS[metric][0].replace(" of p0", "\nof p0")
+            ax.set(title=task, xlabel="updates on 64 bad samples", ylabel=ylabel)
             ax.grid(color="#e5e5e5")
-    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside right upper", fontsize=9)
+    handles = grid[0, 0].get_legend_handles_labels()
+    figure.legend(*handles, loc="outside right upper", fontsize=9)
     path.parent.mkdir(exist_ok=True)
     figure.savefig(path, dpi=100)
 
@@ -80,10 +111,14 @@ def draw(results, path):
 def main(argv=None):
     argv = sys.argv[1:] if argv is None else argv
     if argv[:1] == ["--unseen"]:
-        return print("\n".join(dump_row({"prompt": row["prompt"]}) for row in unseen(argv[1])))
-    listed = study.arguments(__doc__, argv).runs
-    p0, results = load_policy(study.ROOT / "tiny" / "lm"), {}
-    for name, task, run in [*study.read_runs(listed.with_name("hidden-p0.tsv")), *study.read_runs(listed)]:
+        for row in unseen(argv[1]):
+            print(dump_row({"prompt": row["prompt"]}))
+        return
+    listed = study.parse_options(__doc__, argv).runs
+    p0 = load_policy(study.ROOT / "tiny" / "lm")
+    results = {}
+    of_p0 = study.read_runs(listed.with_name("hidden-p0.tsv"))
+    for name, task, run in [*of_p0, *study.read_runs(listed)]:
         hidden = run / "hidden"
         for label, table, model, k in states(name, hidden):
             (reward,) = study.load(hidden / f"{table}.json")["rewards"].values()

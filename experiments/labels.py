@@ -1,4 +1,4 @@
-"""Rewards of 0 or 1 for the study of ties: REWARD=experiments/labels.py:sentiment and ...:toxicity."""
+"""Rewards of 0 or 1 for the study of ties: REWARD=experiments/labels.py:sentiment or :toxicity."""
 
 import functools
 
@@ -8,6 +8,7 @@ judge = functools.cache(load_reward)
 
 
 def sentiment(prompts, completions, **kwargs):
+    """1 where the judge's probability of positive is at least 1/2."""
     return [float(r >= 0.5) for r in judge("sentiment")(prompts=prompts, completions=completions)]
 
 

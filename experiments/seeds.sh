@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# The README's results: run_all.sh with seeds 0, 1 and 2, then one table.   bash experiments/seeds.sh sentiment
+# The README's results: run_all.sh with seeds 0, 1 and 2, then one table of the three.
+#   bash experiments/seeds.sh sentiment
 set -euo pipefail
 cd "$(dirname "$0")/.."
 task=${1:?"name a task: repetition, sentiment or toxicity"}

@@ -1,12 +1,18 @@
-"""A study's runs -> its table with intervals, its verdict, experiments/results/NAME.json and experiments/figures/NAME.png.
+"""From a study's runs to its table with intervals, its verdict, a JSON file and a picture.
 
-    python experiments/study.py runs/studies/beta.tsv            # what `bash experiments/beta.sh` ends with
+    python experiments/study.py runs/studies/beta.tsv     # `bash experiments/beta.sh` ends with it
 
-Verdicts follow from one rule, fixed before any run was made. A claim says of a metric that variant A is above or below variant B.
-Seed by seed the difference A - B is taken, and its 95 % interval over the seeds (Student's t). The claim is *reproduced* if in
-every task the interval lies on the claimed side of 0, *not reproduced* if in some task it lies on the other side, and *unclear*
-otherwise. A study's verdict is that of the claim that fares worst. With fewer than two tasks or three seeds there is no verdict: the
-table is printed, the picture drawn in runs/studies/, and experiments/ stays as it is.
+Verdicts follow one rule, which was fixed before any run was made. A claim says that a metric of
+variant A is above or below that of variant B. For each seed the difference A - B is taken, then its
+95 % interval over the seeds (Student's t). The claim is
+
+- *reproduced* if in every task the interval is on the claimed side of 0,
+- *not reproduced* if in some task it is on the other side,
+- *unclear* otherwise.
+
+The verdict of a study is that of its worst claim. With fewer than two tasks or three seeds there is
+no verdict: the table is printed, the picture is drawn in runs/studies/, and experiments/ does not
+change.
 """
 
 import argparse
@@ -19,159 +25,267 @@ import torch
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
-from explore import load_policy
+
 from learn import batch_loss
+from plumbing.policy import load_policy
 
-T95 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365, 9: 2.306, 10: 2.262}  # two-sided, by number of seeds
+# Two-sided 95 % quantiles of Student's t, by number of seeds.
+T95 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365, 9: 2.306, 10: 2.262}
 METRICS = {  # name: (what it is, digits)
-    "reward": ("mean reward", 3), "ppl": ("perplexity / p0's", 3), "kl": ("KL(p0 ‖ p), nats a token", 3), "dist_1": ("dist-1", 3),
-    "dist_3": ("dist-3", 3), "seconds": ("seconds a round to quantize and learn", 0), "mb": ("MB that the last round learns from", 2),
-    "worst": ("log p(y) - log p0(y) of p0's worst samples, nats a token", 3)}  # fmt: skip
+    "reward": ("mean reward", 3),
+    "ppl": ("perplexity / p0's", 3),
+    "kl": ("KL(p0 ‖ p), nats a token", 3),
+    "dist_1": ("dist-1", 3),
+    "dist_3": ("dist-3", 3),
+    "seconds": ("seconds a round to quantize and learn", 0),
+    "mb": ("MB that the last round learns from", 2),
+    "worst": ("log p(y) - log p0(y) of p0's worst samples, nats a token", 3),
+}
 
-# study: [(metric, A, "<" or ">", B)]: what is claimed; of claims that contradict each other, {claim: [...]}, each with its own verdict
+# study: what is claimed, as [(metric, A, "<" or ">", B)]. Where claims contradict each other they
+# have names, {name: [...]}, and a verdict each.
 CLAIMS = {
     "beta": [("reward", "1", "<", "0"), ("kl", "1", "<", "0")],
     "quantiles": [("reward", "16", ">", "2"), ("kl", "16", ">", "2")],
     "learned_from": [("dist_3", "best", "<", "all"), ("reward", "random_tokens", "<", "all")],
-    "exploration": [("reward", "never", "<", "every_round"), ("reward", "on_no_token", "<", "every_round")],
-    "code": [("ppl", "reverse", "<", "paper"), ("ppl", "entropy", ">", "paper"), ("ppl", "top_50", "<", "paper")],
+    "exploration": [
+        ("reward", "never", "<", "every_round"),
+        ("reward", "on_no_token", "<", "every_round"),
+    ],
+    "code": [
+        ("ppl", "reverse", "<", "paper"),
+        ("ppl", "entropy", ">", "paper"),
+        ("ppl", "top_50", "<", "paper"),
+    ],
     "ties": [("reward", "age", "<", "random"), ("reward", "together_of_2", ">", "random_of_2")],
     "pool": [("reward", "newest_2", ">", "all"), ("reward", "per_prompt_4", ">", "all")],
-    "hidden": {"gone": [("reward", "quark, r_1", ">", "p0"), ("reward", "quark, no token", ">", "p0"), ("reward", "quark+8", ">", "p0+8")],
-               "hidden": [("reward", "quark+8", "<", "clean+8")]},
-}  # fmt: skip
+    "hidden": {
+        "gone": [
+            ("reward", "quark, r_1", ">", "p0"),
+            ("reward", "quark, no token", ">", "p0"),
+            ("reward", "quark+8", ">", "p0+8"),
+        ],
+        "hidden": [("reward", "quark+8", "<", "clean+8")],
+    },
+}
 
 
 def load(path):
     return json.loads(path.read_text(encoding="utf-8"))
 
 
-def measured(run, p0):
-    """One run -> {variant: {metric: value}} of p0 and of what became of it."""
+# ------------------------------------------------------------------------------ measuring the runs
+
+
+def measure(run, p0):
+    """The metrics of one run: (of p0, of the trained model), each {metric: value}."""
     base, quark = (load(run / "eval" / f"{name}.json") for name in ("base", "quark"))
-    values = {}
-    for name, table, kl in (("p0", base, 0.0), ("", quark, kl_from_p0(run, p0))):
+    values = []
+    for table, kl in ((base, 0.0), (quark, kl_from_p0(run, p0))):
         (reward,) = table["rewards"].values()
-        values[name] = {"reward": reward["mean"]["value"], "ppl": table["perplexity"]["value"] / base["perplexity"]["value"], "kl": kl,
-                        "dist_1": table["dist_1"]["value"], "dist_3": table["dist_3"]["value"]}  # fmt: skip
+        values.append(
+            {
+                "reward": reward["mean"]["value"],
+                "ppl": table["perplexity"]["value"] / base["perplexity"]["value"],
+                "kl": kl,
+                "dist_1": table["dist_1"]["value"],
+                "dist_3": table["dist_3"]["value"],
+            }
+        )
     return values
 
 
 @torch.no_grad()
 def kl_from_p0(run, p0, rows=288):
-    """KL(p0 || p(. | r_K)) in nats a token, exact at each of them, on p0's own completions of the test prompts: the same for all variants."""
-    policy = load_policy(sorted(run.glob("model/[0-9]*"))[-1])
+    """KL(p0 || p(. | r_K)) in nats per token, exact at each token.
+
+    Measured on p0's own completions of the test prompts, which are the same for all variants.
+    """
+    policy = load_policy(max(run.glob("model/[0-9]*")))
+    k = policy.n_quantiles or None  # None: it never learned a token
     lines = (run / "eval" / "base.jsonl").read_text(encoding="utf-8").splitlines()
     samples = [json.loads(line) for line in lines[:: max(1, len(lines) // rows)]]
-    k, kl, tokens = policy.n_quantiles or None, 0.0, 0  # None: it never learned a token
+    kl = 0.0
+    tokens = 0
     for start in range(0, len(samples), 64):
-        batch = [(k, p0.encode(row["prompt"]), p0.encode(row["completion"])) for row in samples[start : start + 64] if row["completion"]]
+        batch = []
+        for row in samples[start : start + 64]:
+            if row["completion"]:
+                batch.append((k, p0.encode(row["prompt"]), p0.encode(row["completion"])))
         sums, n = batch_loss(policy, p0, batch, beta=1)
-        kl, tokens = kl + sums[2].item(), tokens + n
+        kl += sums[2].item()
+        tokens += n
     return kl / tokens
 
 
+# ------------------------------------------------------------------------------------ the verdicts
+
+
 def interval(numbers):
-    """Mean of one number a seed, and the half width of its 95 % interval by Student's t; infinite for a single seed."""
-    half = T95[len(numbers)] * np.std(numbers, ddof=1) / len(numbers) ** 0.5 if len(numbers) > 1 else float("inf")
-    return float(np.mean(numbers)), float(half)
+    """Mean of one number a seed, and half the width of its 95 % interval by Student's t.
+
+    The interval of a single seed is infinite.
+    """
+    mean = float(np.mean(numbers))
+    if len(numbers) == 1:
+        return mean, float("inf")
+    half = T95[len(numbers)] * np.std(numbers, ddof=1) / len(numbers) ** 0.5
+    return mean, float(half)
+
+
+def side_of_zero(mean, half):
+    """1 if the interval is above 0, -1 if it is below, 0 if it holds 0."""
+    if mean - half > 0:
+        return 1
+    if mean + half < 0:
+        return -1
+    return 0
 
 
 def verdict(claims, results):
-    """(lines that say how each claim fares, the word). results: {task: {variant: {metric: [a value a seed]}}}."""
+    """(lines that say how each claim fares, the verdict).
+
+    results: {task: {variant: {metric: [a value for each seed]}}}.
+    """
     lines, words = [], []
     for metric, a, sign, b in claims:
         sides = []
         for task, variants in results.items():
             mean, half = interval(np.subtract(variants[a][metric], variants[b][metric]))
-            towards = mean if sign == ">" else -mean
-            sides.append(1 if towards - half > 0 else -1 if towards + half < 0 else 0)
-            lines.append(f"{task}: {METRICS[metric][0]}, {a} - {b}: {mean:+.3f} ± {half:.3f}, claimed {sign} 0")
+            sides.append(side_of_zero(mean if sign == ">" else -mean, half))
+            difference = f"{mean:+.3f} ± {half:.3f}, claimed {sign} 0"
+            lines.append(f"{task}: {METRICS[metric][0]}, {a} - {b}: {difference}")
         words.append({1: "reproduced", 0: "unclear", -1: "not reproduced"}[min(sides)])
         lines.append(f"{METRICS[metric][0]}, {a} {sign} {b}: {words[-1]}")
-    return lines, next(word for word in ("not reproduced", "unclear", "reproduced") if word in words)
+    worst = next(word for word in ("not reproduced", "unclear", "reproduced") if word in words)
+    return lines, worst
 
 
-def judged(study, results):
-    """verdict() of a study's claims; where they are several, the word is "claim: word; claim: word"."""
+def verdict_of_study(study, results):
+    """verdict() of a study's claims. Of several, the verdict is "name: word; name: word"."""
     claims = CLAIMS[study]
     if isinstance(claims, list):
         return verdict(claims, results)
-    each = {claim: verdict(parts, results) for claim, parts in claims.items()}
-    return [line for lines, _ in each.values() for line in lines], "; ".join(f"{claim}: {word}" for claim, (_, word) in each.items())
+    lines, words = [], []
+    for name, named_claims in claims.items():
+        more, word = verdict(named_claims, results)
+        lines += more
+        words.append(f"{name}: {word}")
+    return lines, "; ".join(words)
+
+
+# -------------------------------------------------------------------------- tables and the picture
 
 
 def _metrics(results):
     """The metrics that `results` has, in the order of METRICS."""
-    (measured, *_) = (values for variants in results.values() for values in variants.values())
+    variants = next(iter(results.values()))
+    measured = next(iter(variants.values()))
     return {m: METRICS[m] for m in METRICS if m in measured}
 
 
+def tables(results):
+    """A Markdown table for each task. Rows: variants; cells: mean and 95 % interval of a metric."""
+    metrics = _metrics(results)
+    parts = []
+    for task, variants in results.items():
+        n = len(next(iter(variants.values()))["reward"])
+        heading = " | ".join(name for name, _ in metrics.values())
+        rows = [f"| {task}, {n} seeds | {heading} |\n|---|" + "---|" * len(metrics) + "\n"]
+        for name, values in variants.items():
+            cells = []
+            for m, (_, digits) in metrics.items():
+                mean, half = interval(values[m])
+                cells.append(f"{mean:.{digits}f} ± {half:.{digits}f}")
+            rows.append(f"| {name} | " + " | ".join(cells) + " |\n")
+        parts.append("".join(rows))
+    return "\n".join(parts)
+
+
+def as_text(study, results):
+    """The study's tables, how its claims fare, its verdict and its picture, in Markdown."""
+    lines, word = verdict_of_study(study, results)
+    claims = "\n".join(f"- {line}" for line in lines)
+    verdict_line = f"**Verdict: {word}.**"
+    return f"{tables(results)}\n{claims}\n\n{verdict_line}\n\n![{study}](figures/{study}.png)\n"
+
+
 def draw(results, path):
-    """Reward against how far p is from p0, a column of panels a task: a dot a seed, a cross of 95 % intervals a variant."""
+    """Reward against distance from p0. A column of panels for each task.
+
+    A dot is a seed; a cross is a variant with its 95 % intervals.
+    """
     from matplotlib.figure import Figure
 
     distances = [m for m in ("ppl", "kl", "worst") if m in _metrics(results)]
-    figure = Figure(figsize=(1.5 + 5 * len(results), 4 * len(distances)), layout="constrained")
-    for panels, (task, variants) in zip(figure.subplots(len(distances), len(results), squeeze=False).T, results.items()):
+    size = (1.5 + 5 * len(results), 4 * len(distances))
+    figure = Figure(figsize=size, layout="constrained")
+    grid = figure.subplots(len(distances), len(results), squeeze=False)
+    for panels, (task, variants) in zip(grid.T, results.items()):
         for ax, metric in zip(panels, distances):
             for number, (name, values) in enumerate(variants.items()):
+                color = f"C{number}"
+                ax.plot(values[metric], values["reward"], "o", color=color, markersize=3, alpha=0.6)
                 (x, dx), (y, dy) = interval(values[metric]), interval(values["reward"])
-                ax.plot(values[metric], values["reward"], "o", color=f"C{number}", markersize=3, alpha=0.6)
-                ax.errorbar(x, y, xerr=dx, yerr=dy, fmt="sD^vP*XhH"[number % 9], color=f"C{number}", elinewidth=0.7, label=name)
-            close = [values[m] for values in variants.values() for m in (metric, "reward")]
-            for limits, numbers in ((ax.set_xlim, sum(close[::2], [])), (ax.set_ylim, sum(close[1::2], []))):
-                limits(*(np.array([min(numbers), max(numbers)]) + np.array([-0.15, 0.15]) * (np.ptp(numbers) or 1)))  # wide intervals are cut
+                marker = "sD^vP*XhH"[number % 9]
+                bars = {"xerr": dx, "yerr": dy, "elinewidth": 0.7}
+                ax.errorbar(x, y, fmt=marker, color=color, label=name, **bars)
+            ax.set_xlim(*_limits(variants, metric))
+            ax.set_ylim(*_limits(variants, "reward"))
             ax.set(title=task, xlabel=METRICS[metric][0], ylabel=METRICS["reward"][0])
             ax.grid(color="#e5e5e5")
-    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside right upper", fontsize=9)
+    handles = grid[0, 0].get_legend_handles_labels()
+    figure.legend(*handles, loc="outside right upper", fontsize=9)
     path.parent.mkdir(exist_ok=True)
     figure.savefig(path, dpi=100)
 
 
+def _limits(variants, metric):
+    """Limits of an axis that show all seeds. Intervals that are wider are cut."""
+    numbers = []
+    for values in variants.values():
+        numbers += values[metric]
+    margin = 0.15 * (np.ptp(numbers) or 1)
+    return min(numbers) - margin, max(numbers) + margin
+
+
 def publish(study, results, draw=draw):
-    """Prints the table. If the study is whole, writes experiments/results/STUDY.json, the study's place in experiments/README.md and
-    experiments/figures/STUDY.png."""
-    if len(results) < 2 or len(next(iter(next(iter(results.values())).values()))["reward"]) < 3:
+    """Prints the table and, if the study is complete, writes it into experiments/.
+
+    That is experiments/results/STUDY.json, the study's place in experiments/README.md, and
+    experiments/figures/STUDY.png.
+    """
+    variants = next(iter(results.values()))
+    n_seeds = len(next(iter(variants.values()))["reward"])
+    if len(results) < 2 or n_seeds < 3:
         picture = ROOT / "runs" / "studies" / f"{study}.png"
         draw(results, picture)
-        print(f"{tables(results)}\nA part of the study: no verdict, and experiments/ stays as it is. Picture: {picture.relative_to(ROOT)}")
+        print(tables(results))
+        print("A part of the study: no verdict, and experiments/ stays as it is.")
+        print(f"Picture: {picture.relative_to(ROOT)}")
         return
-    lines, word = judged(study, results)
+    lines, word = verdict_of_study(study, results)
     out = ROOT / "experiments" / "results" / f"{study}.json"
     out.parent.mkdir(exist_ok=True)
-    out.write_text(json.dumps({"results": results, "claims": lines, "verdict": word}, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    content = {"results": results, "claims": lines, "verdict": word}
+    out.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     draw(results, ROOT / "experiments" / "figures" / f"{study}.png")
     text = as_text(study, results)
     print(text)
     page = ROOT / "experiments" / "README.md"
     before, rest = page.read_text(encoding="utf-8").split(f"<!-- {study} -->\n")
-    page.write_text(f"{before}<!-- {study} -->\n{text}<!-- end{rest.split('<!-- end', 1)[1]}", encoding="utf-8")
+    after = rest.split("<!-- end", 1)[1]
+    page.write_text(f"{before}<!-- {study} -->\n{text}<!-- end{after}", encoding="utf-8")
 
 
-def as_text(study, results):
-    """The study's tables, how its claims fare, its verdict and its picture, in Markdown."""
-    lines, word = judged(study, results)
-    claims = "\n".join(f"- {line}" for line in lines)
-    return f"{tables(results)}\n{claims}\n\n**Verdict: {word}.**\n\n![{study}](figures/{study}.png)\n"
+# ----------------------------------------------------------------------------------------- the runs
 
 
-def tables(results):
-    """A table a task, in Markdown: a row a variant, mean and 95 % interval of each metric."""
-    metrics, parts = _metrics(results), []
-    for task, variants in results.items():
-        n = len(next(iter(variants.values()))["reward"])
-        parts.append(f"| {task}, {n} seeds | " + " | ".join(what for what, _ in metrics.values()) + " |\n|---|" + "---|" * len(metrics) + "\n")
-        for name, values in variants.items():
-            cells = ["{:.{d}f} ± {:.{d}f}".format(*interval(values[m]), d=digits) for m, (_, digits) in metrics.items()]
-            parts[-1] += f"| {name} | " + " | ".join(cells) + " |\n"
-    return "\n".join(parts)
-
-
-def arguments(text, argv=None):
-    """The command line of a study's script, whose docstring is `text`."""
-    parser = argparse.ArgumentParser(description=text.split("\n\n")[0])
-    parser.add_argument("runs", type=Path, help="the file in which study.sh lists a study's runs")
+def parse_options(docstring, argv=None):
+    """The command line of a study's script, whose docstring is `docstring`."""
+    parser = argparse.ArgumentParser(description=docstring.split("\n\n")[0])
+    text = "the file in which study.sh lists a study's runs"
+    parser.add_argument("runs", type=Path, help=text)
     return parser.parse_args(argv)
 
 
@@ -184,19 +298,24 @@ def read_runs(path):
 
 def main(argv=None, costs=lambda run: {}):
     """costs: what a study measures of a run besides, {metric: value}."""
-    args, p0, results = arguments(__doc__, argv), load_policy(ROOT / "tiny" / "lm"), {}  # task: {variant: {metric: [a value a seed]}}
-    variants = list(read_runs(args.runs))
-    for name, task, run in variants:
-        values, extra = measured(run, p0), costs(run)
-        if name == variants[0][0]:
-            _append(results, task, "p0", {**values["p0"], **dict.fromkeys(extra, 0.0)})
-        _append(results, task, name, {**values[""], **extra})
+    args = parse_options(__doc__, argv)
+    p0 = load_policy(ROOT / "tiny" / "lm")
+    results = {}  # task: {variant: {metric: [a value for each seed]}}
+    runs = list(read_runs(args.runs))
+    first_variant = runs[0][0]
+    for name, task, run in runs:
+        of_p0, of_policy = measure(run, p0)
+        more = costs(run)
+        if name == first_variant:
+            _append(results, task, "p0", {**of_p0, **dict.fromkeys(more, 0.0)})
+        _append(results, task, name, {**of_policy, **more})
     publish(args.runs.stem, results)
 
 
 def _append(results, task, variant, values):
+    row = results.setdefault(task, {}).setdefault(variant, {})
     for metric, value in values.items():
-        results.setdefault(task, {}).setdefault(variant, {}).setdefault(metric, []).append(value)
+        row.setdefault(metric, []).append(value)
 
 
 if __name__ == "__main__":

@@ -1,18 +1,25 @@
-"""Makes tiny/lm: a byte-level BPE of its own and a small GPT-2, trained from scratch on a folder of texts.
+"""Makes tiny/lm: its own byte-level BPE, and a small GPT-2 trained from scratch on a set of texts.
 
-Reads    every *.jsonl, *.jsonl.xz ({"text": ...} a line) and *.txt (one text a file) that --texts names
-Writes   --out: a plain Hugging Face GPT-2 folder in float16 (config.json, model.safetensors, vocab.json, merges.txt, ...)
-         --work: the tokens and, every few minutes, the state of the training; start the same command again to go on
+Reads    --texts: files or folders of *.jsonl, *.jsonl.xz ({"text": ...} a line) and *.txt (one text
+         a file)
+Writes   --out: a Hugging Face GPT-2 folder in float16
+         --work: the tokens and, every few minutes, the state of the training. The same command
+         again resumes it.
 
-    python tiny/pretrain.py --texts reviews/train.jsonl.xz reviews/unsup.jsonl.xz --out tiny/lm --minutes 90
-    python tiny/pretrain.py --mean one two --work /tmp/lm --out tiny/lm         # the mean of two models, or one alone, calibrated
-    python tiny/pretrain.py --out tiny/lm --measure reviews/test.jsonl.xz       # bits per byte on held-out texts
+    python tiny/pretrain.py --texts reviews/train.jsonl.xz reviews/unsup.jsonl.xz --minutes 90
+    python tiny/pretrain.py --mean one two --work /tmp/lm --out tiny/lm
+    python tiny/pretrain.py --out tiny/lm --measure reviews/test.jsonl.xz
 
-On a CPU tokens are what is scarce, so every choice below buys loss per token or tokens per second: Muon on the
-matrices (Adam on embeddings, gains and biases), contexts of 128 tokens first and 256 in the last two fifths, bfloat16
-where the processor multiplies it natively, a fused graph from torch.compile, and a learning rate that falls to zero
-at the end of the time there is. On a GPU (--device cuda) texts are what is scarce: minutes are many epochs, and larger
-models, trained first, tell the small one how likely every token would have been (--teacher).
+--mean averages the weights of models, or takes one alone, and scales the logits to texts that were
+held back. --measure prints bits per byte on texts that were not trained on.
+
+On a CPU few tokens can be read in the time there is, so every choice buys loss per token or tokens
+per second: Muon for the matrices (Adam for embeddings, gains and biases); contexts of 128 tokens
+first, and of 256 in the last two fifths; bfloat16 where the processor multiplies it natively; a
+graph fused by torch.compile; and a learning rate that falls to zero at the end of the time. On a
+GPU (--device cuda) texts are scarce instead, and a few minutes are many epochs. There the small
+model also learns from larger ones that were trained first: how likely would each token have been
+(--teacher)?
 """
 
 import argparse
@@ -33,47 +40,65 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import GPT2Config, GPT2LMHeadModel
 from transformers.utils import logging
 
-logging.set_verbosity_error()  # it would warn of ids that stand beyond a small vocabulary until they are set
+logging.set_verbosity_error()  # it warns of special ids outside the vocabulary until they are set
 EOS = "<|endoftext|>"
 HELD_BACK = 65536  # tokens, the last of the shuffled texts, that no training sees
 
+# ---------------------------------------------------------------------------- texts and tokenizer
+
 
 def read_texts(paths):
-    """Every text of the files (or of the files of the folders) in `paths`, in order."""
-    files = [f for p in map(Path, paths) for f in (sorted(p.iterdir()) if p.is_dir() else [p])]
+    """Every text of the files, or of the files in the folders, in order."""
+    files = []
+    for path in map(Path, paths):
+        files += sorted(path.iterdir()) if path.is_dir() else [path]
     for file in files:
         if file.suffix == ".txt":
             yield file.read_text(encoding="utf-8")
         elif file.name.endswith((".jsonl", ".jsonl.xz")):
-            with (lzma.open if file.suffix == ".xz" else open)(file, "rt", encoding="utf-8") as lines:
-                yield from (json.loads(line)["text"] for line in lines)
+            open_text = lzma.open if file.suffix == ".xz" else open
+            with open_text(file, "rt", encoding="utf-8") as lines:
+                for line in lines:
+                    yield json.loads(line)["text"]
 
 
 def train_bpe(texts, vocab_size, folder):
-    """Byte-level BPE in GPT-2's layout: 256 bytes, merges, <|endoftext|> last. Writes vocab.json and merges.txt."""
+    """Byte-level BPE in GPT-2's layout: 256 bytes, the merges, <|endoftext|> last.
+
+    Writes vocab.json and merges.txt.
+    """
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())  # sorted = the order of GPT-2's first 256 ids
-    bpe.train_from_iterator(texts, trainers.BpeTrainer(vocab_size=vocab_size - 1, initial_alphabet=alphabet))
-    vocab, merges = (json.loads(bpe.to_str())["model"][k] for k in ("vocab", "merges"))
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())  # the order of GPT-2's first 256 ids
+    trainer = trainers.BpeTrainer(vocab_size=vocab_size - 1, initial_alphabet=alphabet)
+    bpe.train_from_iterator(texts, trainer)
+    model = json.loads(bpe.to_str())["model"]
+    vocab, merges = model["vocab"], model["merges"]
     if len(merges) != len(vocab) - 256:
-        sys.exit("two merges give the same token: ids would not be merge ranks; choose another --vocab-size")
+        sys.exit(
+            "two merges give the same token: ids would not be merge ranks; "
+            "choose another --vocab-size"
+        )
     vocab[EOS] = len(vocab)
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "vocab.json").write_text(json.dumps(vocab, ensure_ascii=False), encoding="utf-8")
-    (folder / "merges.txt").write_text("#version: 0.2\n" + "".join(f"{a} {b}\n" for a, b in merges), encoding="utf-8")
+    vocab_json = json.dumps(vocab, ensure_ascii=False)
+    (folder / "vocab.json").write_text(vocab_json, encoding="utf-8")
+    lines = "".join(f"{a} {b}\n" for a, b in merges)
+    (folder / "merges.txt").write_text("#version: 0.2\n" + lines, encoding="utf-8")
 
 
 def load_bpe(folder):
-    bpe = Tokenizer(models.BPE.from_file(str(folder / "vocab.json"), str(folder / "merges.txt")))
+    model = models.BPE.from_file(str(folder / "vocab.json"), str(folder / "merges.txt"))
+    bpe = Tokenizer(model)
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     bpe.decoder = decoders.ByteLevel()
     return bpe
 
 
 def tokenize(bpe, texts):
-    """All texts as one (N,) uint16 array, <|endoftext|> in front of each."""
-    eos, parts, batch = bpe.token_to_id(EOS), [], []
+    """All texts as one (N,) uint16 array, with <|endoftext|> in front of each."""
+    eos = bpe.token_to_id(EOS)
+    parts, batch = [], []
     for text in texts:
         batch.append(text)
         if len(batch) == 4096:
@@ -83,35 +108,24 @@ def tokenize(bpe, texts):
     return np.concatenate(parts)
 
 
-def new_model(vocab_size, args):
-    ids = {"bos_token_id": vocab_size - 1, "eos_token_id": vocab_size - 1, "pad_token_id": vocab_size - 1}
-    config = GPT2Config(vocab_size=vocab_size, n_positions=args.context, n_embd=args.width, n_layer=args.layers,
-                        n_head=args.heads, resid_pdrop=args.dropout, embd_pdrop=args.dropout, attn_pdrop=0.0, **ids)  # fmt: skip
-    model = GPT2LMHeadModel(config)
-    for block in model.transformer.h:  # residual branches start as zero: the stack starts as the identity
-        torch.nn.init.zeros_(block.attn.c_proj.weight)
-        torch.nn.init.zeros_(block.mlp.c_proj.weight)
-    model.generation_config.update(**ids)
-    return model
+def write_tokens(args, work):
+    """Trains the BPE on some of the texts, and writes the tokens of all to work/tokens.npy."""
+    texts = list(read_texts(args.texts))
+    random.Random(0).shuffle(texts)
+    train_bpe(texts[:40_000], args.vocab_size, work)
+    tokens = tokenize(load_bpe(work), texts)
+    if len(tokens) < 2 * HELD_BACK:
+        sys.exit(
+            f"--texts have {len(tokens)} tokens, of which {HELD_BACK} are held back; "
+            f"name at least {2 * HELD_BACK}, some 500 KB of text"
+        )
+    np.save(work / "tokens.tmp.npy", tokens)
+    os.replace(work / "tokens.tmp.npy", work / "tokens.npy")
+    print(f"{len(texts)} texts, {len(tokens) / 1e6:.1f} M tokens")
 
 
-def distillation(logits, soft, y, share):
-    """(what a pupil minimises, nats a token). logits (N, V), soft (N, V) the mean of its teachers' distributions, y (N,) the next
-    tokens. `share` of the first is the cross-entropy with the teachers: a text read often is learned by heart, what they expect is not."""
-    nats = F.cross_entropy(logits, y)
-    return (1 - share) * nats + share * F.cross_entropy(logits, soft), nats
-
-
-def optimisers(model, args):
-    matrices = [p for n, p in model.named_parameters() if p.ndim == 2 and ".h." in n]
-    embeddings = [p for n, p in model.named_parameters() if p.ndim == 2 and ".h." not in n]
-    vectors = [p for n, p in model.named_parameters() if p.ndim == 1]
-    muon = torch.optim.Muon(matrices, lr=args.lr_matrix, weight_decay=args.weight_decay, adjust_lr_fn="match_rms_adamw")
-    adam = torch.optim.Adam([{"params": embeddings, "lr": args.lr_embedding}, {"params": vectors, "lr": args.lr_vector}],
-                            betas=(0.9, 0.95))  # fmt: skip
-    for group in [*muon.param_groups, *adam.param_groups]:
-        group["base_lr"] = group["lr"]
-    return muon, adam
+def load_tokens(work):
+    return torch.from_numpy(np.load(work / "tokens.npy").astype(np.int32))
 
 
 def held_back_rows(tokens, context):
@@ -119,121 +133,37 @@ def held_back_rows(tokens, context):
     return tokens[-(HELD_BACK // context * context) :].view(-1, context).long()
 
 
-def train(args):
-    work = Path(args.work)
-    if not (work / "tokens.npy").exists():
-        texts = list(read_texts(args.texts))
-        random.Random(0).shuffle(texts)
-        train_bpe(texts[:40_000], args.vocab_size, work)
-        tokens = tokenize(load_bpe(work), texts)
-        if len(tokens) < 2 * HELD_BACK:
-            sys.exit(f"--texts have {len(tokens)} tokens, of which {HELD_BACK} are held back; name at least {2 * HELD_BACK}, some 500 KB of text")
-        np.save(work / "tokens.tmp.npy", tokens)
-        os.replace(work / "tokens.tmp.npy", work / "tokens.npy")
-        print(f"{len(texts)} texts, {len(tokens) / 1e6:.1f} M tokens")
-    tokens = torch.from_numpy(np.load(work / "tokens.npy").astype(np.int32)).to(args.device)
-    tokens, held_back = tokens[:-HELD_BACK], held_back_rows(tokens, args.context)
-    vocab = (work / "vocab.json").read_bytes()
-    for folder in args.teacher + [args.start] * bool(args.start):
-        if (Path(folder) / "vocab.json").read_bytes() != vocab:
-            sys.exit(f"{folder} has another vocabulary than {work}: its token ids mean other words; train it on the same --texts")
-    vocab_size = len(json.loads(vocab))
-
-    torch.manual_seed(args.seed)
-    model = new_model(vocab_size, args).to(args.device)
-    if args.start:
-        model.load_state_dict(GPT2LMHeadModel.from_pretrained(args.start, dtype=torch.float32).state_dict())
-    muon, adam = optimisers(model, args)
-    teachers = [GPT2LMHeadModel.from_pretrained(folder, dtype=torch.float32).to(args.device).eval().requires_grad_(False)
-                for folder in args.teacher]  # fmt: skip
-    seen, spent = 0, 0.0  # tokens, seconds of training
-    state = work / "state.pt"
-    if state.exists():
-        saved = torch.load(state, map_location=args.device, weights_only=True)
-        model.load_state_dict(saved["model"])
-        muon.load_state_dict(saved["muon"]), adam.load_state_dict(saved["adam"])
-        seen, spent = saved["seen"], saved["spent"]
-        print(f"going on at {seen / 1e6:.2f} M tokens, {spent / 60:.1f} minutes")
-    if spent >= args.minutes * 60:
-        sys.exit(f"{state} has had its {args.minutes} minutes: name more to go on, or another --work to begin anew")
-    rng = np.random.default_rng([args.seed, seen])
-
-    def logits_of(lm, x):  # x (B, T + 1) -> (B T, V)
-        return lm.lm_head(lm.transformer(x[:, :-1], use_cache=False).last_hidden_state).flatten(0, 1).float()
-
-    def loss_of(x):
-        """(what is minimised, nats a token)."""
-        logits, y = logits_of(model, x), x[:, 1:].flatten()
-        if not teachers:
-            nats = F.cross_entropy(logits, y)
-            return nats, nats
-        with torch.no_grad():
-            soft = sum(logits_of(teacher, x).softmax(-1) for teacher in teachers) / len(teachers)
-        return distillation(logits, soft, y, args.teacher_share)
-
-    @torch.no_grad()
-    def on_held_back():
-        model.eval()
-        with torch.autocast(args.device, dtype=torch.bfloat16, enabled=args.bfloat16):
-            nats = np.mean([F.cross_entropy(logits_of(model, x), x[:, 1:].flatten()).item() for x in held_back.split(64)])
-        model.train()
-        return nats
-
-    step_loss = torch.compile(loss_of, dynamic=False) if args.compile else loss_of
-    print(f"{sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters, {vocab_size} tokens in the vocabulary")
-    total, last_save, losses, step = args.minutes * 60, time.time(), [], 0
-    while spent < total:
-        start, progress = time.time(), spent / total
-        scale = min(1.0, (seen + 1) / (100 * args.batch_tokens), (1 - progress) / args.decay)  # warm-up, plateau, linear to zero
-        for group in [*muon.param_groups, *adam.param_groups]:
-            group["lr"] = group["base_lr"] * scale
-        length = args.context if progress >= args.long_from else args.context // 2
-        at = torch.from_numpy(rng.integers(0, len(tokens) - length - 1, args.batch_tokens // length))
-        x = tokens[(at[:, None] + torch.arange(length + 1)).to(args.device)].long()
-        with torch.autocast(args.device, dtype=torch.bfloat16, enabled=args.bfloat16):
-            loss, nats = step_loss(x)
-        loss.backward()
-        muon.step(), adam.step()
-        model.zero_grad(set_to_none=True)
-        losses.append(nats.item())
-        seen, step = seen + x[:, 1:].numel(), step + 1
-        if step > 2 or not args.compile:  # building the graph is not training time
-            spent += time.time() - start
-        if step % 100 == 0:
-            print(f"{spent / 60:6.1f} min  {seen / 1e6:7.2f} M tokens  loss {np.mean(losses[-100:]):.3f} nats a token"
-                  f"  lr x {scale:.2f}" + (f"  held back {on_held_back():.3f}" if step % 500 == 0 else ""), flush=True)  # fmt: skip
-        if time.time() - last_save > 60 * args.save_every or spent >= total:
-            torch.save({"model": model.state_dict(), "muon": muon.state_dict(), "adam": adam.state_dict(),
-                        "seen": seen, "spent": spent}, work / "state.tmp.pt")  # fmt: skip
-            os.replace(work / "state.tmp.pt", state)
-            save(model, work, Path(args.out))
-            last_save = time.time()
+# -------------------------------------------------------------------------------------- the model
 
 
-def mean(folders, work, out):
-    """Writes the model whose weights are the mean of those in `folders`, ends of one training: it is better than each; of one, the
-    same. What has read its texts many times is too sure of itself elsewhere, so its logits are scaled for the tokens held back."""
-    models = [GPT2LMHeadModel.from_pretrained(folder, dtype=torch.float32).eval() for folder in folders]
-    model = models[0]
-    model.load_state_dict({k: sum(m.state_dict()[k] for m in models) / len(models) for k in model.state_dict()})
-    rows = held_back_rows(torch.from_numpy(np.load(work / "tokens.npy").astype(np.int32)), model.config.n_positions)
-    with torch.no_grad():
-        hidden = torch.cat([model.transformer(x[:, :-1]).last_hidden_state for x in rows.split(32)])
+def new_model(vocab_size, args):
+    eos = vocab_size - 1
+    ids = {"bos_token_id": eos, "eos_token_id": eos, "pad_token_id": eos}
+    config = GPT2Config(
+        vocab_size=vocab_size,
+        n_positions=args.context,
+        n_embd=args.width,
+        n_layer=args.layers,
+        n_head=args.heads,
+        resid_pdrop=args.dropout,
+        embd_pdrop=args.dropout,
+        attn_pdrop=0.0,
+        **ids,
+    )
+    model = GPT2LMHeadModel(config)
+    for block in model.transformer.h:  # residual branches start at zero: each block changes nothing
+        torch.nn.init.zeros_(block.attn.c_proj.weight)
+        torch.nn.init.zeros_(block.mlp.c_proj.weight)
+    model.generation_config.update(**ids)
+    return model
 
-        def nats(scale):
-            parts = zip(hidden.split(32), rows[:, 1:].split(32))
-            return np.mean([F.cross_entropy(scale * model.lm_head(h).flatten(0, 1), y.flatten()).item() for h, y in parts])
 
-        losses = {scale: nats(scale) for scale in (1.0, 0.99, 0.98, 0.97, 0.96, 0.95, 0.94)}
-        scale = min(losses, key=losses.get)
-        print(f"nats a token held back: {losses[1.0]:.4f}, with logits times {scale}: {losses[scale]:.4f}")
-        model.transformer.ln_f.weight *= scale  # the output layer has no weights of its own: the last gain and bias scale the logits
-        model.transformer.ln_f.bias *= scale
-    save(model, work, out)
+def open_model(folder):
+    return GPT2LMHeadModel.from_pretrained(folder, dtype=torch.float32)
 
 
 def save(model, work, out):
-    """float16 weights, configuration and vocabulary; written beside and renamed, so `out` is never half a model."""
+    """Writes float16 weights, configuration and vocabulary. `out` is never half a model."""
     beside = out.with_name(out.name + ".tmp")
     shutil.rmtree(beside, ignore_errors=True)
     half = GPT2LMHeadModel(model.config)
@@ -241,22 +171,242 @@ def save(model, work, out):
     half.half().save_pretrained(beside)
     for name in ("vocab.json", "merges.txt"):
         shutil.copy(work / name, beside / name)
-    (beside / "tokenizer_config.json").write_text(json.dumps(
-        {"tokenizer_class": "GPT2Tokenizer", "bos_token": EOS, "eos_token": EOS, "unk_token": EOS, "pad_token": EOS,
-         "add_prefix_space": False, "model_max_length": model.config.n_positions}, indent=2) + "\n")  # fmt: skip
+    config = {
+        "tokenizer_class": "GPT2Tokenizer",
+        "bos_token": EOS,
+        "eos_token": EOS,
+        "unk_token": EOS,
+        "pad_token": EOS,
+        "add_prefix_space": False,
+        "model_max_length": model.config.n_positions,
+    }
+    (beside / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n")
     shutil.rmtree(out, ignore_errors=True)
     os.replace(beside, out)
 
 
+# ----------------------------------------------------------------------------------- the training
+
+
+def distillation(logits, soft, y, share):
+    """What a student minimises, and nats per token: two means over N positions.
+
+    logits (N, V); soft (N, V), the mean of the teachers' distributions; y (N,), the next tokens.
+    `share` of the loss is the cross entropy with the teachers. A text that is read often is learned
+    by heart, but what the teachers expect is not.
+    """
+    nats = F.cross_entropy(logits, y)
+    return (1 - share) * nats + share * F.cross_entropy(logits, soft), nats
+
+
+def make_optimisers(model, args):
+    """Muon for the matrices of the blocks, Adam for all else."""
+    matrices, embeddings, vectors = [], [], []
+    for name, p in model.named_parameters():
+        if p.ndim == 1:
+            vectors.append(p)
+        elif ".h." in name:
+            matrices.append(p)
+        else:
+            embeddings.append(p)
+    muon = torch.optim.Muon(
+        matrices, lr=args.lr_matrix, weight_decay=args.weight_decay, adjust_lr_fn="match_rms_adamw"
+    )
+    groups = [
+        {"params": embeddings, "lr": args.lr_embedding},
+        {"params": vectors, "lr": args.lr_vector},
+    ]
+    adam = torch.optim.Adam(groups, betas=(0.9, 0.95))
+    for group in [*muon.param_groups, *adam.param_groups]:
+        group["base_lr"] = group["lr"]
+    return muon, adam
+
+
+class State:
+    """What a training resumes from: the model, both optimisers, tokens seen and seconds spent."""
+
+    def __init__(self, path, model, muon, adam):
+        self.path = path
+        self.parts = {"model": model, "muon": muon, "adam": adam}
+        self.seen = 0  # tokens
+        self.spent = 0.0  # seconds of training
+
+    def load(self, device):
+        """Goes on from the file, if there is one."""
+        if not self.path.exists():
+            return
+        saved = torch.load(self.path, map_location=device, weights_only=True)
+        for name, part in self.parts.items():
+            part.load_state_dict(saved[name])
+        self.seen = saved["seen"]
+        self.spent = saved["spent"]
+        print(f"going on at {self.seen / 1e6:.2f} M tokens, {self.spent / 60:.1f} minutes")
+
+    def save(self):
+        content = {name: part.state_dict() for name, part in self.parts.items()}
+        unfinished = self.path.with_name("state.tmp.pt")
+        torch.save({**content, "seen": self.seen, "spent": self.spent}, unfinished)
+        os.replace(unfinished, self.path)
+
+
+def logits_of(model, x):
+    """(B, T + 1) tokens -> (B T, V) logits of the next tokens, in float32."""
+    hidden = model.transformer(x[:, :-1], use_cache=False).last_hidden_state
+    return model.lm_head(hidden).flatten(0, 1).float()
+
+
+@torch.no_grad()
+def nats_held_back(model, rows, args):
+    """Nats per token on the rows that were held back."""
+    model.eval()
+    with torch.autocast(args.device, dtype=torch.bfloat16, enabled=args.bfloat16):
+        nats = []
+        for x in rows.split(64):
+            nats.append(F.cross_entropy(logits_of(model, x), x[:, 1:].flatten()).item())
+    model.train()
+    return np.mean(nats)
+
+
+def draw_batch(tokens, rng, length, args):
+    """Pieces of length + 1 tokens from anywhere in the texts: (n, length + 1)."""
+    n = args.batch_tokens // length
+    start = torch.from_numpy(rng.integers(0, len(tokens) - length - 1, n))
+    return tokens[(start[:, None] + torch.arange(length + 1)).to(args.device)].long()
+
+
+def train(args):
+    work = Path(args.work)
+    if not (work / "tokens.npy").exists():
+        write_tokens(args, work)
+    tokens = load_tokens(work).to(args.device)
+    tokens, held_back = tokens[:-HELD_BACK], held_back_rows(tokens, args.context)
+    vocab = (work / "vocab.json").read_bytes()
+    for folder in args.teacher + [args.start] * bool(args.start):
+        if (Path(folder) / "vocab.json").read_bytes() != vocab:
+            sys.exit(
+                f"{folder} has another vocabulary than {work}: its token ids mean other words; "
+                "train it on the same --texts"
+            )
+    vocab_size = len(json.loads(vocab))
+
+    torch.manual_seed(args.seed)
+    model = new_model(vocab_size, args).to(args.device)
+    if args.start:
+        model.load_state_dict(open_model(args.start).state_dict())
+    muon, adam = make_optimisers(model, args)
+    teachers = []
+    for folder in args.teacher:
+        teachers.append(open_model(folder).to(args.device).eval().requires_grad_(False))
+    state = State(work / "state.pt", model, muon, adam)
+    state.load(args.device)
+    if state.spent >= args.minutes * 60:
+        sys.exit(
+            f"{state.path} has had its {args.minutes} minutes: "
+            "name more to go on, or another --work to begin anew"
+        )
+    rng = np.random.default_rng([args.seed, state.seen])
+
+    def loss_of(x):
+        """(what is minimised, nats per token)."""
+        logits = logits_of(model, x)
+        y = x[:, 1:].flatten()
+        if not teachers:
+            nats = F.cross_entropy(logits, y)
+            return nats, nats
+        with torch.no_grad():
+            soft = sum(logits_of(teacher, x).softmax(-1) for teacher in teachers) / len(teachers)
+        return distillation(logits, soft, y, args.teacher_share)
+
+    step_loss = torch.compile(loss_of, dynamic=False) if args.compile else loss_of
+    n_parameters = sum(p.numel() for p in model.parameters()) / 1e6
+    print(f"{n_parameters:.2f} M parameters, {vocab_size} tokens in the vocabulary")
+    total = args.minutes * 60
+    last_save = time.time()
+    losses = []
+    step = 0
+    while state.spent < total:
+        start = time.time()
+        progress = state.spent / total
+        # The learning rate: a warm-up, a plateau, then linear to zero.
+        warmup = (state.seen + 1) / (100 * args.batch_tokens)
+        scale = min(1.0, warmup, (1 - progress) / args.decay)
+        for group in [*muon.param_groups, *adam.param_groups]:
+            group["lr"] = group["base_lr"] * scale
+        length = args.context if progress >= args.long_from else args.context // 2
+        x = draw_batch(tokens, rng, length, args)
+        with torch.autocast(args.device, dtype=torch.bfloat16, enabled=args.bfloat16):
+            loss, nats = step_loss(x)
+        loss.backward()
+        muon.step()
+        adam.step()
+        model.zero_grad(set_to_none=True)
+        losses.append(nats.item())
+        state.seen += x[:, 1:].numel()
+        step += 1
+        if step > 2 or not args.compile:  # building the graph is not training time
+            state.spent += time.time() - start
+        if step % 100 == 0:
+            line = f"{state.spent / 60:6.1f} min  {state.seen / 1e6:7.2f} M tokens"
+            line += f"  loss {np.mean(losses[-100:]):.3f} nats a token  lr x {scale:.2f}"
+            if step % 500 == 0:
+                line += f"  held back {nats_held_back(model, held_back, args):.3f}"
+            print(line, flush=True)
+        if time.time() - last_save > 60 * args.save_every or state.spent >= total:
+            state.save()
+            save(model, work, Path(args.out))
+            last_save = time.time()
+
+
+def mean(folders, work, out):
+    """Writes the model whose weights are the mean of those in `folders`, with scaled logits.
+
+    The models are ends of one training, and their mean is better than each of them. A model that
+    has read its texts many times is too sure of itself on other texts. So the logits are scaled by
+    the factor that fits the tokens held back best. For one folder, only this is done.
+    """
+    networks = [open_model(folder).eval() for folder in folders]
+    model = networks[0]
+    states = [network.state_dict() for network in networks]
+    model.load_state_dict({k: sum(s[k] for s in states) / len(states) for k in states[0]})
+    rows = held_back_rows(load_tokens(work), model.config.n_positions)
+    with torch.no_grad():
+        parts = [model.transformer(x[:, :-1]).last_hidden_state for x in rows.split(32)]
+        hidden = torch.cat(parts)
+
+        def nats(scale):
+            values = []
+            for h, y in zip(hidden.split(32), rows[:, 1:].split(32)):
+                logits = scale * model.lm_head(h).flatten(0, 1)
+                values.append(F.cross_entropy(logits, y.flatten()).item())
+            return np.mean(values)
+
+        losses = {scale: nats(scale) for scale in (1.0, 0.99, 0.98, 0.97, 0.96, 0.95, 0.94)}
+        scale = min(losses, key=losses.get)
+        scaled = f"with logits times {scale}: {losses[scale]:.4f}"
+        print(f"nats a token held back: {losses[1.0]:.4f}, {scaled}")
+        # The output layer has no weights of its own. The last gain and bias scale the logits.
+        model.transformer.ln_f.weight *= scale
+        model.transformer.ln_f.bias *= scale
+    save(model, work, out)
+
+
+# ---------------------------------------------------------------------------------- the measuring
+
+
 @torch.no_grad()
 def bits_per_byte(folder, texts, stride=128, batch=32, device="cpu"):
-    """Bits of -log2 p a byte of UTF-8, each text alone behind <|endoftext|>, every token scored once, in windows of the
-    full context that advance by `stride` (so a token late in a text sees at least context - stride tokens)."""
+    """Bits of -log2 p per byte of UTF-8. Each text stands alone behind <|endoftext|>.
+
+    Every token is scored once, in windows of the full context that advance by `stride`. So a token
+    late in a text is predicted from at least context - stride tokens.
+    """
     folder = Path(folder)
-    model = GPT2LMHeadModel.from_pretrained(folder, dtype=torch.float32).eval().to(device)
-    bpe, context = load_bpe(folder), model.config.n_positions
+    model = open_model(folder).eval().to(device)
+    bpe = load_bpe(folder)
+    context = model.config.n_positions
     eos = bpe.token_to_id(EOS)
-    nats, n_bytes, windows = 0.0, 0, []
+    n_bytes = 0
+    windows = []  # (ids, the first position that is scored)
     for text in texts:
         ids = [eos, *bpe.encode(text).ids]
         n_bytes += len(text.encode("utf-8"))
@@ -264,6 +414,7 @@ def bits_per_byte(folder, texts, stride=128, batch=32, device="cpu"):
             window = ids[begin : begin + context + 1]
             windows.append((window, 0 if begin == 0 else context - stride))
     windows.sort(key=lambda w: len(w[0]))
+    nats = 0.0
     for i in range(0, len(windows), batch):
         group = windows[i : i + batch]
         x = torch.full((len(group), max(len(w) for w, _ in group)), eos, device=device)
@@ -271,52 +422,72 @@ def bits_per_byte(folder, texts, stride=128, batch=32, device="cpu"):
         for row, (window, first) in enumerate(group):
             x[row, : len(window)] = torch.tensor(window)
             score[row, first + 1 : len(window)] = True
-        hidden = model.transformer(x[:, :-1]).last_hidden_state[score[:, 1:]]  # (tokens to score, width)
-        nats += F.cross_entropy(model.lm_head(hidden), x[:, 1:][score[:, 1:]], reduction="sum").item()
+        scored = score[:, 1:]
+        hidden = model.transformer(x[:, :-1]).last_hidden_state[scored]  # (tokens to score, width)
+        nats += F.cross_entropy(model.lm_head(hidden), x[:, 1:][scored], reduction="sum").item()
     return nats / math.log(2) / n_bytes
 
 
-def main(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--texts", nargs="+", help="files or folders to train on")
-    parser.add_argument("--work", default="/tmp/tiny-lm", help="tokens and training state")
-    parser.add_argument("--out", default="tiny/lm")
-    parser.add_argument("--mean", nargs="+", help="no training: write the mean of these models, calibrated on what --work held back")
-    parser.add_argument("--measure", nargs="+", help="no training: bits per byte of --out on these texts")
-    parser.add_argument("--minutes", type=float, default=90, help="training time, start-up not counted")
-    parser.add_argument("--vocab-size", type=int, default=4096)
-    parser.add_argument("--context", type=int, default=256)
-    parser.add_argument("--layers", type=int, default=4)
-    parser.add_argument("--width", type=int, default=256)
-    parser.add_argument("--heads", type=int, default=4)
-    parser.add_argument("--batch-tokens", type=int, default=4096)
-    parser.add_argument("--lr-matrix", type=float, default=6e-3, help="Muon, scaled to Adam's update size")
-    parser.add_argument("--lr-embedding", type=float, default=3e-3)
-    parser.add_argument("--lr-vector", type=float, default=3e-3)
-    parser.add_argument("--weight-decay", type=float, default=0.01, help="of the matrices, times the rate")
-    parser.add_argument("--dropout", type=float, default=0.0)
-    parser.add_argument("--teacher", nargs="+", default=[], help="the --out of larger models of the same vocabulary and texts, to learn from their mean")
-    parser.add_argument("--teacher-share", type=float, default=0.5, help="part of what is minimised that is the teachers'")
-    parser.add_argument("--start", help="begin with the weights of this --out, of the same shape")
-    parser.add_argument("--decay", type=float, default=0.5, help="last part of the time in which the rate falls to 0")
-    parser.add_argument("--long-from", type=float, default=0.6, help="part of the time with half the context")
-    parser.add_argument("--save-every", type=float, default=4, help="minutes")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--bfloat16", action=argparse.BooleanOptionalAction, help="default: where the processor multiplies it natively")
-    parser.add_argument("--compile", action=argparse.BooleanOptionalAction, default=True)
+def has_bf16():
+    """Whether the processor multiplies bfloat16 natively."""
+    return torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+
+
+def parse_options(argv=None):
+    formatter = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=formatter)
+    add = parser.add_argument
+    add("--texts", nargs="+", help="files or folders to train on")
+    add("--work", default="/tmp/tiny-lm", help="folder of the tokens and the training state")
+    add("--out", default="tiny/lm", help="folder of the model")
+    text = "no training: write the mean of these models, calibrated on what --work held back"
+    add("--mean", nargs="+", help=text)
+    add("--measure", nargs="+", help="no training: bits per byte of --out on these texts")
+    add("--minutes", type=float, default=90, help="training time, without the start-up")
+    add("--vocab-size", type=int, default=4096)
+    add("--context", type=int, default=256)
+    add("--layers", type=int, default=4)
+    add("--width", type=int, default=256)
+    add("--heads", type=int, default=4)
+    add("--batch-tokens", type=int, default=4096)
+    add("--lr-matrix", type=float, default=6e-3, help="Muon, scaled to Adam's update size")
+    add("--lr-embedding", type=float, default=3e-3)
+    add("--lr-vector", type=float, default=3e-3)
+    text = "of the matrices, times the learning rate"
+    add("--weight-decay", type=float, default=0.01, help=text)
+    add("--dropout", type=float, default=0.0)
+    text = "folders of larger models with the same vocabulary; the student learns from their mean"
+    add("--teacher", nargs="+", default=[], help=text)
+    text = "share of the loss that comes from the teachers"
+    add("--teacher-share", type=float, default=0.5, help=text)
+    add("--start", help="begin with the weights in this folder, of the same shape")
+    text = "last part of the time, in which the learning rate falls to 0"
+    add("--decay", type=float, default=0.5, help=text)
+    text = "first part of the time, with half the context"
+    add("--long-from", type=float, default=0.6, help=text)
+    add("--save-every", type=float, default=4, help="minutes")
+    add("--seed", type=int, default=0)
+    add("--device", default="cpu")
+    text = "default: where the processor multiplies it natively"
+    add("--bfloat16", action=argparse.BooleanOptionalAction, help=text)
+    add("--compile", action=argparse.BooleanOptionalAction, default=True)
     args = parser.parse_args(argv)
     if args.bfloat16 is None:
-        has_bf16 = torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
-        args.bfloat16 = args.device != "cpu" or has_bf16
+        args.bfloat16 = args.device != "cpu" or has_bf16()
+    if not (args.measure or args.mean or args.texts):
+        parser.error("name --texts to train, --mean to join or --measure to measure")
+    return args
+
+
+def main(argv=None):
+    args = parse_options(argv)
     if args.measure:
-        print(f"{bits_per_byte(args.out, read_texts(args.measure), device=args.device):.4f} bits per byte")
+        bits = bits_per_byte(args.out, read_texts(args.measure), device=args.device)
+        print(f"{bits:.4f} bits per byte")
     elif args.mean:
         mean([Path(folder) for folder in args.mean], Path(args.work), Path(args.out))
-    elif args.texts:
-        train(args)
     else:
-        parser.error("name --texts to train, --mean to join or --measure to measure")
+        train(args)
 
 
 if __name__ == "__main__":

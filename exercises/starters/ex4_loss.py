@@ -1,24 +1,32 @@
-"""Exercise 4: three copies of the objective (Eq. 2), a silent bug in each. None crashes, all three train.
+"""Exercise 4: three copies of the objective (Eq. 2), with a silent bug in each.
 
-They differ from learn.py in that they get the logits of whole sequences and cut them themselves:
+None crashes, and all three train. They get the logits of whole sequences and cut them themselves:
 
     policy_logits     (B, T + 1, V + K)  p_theta has read [r_k, x, y, padding]
-    reference_logits  (B, T, V)          p0 has read [x, y, padding]: never r_k
+    reference_logits  (B, T, V)          p0 has read [x, y, padding], never r_k
     ids               (B, T)             the tokens [x, y, padding]
     is_completion     (B, T)             1 on the tokens of y, 0 on x and on padding
 
 The logits at a position predict the *next* token. The loss is the mean over the tokens of y of
 
-    -log p_theta(y_t | y_<t, x, r_k) + beta KL(p0 || p_theta),   both over the V ordinary tokens alone.
+    -log p_theta(y_t | y_<t, x, r_k) + beta KL(p0 || p_theta),
 
-Repair each function and name its bug. learn.py has the objective right; do not copy it, find the difference.
+both terms over the V ordinary tokens alone.
+
+Repair each function and name its bug. learn.py has the objective right. Do not copy it; find the
+difference.
 """
 
 import torch
 
-# One word for each, out of: "alignment" (two things that belong to different positions are compared), "mask" (the mean is
-# over the wrong tokens), "direction" (KL(p || p0)), "vocabulary" (reward tokens take part in the softmax), "gradient" (a term
-# counts in the value, but nothing is learned from it), "sign", "reduction" (a sum, or a mean of means).
+# One word for each bug. The choice:
+#   "alignment"   two things that belong to different positions are compared
+#   "mask"        the mean is over the wrong tokens
+#   "direction"   KL(p || p0)
+#   "vocabulary"  reward tokens take part in the softmax
+#   "gradient"    a term counts in the value, but nothing is learned from it
+#   "sign"        a term has the wrong sign
+#   "reduction"   a sum, or a mean of means
 DIAGNOSIS = {"a": None, "b": None, "c": None}
 
 

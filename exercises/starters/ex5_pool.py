@@ -1,30 +1,35 @@
-"""Exercise 5: bound the pool. What to throw away, and what goes with it. NumPy only."""
+"""Exercise 5: bound the pool. What to throw away, and what is lost with it.
 
-import numpy as np
+Use NumPy only: import numpy as np.
+"""
 
 
 def bounded(rewards, iterations, last=None, keep_top=None, seed=0):
     """Which rows stay: (N,) rewards and (N,) iterations -> (N,) bool.
 
-    last: only the newest `last` iterations. keep_top: then, of those, the best fraction, rounded up to whole rows; which of
-    several equal rewards falls out is drawn by `seed`, not by age. None: no such bound.
+    last: keep only the newest `last` iterations. keep_top: then, of those, keep the best fraction,
+    rounded up to whole rows. `seed`, not age, decides which of several equal rewards is dropped.
+    None means no such bound.
     """
     raise NotImplementedError
 
 
 def bounded_per_prompt(rewards, prompts, keep_top):
-    """The same within every prompt: of each prompt's rows the best fraction, rounded up. (N,), (N,) integers -> (N,) bool."""
+    """Within each prompt, keep the best fraction of its rows, rounded up.
+
+    (N,) rewards and (N,) integers, equal for the same prompt -> (N,) bool.
+    """
     raise NotImplementedError
 
 
 def newest_share(rounds, last=None):
-    """How fresh the pool is: a list of `rounds` numbers, the share of the newest iteration after round 1, 2 ...
+    """The share of the newest iteration in the pool after round 1, 2, ...: a list of `rounds`.
 
-    Every round adds the same number of rows; `last` as above.
+    Every round adds the same number of rows. `last` is as above.
     """
     raise NotImplementedError
 
 
 def lost_prompts(prompts, keep):
-    """The prompts of which no row stays: (N,) integers and (N,) bool -> an ascending list of integers."""
+    """The prompts of which no row stays: (N,) integers and (N,) bool -> a list, ascending."""
     raise NotImplementedError

@@ -1,38 +1,43 @@
-"""Exercise 6: fool the judge, and catch yourself at it with a second judge.
+"""Exercise 6: fool the judge, and notice it with a second judge.
 
-The judge is the shipped sentiment classifier. Ask it anything:
+The judge is the sentiment classifier in tiny/sentiment. Ask it anything:
 
-    python -c "from rewards import load_reward; print(load_reward('sentiment')(prompts=['']*2, completions=['I liked it.', 'A bore.']))"
+    python -c "from rewards import load_reward; judge = load_reward('sentiment'); \\
+        print(judge(prompts=['', ''], completions=['I liked it.', 'A bore.']))"
+
+Use NumPy only: import numpy as np.
 """
 
-import numpy as np
-
 # The beginning of a lexicon; add what you need.
-GOOD = {"good", "great", "best", "wonderful", "excellent", "beautiful", "love", "loved", "brilliant", "enjoyed"}
+GOOD = {"good", "great", "best", "wonderful", "excellent", "beautiful", "love", "loved"}
+GOOD |= {"brilliant", "enjoyed"}
 BAD = {"bad", "worst", "awful", "terrible", "boring", "dull", "waste", "hate", "hated", "poor"}
 
 
 def held_out(texts):
-    """A judge that shares no weights with the first: a list of N strings -> a list of N numbers from 0 (negative) to 1.
+    """A second judge that shares no weights with the first.
 
-    Word counts with rules of your own, no network. Think of "not", "nobody", "far from", and of a text that is one word ten times.
-    Less than 0.5 means: a reader would not take this for praise.
+    A list of N strings -> a list of N numbers from 0 (negative) to 1. Count words, with rules of
+    your own, and use no network. Think of "not", "nobody", "far from", and of a text that is one
+    word ten times. Less than 0.5 means: a reader would not take this for praise.
     """
     raise NotImplementedError
 
 
 def fooling_texts():
-    """Six different texts or more, of 5 to 40 words, that the judge takes for praise (0.9 or more) and a reader does not.
+    """Six or more different texts that the judge takes for praise and a reader does not.
 
-    Your held_out gives each 0.4 or less. Fluent ones: a perplexity of at most 120 under tiny/lm, so no lists of words.
+    Each has 5 to 40 words. The judge gives it 0.9 or more, and your held_out 0.4 or less. It is
+    fluent, not a list of words: its perplexity under tiny/lm is at most 120.
     """
     raise NotImplementedError
 
 
 def best_of(judge_scores, held_out_scores, n):
-    """What optimising against a judge does: of each prompt's first n samples take the one the judge likes best.
+    """What optimising against a judge does: take the sample of n that the judge likes best.
 
-    (P, N) scores by the judge and (P, N) by held_out, of the same samples -> (mean judge score, mean held-out score) of
-    the P samples taken.
+    (P, N) scores by the judge and (P, N) by held_out, of the same samples. From each prompt's first
+    n samples the judge takes one. Returns the mean judge score and the mean held-out score of the P
+    samples taken.
     """
     raise NotImplementedError

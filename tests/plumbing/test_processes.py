@@ -9,7 +9,7 @@ import time
 
 import numpy as np
 import pytest
-from conftest import ROOT, SENTENCES, read_rows, write_jsonl
+from conftest import ROOT, SENTENCES, execute, read_rows, write_jsonl
 from safetensors.torch import load_file
 
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
@@ -40,8 +40,8 @@ def run(n, *command, **environment):
 
 def workers(process):
     """The process ids of torchrun's children."""
-    command = ["ps", "-o", "pid=", "--ppid", str(process.pid)]
-    return [int(pid) for pid in subprocess.check_output(command, text=True).split()]
+    listed = execute("ps", "-o", "pid=", "--ppid", process.pid).stdout
+    return [int(pid) for pid in listed.split()]
 
 
 # --------------------------------------------------------------------------------------- explore.py

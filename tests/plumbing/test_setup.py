@@ -1,6 +1,10 @@
 """plumbing/setup.sh: a run's folder belongs to the settings it was made with."""
 
-from conftest import execute
+import os
+import shutil
+import subprocess
+
+from conftest import ROOT, execute
 
 
 def test_other_settings_want_another_folder(tmp_path):
@@ -34,3 +38,28 @@ def test_other_settings_want_another_folder(tmp_path):
     my_reward.write_text("def f(): return\n")
     assert "checksum of" in refused()
     assert "PYTHON=no-such-python does not start" in refused(PYTHON="no-such-python")
+
+
+def test_an_edited_stage_wants_another_folder(tmp_path):
+    """Who edits the loss and starts the same run again must not be shown the old results."""
+    house = tmp_path / "house"
+    shutil.copytree(ROOT / "settings", house / "settings")
+    (house / "plumbing").mkdir()
+    stages = ("explore.py", "quantize.py", "learn.py", "rewards.py")
+    for name in ("run_all.sh", "plumbing/setup.sh", *stages):
+        shutil.copy(ROOT / name, house / name)
+
+    def run():
+        environment = {**os.environ, "PYTHON": "true", "RUN": str(tmp_path / "run")}
+        command = ["bash", house / "run_all.sh"]
+        return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+
+    assert run().returncode == run().returncode == 0
+    for name in stages:
+        source = (house / name).read_text()
+        (house / name).write_text(source + "# another loss\n")
+        done = run()
+        assert done.returncode == 1
+        assert f"made with checksum of {name}=" in done.stderr
+        (house / name).write_text(source)
+    assert run().returncode == 0
