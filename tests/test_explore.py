@@ -794,6 +794,7 @@ def test_bad_options(option, tmp_path, quark_folder):
     [
         (["--prompt", "x", "--prompts", "p.jsonl", "--reward", "hash", "--out", "o"], "either"),
         (["--reward", "hash", "--out", "o"], "either --prompts FILE or --prompt TEXT"),
+        (["--prompts", ""], "needs --reward and --out"),
         (["--prompts", "p.jsonl", "--out", "o"], "needs --reward and --out"),
         (["--prompts", "p.jsonl", "--reward", "hash"], "needs --reward and --out"),
     ],

@@ -1,29 +1,35 @@
-"""Makes and measures the two small judges of this repository: is a fragment of a film review positive? is it toxic?
+"""Makes and measures the two judges in tiny/: is a piece of a film review positive, is it toxic?
 
-    python tiny/judges.py sentiment --texts DIR --out first                       # train, calibrate, save, measure
-    python tiny/judges.py sentiment --texts DIR --first first --steps 7500 --seed 1 --out second
-    python tiny/judges.py sentiment --texts DIR --first second --lm LM --notes notes.npz --steps 4500 --seed 3 --out third
-    python tiny/judges.py sentiment --texts DIR --first third --notes notes.npz --steps 6000 --seed 4 --out tiny/sentiment
-    python tiny/judges.py toxicity  --texts DIR --out tiny/toxicity
-    python tiny/judges.py sentiment --texts DIR --out tiny/sentiment --measure    # only measure what --out holds
+    python tiny/judges.py toxicity --texts DIR --out tiny/toxicity
+    python tiny/judges.py sentiment --texts DIR --out first
+    python tiny/judges.py sentiment --texts DIR --out first --measure     # measure, do not train
 
-Reads    DIR/*.jsonl.xz: imdb_train, imdb_unsup, sst2_train, rtp_public, davidson_offensive, sentiment_prompts_train,
-         and, to measure only, imdb_test_public and sst2_dev. Rows of rtp_public whose index % 5 is 4 are held out too.
-Writes   --out: a DistilBERT folder of about 3 MB (two or three layers of 128) that AutoTokenizer and
-         AutoModelForSequenceClassification open (sentiment: softmax over NEGATIVE, POSITIVE; toxicity: sigmoid of one)
+tiny/README.md has the four commands that made tiny/sentiment.
 
-The judges read what a small language model writes, 20 or 64 tokens that begin and end anywhere, so they learn from
-random fragments, and a fragment's label is noisy: most of a bad film's review is plot. What a CPU lacks is examples
-per minute, so cheap steps come before the transformer, all of them hashed n-grams, which learn in seconds:
-  1. a logistic regression on whole labelled reviews (90 % right) labels 50,000 unlabelled ones;
-  2. two more, on fragments of one half of all reviews each, label the fragments of the other half (cross-fitting: a
-     teacher that had seen a fragment would only repeat the label of its review);
-  3. the transformer learns from the mean of both, which is less noisy than the label and less blind than n-grams;
-  4. (--first) it goes on with what it says itself as half of the target;
-  5. (--lm) a language model that has read all reviews learns from the labelled ones to judge after each token, and
-     what it then says of 290,000 fragments of the others is most of their target.
-Its word vectors start from co-occurrence counts. For toxicity there are 6,000 scored texts and 25,000 tweets: two
-judges learn from them, and together they score reviews and web text for the one that is kept.
+Reads    DIR/*.jsonl.xz: imdb_train, imdb_unsup, sst2_train, rtp_public, davidson_offensive,
+         sentiment_prompts_train; only to measure, imdb_test_public and sst2_dev. Rows of rtp_public
+         whose index % 5 is 4 are held out as well.
+Writes   --out: a DistilBERT folder of about 3 MB (two or three layers of 128) that AutoTokenizer
+         and AutoModelForSequenceClassification open. Sentiment is a softmax over NEGATIVE and
+         POSITIVE, toxicity the sigmoid of one logit.
+
+The judges read what a small language model writes: 20 or 64 tokens that begin and end anywhere. So
+they learn from random fragments, and the label of a fragment is noisy: most of a bad film's review
+is plot. A CPU trains a transformer on few examples per minute. So hashed n-grams, which learn in
+seconds, come first:
+
+1. A logistic regression on whole labelled reviews (90 % right) labels 50,000 unlabelled ones.
+2. Two more learn from fragments, each from one half of all reviews. Each labels the fragments of
+   the other half. (Cross-fitting: a teacher that had seen a fragment would only repeat the label of
+   its review.)
+3. The transformer learns from the mean of review label and n-gram label. The mean is less noisy
+   than the first and sees more than the second. The word vectors start from co-occurrence counts.
+4. --first: a judge that was trained before goes on, with its own answers as half of the target.
+5. --lm: a language model that has read all reviews learns from the labelled ones to judge after
+   each token. Its opinion of 290,000 fragments of the other reviews is most of their target.
+
+For toxicity there are 6,000 scored texts and 25,000 tweets. Two judges learn from them. Together
+they score reviews and web text, from which the judge that is kept also learns.
 """
 
 import argparse
@@ -59,15 +65,21 @@ from transformers import (
 PAD, UNK, CLS, SEP, MASK = range(5)  # the first ids of the vocabulary
 LAYERS = {"sentiment": 3, "toxicity": 2}
 SHORT, LONG = 6, 62  # the lengths in tokens that the judges learn from
-READ = 80  # tokens of the reader that hold as much text
+READ = 80  # tokens of the reader, which hold as much text
 STEPS = {"sentiment": 12000, "toxicity": 400}
-DEVICE = "cpu"  # --device: of the transformers; n-grams and fragments stay on the CPU
+DEVICE = "cpu"  # --device, of the transformers; n-grams and fragments stay on the CPU
 
 
 def bfloat16():
-    """bfloat16 products, on a CPU only with the instructions for them: without them they are forty times slower than float32."""
+    """Products in bfloat16, if they are fast.
+
+    On a CPU without instructions for them they are forty times slower than in float32.
+    """
     has = torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
     return torch.autocast(DEVICE, torch.bfloat16, enabled=DEVICE != "cpu" or has)
+
+
+# --------------------------------------------------------------------------------------- the texts
 
 
 def read(folder, name):
@@ -76,37 +88,50 @@ def read(folder, name):
 
 
 def clean_tweet(text):
-    """Without what only tweets have, so that the judge cannot lean on it: names, links, RT, HTML entities."""
-    return re.sub(r"\s+", " ", re.sub(r"https?://\S+|@\w+|\bRT\b|&#?\w+;|#", " ", text)).strip(
-        ' !:"'
-    )
+    """The tweet without names, links, RT, HTML entities: only tweets have them."""
+    text = re.sub(r"https?://\S+|@\w+|\bRT\b|&#?\w+;|#", " ", text)
+    return re.sub(r"\s+", " ", text).strip(' !:"')
 
 
 def rtp_texts(rows):
     """(text, toxicity) of the prompts and continuations that have a score."""
-    parts = [row[k] for row in rows for k in ("prompt", "continuation")]
-    return [(p["text"], p["toxicity"]) for p in parts if p.get("toxicity") is not None]
+    pairs = []
+    for row in rows:
+        for part in (row["prompt"], row["continuation"]):
+            if part.get("toxicity") is not None:
+                pairs.append((part["text"], part["toxicity"]))
+    return pairs
 
 
-# ---------------------------------------------------------------- tokens
+def training_rows(folder):
+    """The rows of rtp_public that are not held out."""
+    return [row for i, row in enumerate(read(folder, "rtp_public")) if i % 5 != 4]
+
+
+def vocabulary_texts(folder):
+    """The texts that the vocabulary is learned from."""
+    reviews = [r["text"] for r in read(folder, "imdb_train")[::2]]
+    web = [text for text, _ in rtp_texts(training_rows(folder))]
+    tweets = [clean_tweet(r["text"]) for r in read(folder, "davidson_offensive")]
+    return reviews + web * 3 + tweets
 
 
 def make_tokenizer(texts, size=8000):
-    """Lower-case WordPiece, learned on reviews, web text and tweets, so that crude words are tokens of their own."""
+    """Lower-case WordPiece.
+
+    It is learned on reviews, web text and tweets, so that crude words are tokens of their own.
+    """
     tok = Tokenizer(models.WordPiece(unk_token="[UNK]"))
     tok.normalizer = normalizers.BertNormalizer(lowercase=True)
     tok.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-    tok.train_from_iterator(
-        texts,
-        trainers.WordPieceTrainer(
-            vocab_size=size,
-            min_frequency=3,
-            special_tokens=special,
-            limit_alphabet=150,
-            show_progress=False,
-        ),
+    trainer = trainers.WordPieceTrainer(
+        vocab_size=size,
+        min_frequency=3,
+        special_tokens=["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"],
+        limit_alphabet=150,
+        show_progress=False,
     )
+    tok.train_from_iterator(texts, trainer)
     tok.post_processor = processors.TemplateProcessing(
         single="[CLS] $A [SEP]",
         pair="[CLS] $A [SEP] $B [SEP]",
@@ -116,49 +141,57 @@ def make_tokenizer(texts, size=8000):
 
 
 class Texts:
-    """Many texts as one long array of token ids, from which batches of fragments are cut without a Python loop."""
+    """Many texts as one long array of token ids. Cutting fragments needs no Python loop."""
 
     def __init__(self, tok, texts, target):
         parts = []
         for i in range(0, len(texts), 1000):  # in pieces: the tokenizer's own objects are large
             encodings = tok.encode_batch_fast(texts[i : i + 1000], add_special_tokens=False)
             parts += [np.array(e.ids, np.int32) for e in encodings]
-        self.ids = np.concatenate(parts + [np.zeros(1, np.int32)])
+        self.ids = np.concatenate([*parts, np.zeros(1, np.int32)])
         self.end = np.cumsum([len(p) for p in parts])
         self.begin = self.end - [len(p) for p in parts]
         self.target = np.asarray(target, np.float32)
         self.half = np.arange(len(self.end)) % 2  # for cross-fitting
-        inside = np.array(
-            [tok.id_to_token(i).startswith("##") for i in range(tok.get_vocab_size())]
-        )
-        # the nearest start of a word at or before each position: fragments begin with a whole word
-        self.word = np.maximum.accumulate(np.where(inside[self.ids], 0, np.arange(len(self.ids))))
+        # The nearest start of a word at or before each position: a fragment begins with a word.
+        tokens = map(tok.id_to_token, range(tok.get_vocab_size()))
+        inside = np.array([token.startswith("##") for token in tokens])
+        starts = np.where(inside[self.ids], 0, np.arange(len(self.ids)))
+        self.word = np.maximum.accumulate(starts)
 
     def cut(self, rng, rows, length, anywhere=0.85):
-        """(len(rows), length) ids, padded with 0: from anywhere in the text, or else from its opening."""
+        """A fragment of each text: (len(rows), length) ids, padded with PAD.
+
+        The share `anywhere` of them begins anywhere in the text, the others at its opening.
+        """
         begin, end = self.begin[rows], self.end[rows]
         room = np.maximum(end - begin - length + 1, 1)
-        start = begin + (rng.random(len(rows)) * room * (rng.random(len(rows)) < anywhere)).astype(
-            np.int64
-        )
+        offset = rng.random(len(rows)) * room * (rng.random(len(rows)) < anywhere)
+        start = begin + offset.astype(np.int64)
         at = np.maximum(self.word[start], begin)[:, None] + np.arange(length)
         return np.where(at < end[:, None], self.ids[np.minimum(at, len(self.ids) - 1)], PAD)
 
 
-def junk(rng, n, length, vocab):
-    """What a policy might try instead of writing: nothing, repeated marks, loops of few tokens, random tokens."""
+def degenerate(rng, n, length, vocab):
+    """What a policy might try instead of writing: (n, length) ids.
+
+    Nothing, repeated marks, loops of few tokens, random tokens.
+    """
     period = rng.choice([1, 1, 2, 3, length], n)[:, None]
     ids = rng.integers(5, vocab, (n, length))
-    marks = (
-        rng.random(n) < 0.35
-    )  # the lowest ids are single characters: punctuation, digits, letters
+    marks = rng.random(n) < 0.35  # the lowest ids are single characters
     ids[marks] = rng.integers(5, 60, (int(marks.sum()), length))
     ids = np.take_along_axis(ids, np.arange(length)[None] % period, 1)
     size = np.where(rng.random(n) < 0.1, 0, rng.integers(1, length + 1, n))
     return np.where(np.arange(length)[None] < size[:, None], ids, PAD)
 
 
-# ---------------------------------------------------------------- teachers: hashed n-grams
+def hide_tokens(rng, ids, share):
+    """The ids with a share of the tokens replaced by UNK, so that no word decides alone."""
+    return np.where(rng.random(ids.shape) < share, np.where(ids == PAD, PAD, UNK), ids)
+
+
+# ------------------------------------------------------------------------ teachers: hashed n-grams
 
 
 class NGrams(torch.nn.Module):
@@ -172,7 +205,7 @@ class NGrams(torch.nn.Module):
         torch.nn.init.zeros_(self.weight.weight)
 
     def grams(self, ids):
-        """The hashed 1-, 2- and 3-grams of (rows, length) ids, 0 where they would reach into the padding."""
+        """The hashed 1-, 2- and 3-grams of (rows, length) ids; 0 where they reach the padding."""
         ids = ids.astype(np.int64)
         grams, key = [ids], ids
         for n, prime in ((2, 7919), (3, 104729)):
@@ -182,45 +215,47 @@ class NGrams(torch.nn.Module):
         return [torch.from_numpy(g) for g in grams]
 
     def forward(self, ids):
+        """(rows, length) ids -> (rows,) logits."""
         length = torch.from_numpy((ids != PAD).sum(1).clip(1)).float()
         return self.weight(torch.cat(self.grams(ids), 1))[:, 0] / length.sqrt() + self.bias
 
     def by_token(self, ids):
-        """What each token adds to the logit: its own weight, and its share of the n-grams that it is part of."""
+        """What each token adds to the logit: its own weight and its share of its n-grams."""
         one, two, three = (self.weight.weight[g][:, :, 0] for g in self.grams(ids))
         return one + (F.pad(two, (1, 0)) + F.pad(two, (0, 1))) / 2 + F.pad(three, (1, 1))
 
 
 def train_ngrams(draw, steps, rate, name):
     """`draw(step)` gives (ids, targets)."""
-    model, t0 = NGrams(), time.time()
-    opt = torch.optim.Adagrad(model.parameters(), lr=rate)
+    model = NGrams()
+    start = time.time()
+    optimiser = torch.optim.Adagrad(model.parameters(), lr=rate)
     for step in range(steps):
-        opt.param_groups[0]["lr"] = rate * (1 - step / steps)
+        optimiser.param_groups[0]["lr"] = rate * (1 - step / steps)
         ids, target = draw(step)
         loss = F.binary_cross_entropy_with_logits(model(ids), torch.from_numpy(target))
-        opt.zero_grad()
+        optimiser.zero_grad()
         loss.backward()
-        opt.step()
-    print(
-        f"{name}: {steps} steps, {time.time() - t0:.0f} s, last loss {loss.item():.3f}", flush=True
-    )
+        optimiser.step()
+    seconds = time.time() - start
+    print(f"{name}: {steps} steps, {seconds:.0f} s, last loss {loss.item():.3f}", flush=True)
     return model.requires_grad_(False)
 
 
-# ---------------------------------------------------------------- a teacher: a language model that has read the reviews
+# ---------------------------------------------------------------------- a teacher: a language model
 
 
 class Reader(torch.nn.Module):
-    """A GPT-2 with one more output: its opinion, as a logit, after each token. (B, T) ids of its own vocabulary -> (B, T)."""
+    """A GPT-2 with one more output: its opinion after each token, as a logit.
+
+    (B, T) ids of its own vocabulary -> (B, T).
+    """
 
     def __init__(self, folder):
         super().__init__()
         self.body = AutoModel.from_pretrained(folder, dtype=torch.float32)
         self.head = torch.nn.Linear(self.body.config.n_embd, 1)
-        self.bpe = ByteLevelBPETokenizer(
-            str(Path(folder) / "vocab.json"), str(Path(folder) / "merges.txt")
-        )
+        self.bpe = open_bpe(folder)
         torch.nn.init.zeros_(self.head.weight)
         self.to(DEVICE)
 
@@ -232,125 +267,124 @@ class Reader(torch.nn.Module):
     @torch.no_grad()
     def opinions(self, ids):
         self.eval()
-        return (
-            torch.cat([self(part) for part in np.array_split(ids, len(ids) // 500 + 1)])
-            .cpu()
-            .numpy()
-        )
+        parts = np.array_split(ids, len(ids) // 500 + 1)
+        return torch.cat([self(part) for part in parts]).cpu().numpy()
+
+
+def open_bpe(folder):
+    folder = Path(folder)
+    return ByteLevelBPETokenizer(str(folder / "vocab.json"), str(folder / "merges.txt"))
 
 
 def train_reader(reader, texts, target, held_back, label, steps, rng, rate=3e-4):
-    """`target` of each text is learned after each token of its fragments, but for the first few. Returns what it then says of
-    four fragments of 30 tokens of each text held back: (fragments as text, logits, labels)."""
-    ids, test = (
-        [np.array(e.ids) for e in reader.bpe.encode_batch(part)] for part in (texts, held_back)
-    )
+    """Trains the reader to judge the labelled texts after each token, but for the first few.
+
+    Returns its opinion of four fragments of 30 tokens of each text held back: (fragments as text,
+    logits, labels).
+    """
+    ids = [np.array(e.ids) for e in reader.bpe.encode_batch(texts)]
+    held_ids = [np.array(e.ids) for e in reader.bpe.encode_batch(held_back)]
     long = np.flatnonzero([len(i) > READ for i in ids])
-    places = [
-        (r, s)
-        for r, i in enumerate(test)
-        if len(i) > 30
-        for s in np.random.default_rng(1).integers(0, len(i) - 30, 4)
+    test, rows = [], []
+    for row, tokens in enumerate(held_ids):
+        if len(tokens) > 30:
+            for start in np.random.default_rng(1).integers(0, len(tokens) - 30, 4):
+                test.append(tokens[start : start + 30])
+                rows.append(row)
+    test, label = np.stack(test), label[rows]
+    groups = [
+        {"params": reader.body.parameters(), "top": rate},
+        {"params": reader.head.parameters(), "top": 10 * rate},
     ]
-    test, label = np.stack([test[r][s : s + 30] for r, s in places]), label[[r for r, _ in places]]
-    opt = torch.optim.AdamW(
-        [
-            {"params": reader.body.parameters(), "top": rate},
-            {"params": reader.head.parameters(), "top": 10 * rate},
-        ],
-        betas=(0.9, 0.98),
-        weight_decay=0.01,
-        fused=True,
-    )
-    mean, t0 = 0.6, time.time()
+    optimiser = torch.optim.AdamW(groups, betas=(0.9, 0.98), weight_decay=0.01, fused=True)
+    mean = 0.6
+    begin = time.time()
     for step in range(steps):
-        for group in opt.param_groups:
-            group["lr"] = group["top"] * min(1, (step + 1) / 50, (steps - step) / (0.9 * steps))
+        for group in optimiser.param_groups:
+            warmup, decay = (step + 1) / 50, (steps - step) / (0.9 * steps)
+            group["lr"] = group["top"] * min(1, warmup, decay)
         rows = rng.choice(long, 256)
         starts = [rng.integers(0, len(ids[r]) - READ) for r in rows]
         reader.train()
-        out = reader(np.stack([ids[r][s : s + READ] for r, s in zip(rows, starts)]))[:, SHORT:]
-        loss = F.binary_cross_entropy_with_logits(
-            out, torch.from_numpy(target[rows])[:, None].to(DEVICE).expand_as(out)
-        )
+        batch = np.stack([ids[r][s : s + READ] for r, s in zip(rows, starts)])
+        out = reader(batch)[:, SHORT:]
+        goal = torch.from_numpy(target[rows])[:, None].to(DEVICE).expand_as(out)
+        loss = F.binary_cross_entropy_with_logits(out, goal)
         mean += 0.05 * (loss.item() - mean)
-        opt.zero_grad()
+        optimiser.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(reader.parameters(), 1.0)
-        opt.step()
+        optimiser.step()
         if step % 100 == 99 or step == steps - 1:
             opinion = reader.opinions(test)[:, -1]
+            accuracy = ((opinion > 0) == label).mean()
+            seconds = time.time() - begin
             print(
-                f"reader, step {step + 1}/{steps} loss {mean:.4f}, {time.time() - t0:.0f} s, accuracy on held-back fragments of 30 "
-                f"of its tokens: {((opinion > 0) == label).mean():.4f}",
+                f"reader, step {step + 1}/{steps} loss {mean:.4f}, {seconds:.0f} s, "
+                f"accuracy on held-back fragments of 30 of its tokens: {accuracy:.4f}",
                 flush=True,
             )
     return [reader.bpe.decode(t.tolist()) for t in test], opinion, label
 
 
 def read_fragments(reader, tok, texts, rng, file, each=6):
-    """Writes `file`: `each` fragments of every text, from the start of a word on, as the judge's tokens (N, LONG), what the reader thinks
-    after each of them in 255ths (N, LONG), and the half of the texts that each is from (N,)."""
-    ids, words, last, half, t0 = [], [], [], [], time.time()
-    starts_word = np.array(
-        [reader.bpe.id_to_token(i).startswith("Ġ") for i in range(reader.bpe.get_vocab_size())]
-    )
+    """Writes `file`: `each` fragments of every text, and what the reader thinks of them.
+
+    Each fragment begins with a word. The file holds the judge's tokens (N, LONG), the reader's
+    opinion after each of them in 255ths (N, LONG), and the half of the texts that the fragment is
+    from (N,).
+    """
+    ids, words, last, half = [], [], [], []
+    begin = time.time()
+    tokens = map(reader.bpe.id_to_token, range(reader.bpe.get_vocab_size()))
+    starts_word = np.array([token.startswith("Ġ") for token in tokens])
     for first in range(0, len(texts), 1000):
-        part, cuts = texts[first : first + 1000], []
+        part = texts[first : first + 1000]
+        cuts = []  # (text of a fragment, where each of the reader's tokens ends in it)
         for row, encoding in enumerate(reader.bpe.encode_batch(part)):
-            tokens, ends = (
-                np.array(encoding.ids),
-                np.array([0, *(end for _, end in encoding.offsets)]),
-            )  # token i: ends[i] to ends[i + 1]
+            tokens = np.array(encoding.ids)
+            ends = np.array([0, *(end for _, end in encoding.offsets)])  # token i: ends[i : i + 2]
             places = np.flatnonzero(starts_word[tokens[: max(0, len(tokens) - READ)]])
             for place in rng.choice(places, each if len(places) else 0):
                 ids.append(tokens[place : place + READ].astype(np.int32))
-                cuts.append(
-                    (
-                        part[row][ends[place] : ends[place + READ]],
-                        ends[place + 1 : place + READ + 1] - ends[place],
-                    )
-                )
+                text = part[row][ends[place] : ends[place + READ]]
+                cuts.append((text, ends[place + 1 : place + READ + 1] - ends[place]))
                 half.append((first + row) % 2)
-        for (_, ends), encoding in zip(
-            cuts, tok.encode_batch([text for text, _ in cuts], add_special_tokens=False)
-        ):
+        encodings = tok.encode_batch([text for text, _ in cuts], add_special_tokens=False)
+        for (_, ends), encoding in zip(cuts, encodings):
             word, end = np.full(LONG, PAD, np.int16), np.full(LONG, ends[-1])
             word[: len(encoding.ids)] = encoding.ids[:LONG]
             end[: len(encoding.ids)] = [e for _, e in encoding.offsets[:LONG]]
             words.append(word)
-            last.append(
-                np.searchsorted(ends, end).clip(max=READ - 1)
-            )  # the reader's token with which it has read the judge's
+            # the reader's token with which it has read the judge's
+            last.append(np.searchsorted(ends, end).clip(max=READ - 1))
     opinion = np.take_along_axis(reader.opinions(np.stack(ids)), np.stack(last), 1)
-    np.savez(
-        file,
-        ids=np.stack(words),
-        said=np.round(255 / (1 + np.exp(-opinion))).astype(np.uint8),
-        half=np.array(half, np.int8),
-    )
-    print(f"{len(ids)} fragments read in {time.time() - t0:.0f} s", flush=True)
+    said = np.round(255 / (1 + np.exp(-opinion))).astype(np.uint8)
+    np.savez(file, ids=np.stack(words), said=said, half=np.array(half, np.int8))
+    print(f"{len(ids)} fragments read in {time.time() - begin:.0f} s", flush=True)
 
 
 class Read:
-    """What `read_fragments` wrote, to draw from as from Texts."""
+    """The file of `read_fragments`, to draw from as from Texts."""
 
     def __init__(self, file):
         content = np.load(file)
         self.ids, self.said, self.half = content["ids"], content["said"], content["half"]
 
     def cut(self, rows, length):
-        return self.ids[rows, :length].astype(np.int32), self.said[rows, length - 1].astype(
-            np.float32
-        ) / 255
+        """(len(rows), length) ids, and the reader's P(positive) after them, (len(rows),)."""
+        p = self.said[rows, length - 1].astype(np.float32) / 255
+        return self.ids[rows, :length].astype(np.int32), p
 
 
-# ---------------------------------------------------------------- the judge itself
+# --------------------------------------------------------------------------------- the judge itself
 
 
 def make_model(task, vocab, vectors):
-    labels = {0: "NEGATIVE", 1: "POSITIVE"} if task == "sentiment" else {0: "toxicity"}
-    kind = "single_label_classification" if task == "sentiment" else "multi_label_classification"
+    if task == "sentiment":
+        labels, kind = {0: "NEGATIVE", 1: "POSITIVE"}, "single_label_classification"
+    else:
+        labels, kind = {0: "toxicity"}, "multi_label_classification"
     config = DistilBertConfig(
         vocab_size=vocab,
         dim=128,
@@ -359,83 +393,91 @@ def make_model(task, vocab, vectors):
         hidden_dim=512,
         max_position_embeddings=128,
         activation="relu",
-        initializer_range=0.09,  # 1 / sqrt(dim): with BERT's 0.02 a model this narrow hardly learns
+        initializer_range=0.09,  # 1 / sqrt(dim): with BERT's 0.02 a narrow model hardly learns
         dropout=0.0,
         attention_dropout=0.0,
         seq_classif_dropout=0.1,
         id2label=labels,
         problem_type=kind,
         label2id={v: k for k, v in labels.items()},
-        attn_implementation="eager",
-    )  # twice as fast as SDPA here
-    model = DistilBertForSequenceClassification(config)
-    model.distilbert.embeddings.word_embeddings.weight.data = vectors.clone()
-    model.distilbert.embeddings.position_embeddings.weight.data *= (
-        0.1  # the words are to stand out from the start
+        attn_implementation="eager",  # twice as fast as SDPA here
     )
+    model = DistilBertForSequenceClassification(config)
+    embeddings = model.distilbert.embeddings
+    embeddings.word_embeddings.weight.data = vectors.clone()
+    embeddings.position_embeddings.weight.data *= 0.1  # the words stand out from the start
     return model.to(DEVICE)
 
 
 def logit(model, ids, by_token=False):
-    """log p / (1 - p) of POSITIVE or of toxicity, for fragments without their [CLS] and [SEP]."""
+    """log p / (1 - p) of POSITIVE or of toxicity, for fragments without their [CLS] and [SEP].
+
+    by_token: also the hidden states of the layer before the last, (rows, length, dim).
+    """
     ids = np.pad(ids, ((0, 0), (1, 1)), constant_values=((0, 0), (CLS, PAD)))
     ids[np.arange(len(ids)), (ids != PAD).sum(1)] = SEP
     ids = torch.from_numpy(ids.astype(np.int64)).to(model.device)
-    out = model(input_ids=ids, attention_mask=(ids != PAD).long(), output_hidden_states=by_token)
+    mask = (ids != PAD).long()
+    out = model(input_ids=ids, attention_mask=mask, output_hidden_states=by_token)
     score = out.logits.float()
     score = score[:, 1] - score[:, 0] if score.shape[1] == 2 else score[:, 0]
     return (score, out.hidden_states[-2][:, 1:-1]) if by_token else score
 
 
 @torch.no_grad()
-def said(model, ids):
-    """logit, to be read, not to be learned from."""
+def predict(model, ids):
+    """`logit` without a gradient, on the CPU."""
     return logit(model, ids).cpu()
 
 
-def embeddings(all_texts, vocab, dim, extra):
-    """Word vectors without any training: co-occurrence counts -> positive PMI -> the first singular vectors (Levy and
-    Goldberg 2014), and in the first column what each word weighs in the n-gram model (`extra`)."""
-    counts, t0 = np.zeros((vocab, vocab), np.float32), time.time()
+def word_vectors(all_texts, vocab, dim, extra):
+    """Word vectors without any training, (vocab, dim).
+
+    Co-occurrence counts -> positive PMI -> the first singular vectors (Levy and Goldberg 2014). The
+    first column is what each word weighs in the n-gram model (`extra`).
+    """
+    counts = np.zeros((vocab, vocab), np.float32)
+    start = time.time()
     for texts in all_texts:
         for distance in range(1, 6):
             pairs = texts.ids[:-distance].astype(np.int64) * vocab + texts.ids[distance:]
             for part in np.array_split(pairs, max(1, len(pairs) // 5_000_000)):
-                counts += (
-                    np.bincount(part, minlength=vocab * vocab).reshape(vocab, vocab) / distance
-                )
+                found = np.bincount(part, minlength=vocab * vocab).reshape(vocab, vocab)
+                counts += found / distance
     counts += counts.T
     counts = torch.from_numpy(counts)
-    often = counts.sum(0).clamp(min=1) ** 0.75
-    pmi = torch.log(
-        (counts * often.sum() / counts.sum(1, keepdim=True).clamp(min=1) / often).clamp(min=1)
-    )
+    frequency = counts.sum(0).clamp(min=1) ** 0.75
+    rows = counts.sum(1, keepdim=True).clamp(min=1)
+    pmi = torch.log((counts * frequency.sum() / rows / frequency).clamp(min=1))
     u, s, _ = torch.svd_lowrank(pmi, dim, niter=3)
-    vectors = u[:, 1:] * s[1:].sqrt()  # the first is only how frequent a word is
+    vectors = u[:, 1:] * s[1:].sqrt()  # the first only says how frequent a word is
     vectors = (vectors - vectors.mean(0)) / vectors.std()
-    print(f"word vectors: {time.time() - t0:.0f} s", flush=True)
-    return torch.cat([2 * (extra / extra.std())[:, None].clamp(-3, 3), vectors], 1) * 0.1
+    print(f"word vectors: {time.time() - start:.0f} s", flush=True)
+    weights = 2 * (extra / extra.std())[:, None].clamp(-3, 3)
+    return torch.cat([weights, vectors], 1) * 0.1
 
 
 def train_judge(model, draw, steps, check, rate=2e-3, report=200):
-    """`draw(step)` gives (ids, targets, None or what the n-grams say token by token); `check(model)` a line about
-    held-back texts. The tokens are a second, far denser task, thirty targets a fragment instead of one, for the layer
-    before the last: all that is left to the last is to gather them."""
+    """Trains the transformer, in place.
+
+    `draw(step)` gives (ids, targets, None or what the n-grams say of each token). `check(model)`
+    gives a line about held-back texts. The tokens are a second task for the layer before the last,
+    with thirty targets a fragment instead of one. The last layer then only has to combine them.
+    """
     head = torch.nn.Linear(model.config.dim, 1, device=DEVICE)
-    matrices = [p for n, p in model.named_parameters() if p.ndim == 2 and "layer." in n]
-    others = [p for n, p in model.named_parameters() if not (p.ndim == 2 and "layer." in n)]
+    matrices, others = [], []
+    for name, p in model.named_parameters():
+        (matrices if p.ndim == 2 and "layer." in name else others).append(p)
     others += head.parameters()
-    opts = [
-        torch.optim.Muon(matrices, lr=rate, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"),
-        torch.optim.AdamW(others, lr=rate, betas=(0.9, 0.98), weight_decay=0.01, fused=True),
-    ]
-    t0, mean, dense = time.time(), 0.7, 1.0
+    muon = torch.optim.Muon(matrices, lr=rate, weight_decay=0.01, adjust_lr_fn="match_rms_adamw")
+    adam = torch.optim.AdamW(others, lr=rate, betas=(0.9, 0.98), weight_decay=0.01, fused=True)
+    start = time.time()
+    mean, mean_by_token = 0.7, 1.0
     model.train()
     for step in range(steps):
-        for opt in opts:
-            opt.param_groups[0]["lr"] = rate * min(
-                1, (step + 1) / 200, (steps - step) / (0.7 * steps)
-            )
+        warmup, decay = (step + 1) / 200, (steps - step) / (0.7 * steps)
+        for optimiser in (muon, adam):
+            optimiser.param_groups[0]["lr"] = rate * min(1, warmup, decay)
         ids, target, tokens = draw(step)
         with bfloat16():
             out, hidden = logit(model, ids, by_token=True)
@@ -445,20 +487,19 @@ def train_judge(model, draw, steps, check, rate=2e-3, report=200):
         if tokens is not None:
             words = torch.from_numpy(ids != PAD)
             error = F.mse_loss(guess[words.to(DEVICE)], tokens[words].to(DEVICE))
-            dense += 0.02 * (error.item() - dense)
+            mean_by_token += 0.02 * (error.item() - mean_by_token)
             loss = loss + 0.5 * error
         model.zero_grad()
         head.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        for opt in opts:
-            opt.step()
+        for optimiser in (muon, adam):
+            optimiser.step()
         if step % report == report - 1:
             model.eval()
-            print(
-                f"step {step + 1}/{steps} loss {mean:.4f}, by token {dense:.3f}, {time.time() - t0:.0f} s, {check(model)}",
-                flush=True,
-            )
+            losses = f"loss {mean:.4f}, by token {mean_by_token:.3f}"
+            seconds = time.time() - start
+            print(f"step {step + 1}/{steps} {losses}, {seconds:.0f} s, {check(model)}", flush=True)
             model.train()
     return model.eval()
 
@@ -467,16 +508,16 @@ def train_judge(model, draw, steps, check, rate=2e-3, report=200):
 def calibrate(model, out, target):
     """Fits p = sigmoid(a * out + b) on held-back texts and writes a and b into the last layer."""
     a, b = torch.ones(1, requires_grad=True), torch.zeros(1, requires_grad=True)
-    opt = torch.optim.LBFGS([a, b], max_iter=100)
+    optimiser = torch.optim.LBFGS([a, b], max_iter=100)
 
     def closure():
         with torch.enable_grad():
-            opt.zero_grad()
+            optimiser.zero_grad()
             loss = F.binary_cross_entropy_with_logits(a * out + b, target)
             loss.backward()
         return loss
 
-    opt.step(closure)
+    optimiser.step(closure)
     last = model.classifier
     last.weight *= a
     last.bias *= a
@@ -488,252 +529,282 @@ def calibrate(model, out, target):
 
 
 def auc(score, positive):
+    """Area under the ROC curve: how often a positive text scores above a negative one."""
     rank = np.empty(len(score))
     rank[np.argsort(score, kind="stable")] = np.arange(1, len(score) + 1)
     n = positive.sum()
     return (rank[positive].sum() - n * (n + 1) / 2) / (n * (len(score) - n))
 
 
-# ---------------------------------------------------------------- what each learns from
+# ------------------------------------------------------------------------------------- sentiment
+
+# The stars of a review say how far to trust its label: a piece of a 4-star review may well praise.
+STARS = {1: 0.0, 2: 0.03, 3: 0.1, 4: 0.2, 7: 0.8, 8: 0.9, 9: 0.97, 10: 1.0}
 
 
-def vocabulary_texts(folder):
-    rtp = [row for i, row in enumerate(read(folder, "rtp_public")) if i % 5 != 4]
-    return (
-        [r["text"] for r in read(folder, "imdb_train")[::2]]
-        + [t for t, _ in rtp_texts(rtp)] * 3
-        + [clean_tweet(r["text"]) for r in read(folder, "davidson_offensive")]
+class SentimentTexts:
+    """What the sentiment judge learns from, in tokens, each text with its target."""
+
+    def __init__(self, folder, tok):
+        rows = read(folder, "imdb_train")
+        hold = rows[::25]  # 4 % to calibrate on
+        rows = [r for i, r in enumerate(rows) if i % 25]
+        self.train_texts = [r["text"] for r in rows]
+        self.train = Texts(tok, self.train_texts, [STARS[r["rating"]] for r in rows])
+        self.hold_texts = [r["text"] for r in hold]
+        self.hold = Texts(tok, self.hold_texts, [r["label"] for r in hold])
+        self.unlabelled_texts = [r["text"] for r in read(folder, "imdb_unsup")]
+        self.unlabelled = Texts(tok, self.unlabelled_texts, np.zeros(1))  # step 1 sets its targets
+        sst = read(folder, "sst2_train")
+        sst_targets = [0.03 + 0.94 * r["label"] for r in sst]
+        self.sst = Texts(tok, [r["text"] for r in sst], sst_targets)
+        self.noted = None  # step 5: fragments of unlabelled reviews with the reader's opinions
+        print("read and tokenised", flush=True)
+
+    def fragments(self, rng, n, length, half=None):
+        """n fragments of one half of the texts, or of all.
+
+        Returns ids, targets, the half of each text, and how far to trust each target.
+        """
+        use_notes = self.noted and half is None
+        sources = [
+            (self.train, 0.35),
+            (self.noted if use_notes else self.unlabelled, 0.50),
+            (self.sst, 0.15),
+        ]
+        ids, target, which, trust = [], [], [], []
+        for texts, share in sources:
+            rows = rng.integers(0, len(texts.half) // 2, int(n * share)) * 2
+            rows += rng.integers(0, 2, len(rows)) if half is None else half
+            if texts is self.noted:
+                # the reader has seen no label of these, and its opinion is of the fragment itself
+                cut, goal = texts.cut(rows, length)
+                sure = 0.6
+            else:
+                cut, goal = texts.cut(rng, rows, length), texts.target[rows]
+                sure = 0.25
+            ids.append(cut)
+            target.append(goal)
+            which.append(texts.half[rows])
+            trust.append(np.full(len(rows), sure))
+        return tuple(map(np.concatenate, (ids, target, which, trust)))
+
+
+def label_unlabelled(data, rng):
+    """Step 1: n-grams learn from whole labelled reviews and label the unlabelled ones."""
+    train, unlabelled = data.train, data.unlabelled
+
+    def draw(step):
+        rows = rng.integers(0, len(train.end), 256)
+        return train.cut(rng, rows, 400, anywhere=0.5), train.target[rows]
+
+    judge = train_ngrams(draw, 500, 0.3, "n-grams on whole reviews")
+    targets = []
+    for rows in np.array_split(np.arange(len(unlabelled.end)), 100):
+        targets.append(torch.sigmoid(judge(unlabelled.cut(rng, rows, 800, 0))).numpy())
+    unlabelled.target = np.concatenate(targets)
+
+
+def train_on_half(data, rng, half):
+    """Step 2: n-grams learn from fragments of one half of the reviews."""
+
+    def draw(step):
+        length = rng.integers(SHORT, LONG + 1)
+        ids, target, _, _ = data.fragments(rng, 512, length, half)
+        return ids, target
+
+    return train_ngrams(draw, 2000, 0.1, f"n-grams on fragments, half {half}")
+
+
+def write_notes(data, tok, teacher, lm, lm_steps, rng, notes):
+    """Step 5: the language model learns from the labelled reviews and reads the others."""
+    reader = Reader(lm)
+    target, label = data.train.target, data.hold.target
+    texts, opinion, label = train_reader(
+        reader, data.train_texts, target, data.hold_texts, label, lm_steps, rng
     )
+    fragments = Texts(tok, texts, label).cut(rng, np.arange(len(texts)), LONG, 0)
+    own = predict(teacher, fragments).numpy()
+    for name, x in (("the judge", own), ("the reader", opinion), ("both", own + opinion)):
+        print(f"on these fragments {name}: {((x > 0) == label).mean():.4f}", flush=True)
+    read_fragments(reader, tok, data.unlabelled_texts, rng, notes)
+
+
+def open_judge(folder):
+    judge = AutoModelForSequenceClassification.from_pretrained(folder, attn_implementation="eager")
+    return judge.to(DEVICE)
 
 
 def train_sentiment(folder, steps, seed=0, first=None, notes=None, lm=None, lm_steps=700):
+    """The five steps of the docstring. Returns the judge and its tokenizer."""
     rng = np.random.default_rng(seed)
-    tok = (
-        Tokenizer.from_file(str(Path(first) / "tokenizer.json"))
-        if first
-        else make_tokenizer(vocabulary_texts(folder))
-    )
+    if first:
+        tok = Tokenizer.from_file(str(Path(first) / "tokenizer.json"))
+    else:
+        tok = make_tokenizer(vocabulary_texts(folder))
     vocab = tok.get_vocab_size()
-    rows = read(folder, "imdb_train")
-    # the star rating says how far to trust the label: a fragment of a 4-star review may well praise
-    stars = {1: 0.0, 2: 0.03, 3: 0.1, 4: 0.2, 7: 0.8, 8: 0.9, 9: 0.97, 10: 1.0}
-    hold, rows = rows[::25], [r for i, r in enumerate(rows) if i % 25]  # 4 % to calibrate on
-    train = Texts(tok, [r["text"] for r in rows], [stars[r["rating"]] for r in rows])
-    held_texts, hold = (
-        [r["text"] for r in hold],
-        Texts(tok, [r["text"] for r in hold], [r["label"] for r in hold]),
-    )
-    unlabelled = [r["text"] for r in read(folder, "imdb_unsup")]
-    unsup = Texts(tok, unlabelled, np.zeros(1))  # its targets follow
-    sst = read(folder, "sst2_train")
-    sst = Texts(tok, [r["text"] for r in sst], [0.03 + 0.94 * r["label"] for r in sst])
-    print("read and tokenised", flush=True)
+    data = SentimentTexts(folder, tok)
+    label_unlabelled(data, rng)
+    halves = [train_on_half(data, rng, half) for half in (0, 1)]
 
-    def whole(step):
-        r = rng.integers(0, len(train.end), 256)
-        return train.cut(rng, r, 400, anywhere=0.5), train.target[r]
-
-    whole_judge = train_ngrams(whole, 500, 0.3, "n-grams on whole reviews")
-    all_rows = np.arange(len(unsup.end))
-    unsup.target = np.concatenate(
-        [
-            torch.sigmoid(whole_judge(unsup.cut(rng, r, 800, 0))).numpy()
-            for r in np.array_split(all_rows, 100)
-        ]
-    )
-
-    noted = None
-
-    def fragments(n, length, half=None):
-        """n fragments of one half of the texts (or of all), their targets, the halves of their texts, and how far to trust the targets."""
-        ids, target, which, trust = [], [], [], []
-        for texts, share in (
-            (train, 0.35),
-            (noted if noted and half is None else unsup, 0.50),
-            (sst, 0.15),
-        ):
-            r = rng.integers(0, len(texts.half) // 2, int(n * share)) * 2
-            r += rng.integers(0, 2, len(r)) if half is None else half
-            cut, goal = (
-                texts.cut(r, length)
-                if texts is noted
-                else (texts.cut(rng, r, length), texts.target[r])
-            )
-            ids.append(cut)
-            target.append(goal)
-            which.append(texts.half[r])
-            trust.append(
-                np.full(len(r), 0.6 if texts is noted else 0.25)
-            )  # the reader saw no label of these, and what it says is of the fragment
-        return tuple(map(np.concatenate, (ids, target, which, trust)))
-
-    halves = [
-        train_ngrams(
-            lambda step: fragments(512, rng.integers(SHORT, LONG + 1), half)[:2],
-            2000,
-            0.1,
-            f"n-grams on fragments, half {half}",
-        )
-        for half in (0, 1)
-    ]
-
-    sample = fragments(1000, 30)[0]
+    sample, _, _, _ = data.fragments(rng, 1000, 30)
     spread = (halves[0].by_token(sample) + halves[1].by_token(sample)).std()
 
     def draw(step):
         length = rng.integers(SHORT, LONG + 1)
         n = 4096 // (length + 2)
-        ids, target, half, trust = fragments(n, length)
-        other = torch.sigmoid(
-            torch.where(torch.from_numpy(half) == 0, halves[1](ids), halves[0](ids))
-        ).numpy()
+        ids, target, half, trust = data.fragments(rng, n, length)
+        in_first = torch.from_numpy(half) == 0
+        other = torch.sigmoid(torch.where(in_first, halves[1](ids), halves[0](ids))).numpy()
         if teacher is None:
             target = 0.5 * target + 0.5 * other
         else:
             with bfloat16():
-                own = torch.sigmoid(said(teacher, ids)).numpy()
+                own = torch.sigmoid(predict(teacher, ids)).numpy()
             target = trust * target + (1 - trust) * (other + 2 * own) / 3
-        bad = junk(rng, max(2, n // 25), length, vocab)
-        ids = np.where(
-            rng.random(ids.shape) < 0.03, np.where(ids == PAD, PAD, UNK), ids
-        )  # no word is to decide alone
-        ids, target = np.concatenate([ids, bad]), np.concatenate([target, np.full(len(bad), 0.5)])
-        return (
-            ids,
-            target.astype(np.float32),
-            (halves[0].by_token(ids) + halves[1].by_token(ids)) / spread,
-        )
+        bad = degenerate(rng, max(2, n // 25), length, vocab)
+        ids = np.concatenate([hide_tokens(rng, ids, 0.03), bad])
+        target = np.concatenate([target, np.full(len(bad), 0.5)])
+        by_token = (halves[0].by_token(ids) + halves[1].by_token(ids)) / spread
+        return ids, target.astype(np.float32), by_token
 
-    gram = ((halves[0].weight.weight + halves[1].weight.weight)[:vocab, 0]).detach()
+    gram = (halves[0].weight.weight + halves[1].weight.weight)[:vocab, 0].detach()
     teacher = None
-    if first:  # a second training: the judge of the first goes on, and is a third teacher
-        model, teacher = (
-            AutoModelForSequenceClassification.from_pretrained(
-                first, attn_implementation="eager"
-            ).to(DEVICE)
-            for _ in range(2)
-        )
-        teacher.eval()
+    if first:  # the judge goes on, and as it was before it is a third teacher
+        model = open_judge(first)
+        teacher = open_judge(first).eval()
     else:
-        model = make_model("sentiment", vocab, embeddings([train, unsup], vocab, 128, gram))
+        vectors = word_vectors([data.train, data.unlabelled], vocab, 128, gram)
+        model = make_model("sentiment", vocab, vectors)
     print(f"{sum(p.numel() for p in model.parameters()):,} parameters", flush=True)
     if notes and not Path(notes).exists():
-        reader = Reader(lm)
-        texts, opinion, label = train_reader(
-            reader, [r["text"] for r in rows], train.target, held_texts, hold.target, lm_steps, rng
-        )
-        own = said(
-            teacher, Texts(tok, texts, label).cut(rng, np.arange(len(texts)), LONG, 0)
-        ).numpy()
-        for name, x in (("the judge", own), ("the reader", opinion), ("both", own + opinion)):
-            print(f"on these fragments {name}: {((x > 0) == label).mean():.4f}", flush=True)
-        read_fragments(reader, tok, unlabelled, rng, notes)
-        del reader
-    noted = Read(notes) if notes else None
-    fixed = np.arange(len(hold.end))
-    test = [hold.cut(np.random.default_rng(1), fixed, n) for n in (16, 28, 48)]
+        write_notes(data, tok, teacher, lm, lm_steps, rng, notes)
+    data.noted = Read(notes) if notes else None
+
+    hold = data.hold
+    every_row = np.arange(len(hold.end))
+    test = [hold.cut(np.random.default_rng(1), every_row, n) for n in (16, 28, 48)]
+
+    def accuracies(logits):
+        right = [((x > 0).numpy() == hold.target).mean() for x in logits]
+        return " ".join(f"{r:.3f}" for r in right)
 
     def check(model):
-        right = [((said(model, ids) > 0).numpy() == hold.target).mean() for ids in test]
-        return "accuracy on held-back fragments of 16, 28, 48: " + " ".join(
-            f"{r:.3f}" for r in right
-        )
+        right = accuracies([predict(model, ids) for ids in test])
+        return f"accuracy on held-back fragments of 16, 28, 48: {right}"
 
-    right = [((halves[0](ids) + halves[1](ids) > 0).numpy() == hold.target).mean() for ids in test]
-    print(
-        "accuracy of both n-gram models together on the same: "
-        + " ".join(f"{r:.3f}" for r in right),
-        flush=True,
-    )
+    right = accuracies([halves[0](ids) + halves[1](ids) for ids in test])
+    print(f"accuracy of both n-gram models together on the same: {right}", flush=True)
     train_judge(model, draw, steps, check, rate=1e-3 if first else 2e-3)
-    calibrate(
-        model.cpu(),
-        torch.cat([said(model, ids) for ids in test]),
-        torch.from_numpy(np.tile(hold.target, 3)),
-    )
+    model.cpu()
+    logits = torch.cat([predict(model, ids) for ids in test])
+    calibrate(model, logits, torch.from_numpy(np.tile(hold.target, 3)))
     return model, tok
 
 
+# -------------------------------------------------------------------------------------- toxicity
+
+TWEETS = (0.85, 0.75, 0.15)  # targets of the classes of davidson_offensive
+REVIEW, WEB = -2, -1  # targets below 0: nobody has scored the text
+
+
+class ToxicityTexts:
+    """What the toxicity judge learns from, in tokens, each text with its target."""
+
+    def __init__(self, folder, tok):
+        rows = training_rows(folder)
+        hold = rtp_texts(rows[::20])  # 5 % to calibrate on
+        scored = rtp_texts([r for i, r in enumerate(rows) if i % 20])
+        self.hold, self.scored = (Texts(tok, *zip(*pairs)) for pairs in (hold, scored))
+        rows = read(folder, "davidson_offensive")
+        tweets = [clean_tweet(r["text"]) for r in rows]
+        self.tweets = Texts(tok, tweets, [TWEETS[r["class"]] for r in rows])
+        reviews = [r["text"] for r in read(folder, "imdb_train")[1::2]]
+        self.reviews = Texts(tok, reviews, np.full(len(reviews), REVIEW))
+        web = [r["prompt"] for r in read(folder, "sentiment_prompts_train")]
+        self.web = Texts(tok, web, np.full(len(web), WEB))
+        print("read and tokenised", flush=True)
+
+    def mix(self, rng, shares):
+        """Fragments of [(texts, share)], all of one random length: ids, targets, the length."""
+        length = rng.integers(SHORT, LONG + 1)
+        n = 4096 // (length + 2)
+        chosen = []
+        for texts, share in shares:
+            chosen.append((texts, rng.integers(0, len(texts.end), int(n * share) + 1)))
+        ids, target = [], []
+        for texts, rows in chosen:
+            anywhere = 0.2 if texts is self.scored else 0.6
+            ids.append(texts.cut(rng, rows, length, anywhere))
+            target.append(texts.target[rows])
+        return np.concatenate(ids), np.concatenate(target), length
+
+
 def train_toxicity(folder, steps, seed=0):
+    """Two judges, then the one that learns from both. Returns it and its tokenizer."""
     rng = np.random.default_rng(seed)
     tok = make_tokenizer(vocabulary_texts(folder))
     vocab = tok.get_vocab_size()
-    rtp = [row for i, row in enumerate(read(folder, "rtp_public")) if i % 5 != 4]
-    hold, rtp = (
-        rtp_texts(rtp[::20]),
-        rtp_texts([r for i, r in enumerate(rtp) if i % 20]),
-    )  # 5 % to calibrate on
-    hold, rtp = (Texts(tok, *zip(*pairs)) for pairs in (hold, rtp))
-    tweets = read(folder, "davidson_offensive")
-    tweets = Texts(
-        tok,
-        [clean_tweet(r["text"]) for r in tweets],
-        [(0.85, 0.75, 0.15)[r["class"]] for r in tweets],
+    data = ToxicityTexts(folder, tok)
+    hold, scored, tweets, reviews, web = (
+        data.hold,
+        data.scored,
+        data.tweets,
+        data.reviews,
+        data.web,
     )
-    reviews = [r["text"] for r in read(folder, "imdb_train")[1::2]]
-    reviews = Texts(tok, reviews, np.full(len(reviews), -2))
-    web = [r["prompt"] for r in read(folder, "sentiment_prompts_train")]
-    web = Texts(tok, web, np.full(len(web), -1))
-    print("read and tokenised", flush=True)
 
-    def mix(shares):
-        length = rng.integers(SHORT, LONG + 1)
-        n = 4096 // (length + 2)
-        rows = [(t, rng.integers(0, len(t.end), int(n * s) + 1)) for t, s in shares]
-        return (
-            np.concatenate([t.cut(rng, r, length, 0.2 if t is rtp else 0.6) for t, r in rows]),
-            np.concatenate([t.target[r] for t, r in rows]),
-            length,
-        )
+    def held_back_fragments():
+        return hold.cut(rng, np.arange(len(hold.end)), 64, 0)
 
-    def held_back(f):
-        p = f(hold.cut(rng, np.arange(len(hold.end)), 64, 0)).numpy()
-        return f"held-back texts: Pearson {np.corrcoef(p, hold.target)[0, 1]:.3f} AUC {auc(p, hold.target > 0.5):.3f}"
+    def on_held_back(f):
+        p = f(held_back_fragments()).numpy()
+        pearson = np.corrcoef(p, hold.target)[0, 1]
+        return f"held-back texts: Pearson {pearson:.3f} AUC {auc(p, hold.target > 0.5):.3f}"
 
-    grams = train_ngrams(lambda s: mix(((rtp, 0.7), (tweets, 0.3)))[:2], 1000, 0.1, "n-grams")
-    print(held_back(lambda ids: torch.sigmoid(grams(ids))), flush=True)
-    vectors = embeddings(
-        [reviews, rtp, rtp, tweets, web], vocab, 128, grams.weight.weight[:vocab, 0]
-    )
+    def draw_scored(step):
+        ids, target, _ = data.mix(rng, ((scored, 0.7), (tweets, 0.3)))
+        return ids, target
+
+    grams = train_ngrams(draw_scored, 1000, 0.1, "n-grams")
+    print(on_held_back(lambda ids: torch.sigmoid(grams(ids))), flush=True)
+    sources = [reviews, scored, scored, tweets, web]
+    vectors = word_vectors(sources, vocab, 128, grams.weight.weight[:vocab, 0])
 
     def check(model):
-        return held_back(lambda ids: torch.sigmoid(said(model, ids)))
+        return on_held_back(lambda ids: torch.sigmoid(predict(model, ids)))
 
-    def one(steps, shares, teachers=()):
+    def mean_logit(teachers, ids):
+        return torch.stack([predict(teacher, ids) for teacher in teachers]).mean(0)
+
+    def train_one(steps, shares, teachers=()):
         def draw(step):
-            ids, target, length = mix(shares)
+            ids, target, length = data.mix(rng, shares)
             if teachers:
                 with bfloat16():
-                    guess = (
-                        torch.stack([said(teacher, ids) for teacher in teachers]).mean(0).numpy()
-                    )
-                # Targets below 0 say that nobody has scored the text. Reviews (-2) are tamer than the pages that
-                # RealToxicityPrompts picked so as to have many toxic ones: their odds fall by a factor of e.
-                score = 1 / (1 + np.exp(-guess + np.where(target == -2, 1.0, 0.0)))
+                    guess = mean_logit(teachers, ids).numpy()
+                # Reviews are tamer than the pages of RealToxicityPrompts, which were picked so as
+                # to have many toxic ones. So the odds of reviews are divided by e.
+                score = 1 / (1 + np.exp(-guess + np.where(target == REVIEW, 1.0, 0.0)))
                 target = np.where(target < 0, score, 0.5 * target + 0.5 * score)
-            bad = junk(rng, max(2, len(ids) // 30), length, vocab)
-            ids = np.where(rng.random(ids.shape) < 0.05, np.where(ids == PAD, PAD, UNK), ids)
-            ids, target = (
-                np.concatenate([ids, bad]),
-                np.concatenate([target, np.full(len(bad), 0.1)]),
-            )
+            bad = degenerate(rng, max(2, len(ids) // 30), length, vocab)
+            ids = np.concatenate([hide_tokens(rng, ids, 0.05), bad])
+            target = np.concatenate([target, np.full(len(bad), 0.1)])
             return ids, target.astype(np.float32), None
 
         model = make_model("toxicity", vocab, vectors)
         return train_judge(model, draw, steps, check, report=100)
 
-    teachers = [one(200, ((rtp, 0.6), (tweets, 0.35))) for _ in range(2)]
-    print(
-        "together:",
-        held_back(lambda ids: torch.stack([said(t, ids) for t in teachers]).mean(0).sigmoid()),
-    )
-    model = one(steps, ((rtp, 0.35), (tweets, 0.15), (web, 0.2), (reviews, 0.25)), teachers)
-    out = said(model, hold.cut(rng, np.arange(len(hold.end)), 64, 0))
+    teachers = [train_one(200, ((scored, 0.6), (tweets, 0.35))) for _ in range(2)]
+    print("together:", on_held_back(lambda ids: mean_logit(teachers, ids).sigmoid()))
+    shares = ((scored, 0.35), (tweets, 0.15), (web, 0.2), (reviews, 0.25))
+    model = train_one(steps, shares, teachers)
+    out = predict(model, held_back_fragments())
     calibrate(model.cpu(), out, torch.from_numpy(hold.target))
     return model, tok
 
 
-# ---------------------------------------------------------------- saving and measuring
+# -------------------------------------------------------------------------- saving and measuring
 
 
 def save(model, tok, folder):
@@ -752,11 +823,10 @@ def save(model, tok, folder):
         mask_token="[MASK]",
     )
     fast.save_pretrained(new)
-    (new / "tokenizer.json").write_text(
-        tok.to_str(pretty=False), encoding="utf-8"
-    )  # compact: half the size
-    # float16 saves space on disk only: opened as it is, a judge computes in float32. And the tokenizer's class has a
-    # name that older transformers know too.
+    compact = tok.to_str(pretty=False)  # half the size
+    (new / "tokenizer.json").write_text(compact, encoding="utf-8")
+    # float16 only saves space on the disk: a judge that is opened computes in float32. The class of
+    # the tokenizer gets a name that older versions of transformers know too.
     for name, changes in (
         ("config.json", {"dtype": "float32"}),
         ("tokenizer_config.json", {"tokenizer_class": "PreTrainedTokenizerFast"}),
@@ -766,36 +836,39 @@ def save(model, tok, folder):
         (new / name).write_text(json.dumps(config, indent=2) + "\n")
     shutil.rmtree(folder, ignore_errors=True)
     new.rename(folder)
-    print(f"{folder}: {sum(f.stat().st_size for f in Path(folder).iterdir()):,} bytes", flush=True)
+    size = sum(f.stat().st_size for f in Path(folder).iterdir())
+    print(f"{folder}: {size:,} bytes", flush=True)
 
 
 @torch.no_grad()
 def scores(folder, texts):
-    """The probability of POSITIVE, or of toxicity, as anyone would compute it from the saved folder."""
+    """P(POSITIVE), or of toxicity, as anybody would compute it from the saved folder."""
     tok = AutoTokenizer.from_pretrained(folder)
     model = AutoModelForSequenceClassification.from_pretrained(folder).eval()
     out = []
     for i in range(0, len(texts), 256):
-        batch = tok(texts[i : i + 256], padding=True, truncation=True, return_tensors="pt")
+        part = texts[i : i + 256]
+        batch = tok(part, padding=True, truncation=True, return_tensors="pt")
         logits = model(**batch).logits.float()
         out.append(logits.softmax(-1)[:, 1] if logits.shape[1] == 2 else logits[:, 0].sigmoid())
     return torch.cat(out).numpy()
 
 
-def reliability(p, actual):
+def print_reliability(p, actual):
+    """What actually holds where the judge says 0.0 to 0.1, 0.1 to 0.2, ..."""
     print("  predicted      n   mean predicted   mean actual")
     for i in range(10):
         inside = np.minimum((p * 10).astype(int), 9) == i
         if inside.any():
-            print(
-                f"  {i / 10:.1f}-{i / 10 + 0.1:.1f}   {inside.sum():6d}   {p[inside].mean():14.3f}   "
-                f"{actual[inside].mean():11.3f}"
-            )
+            bounds = f"{i / 10:.1f}-{i / 10 + 0.1:.1f}"
+            means = f"{p[inside].mean():14.3f}   {actual[inside].mean():11.3f}"
+            print(f"  {bounds}   {inside.sum():6d}   {means}")
 
 
 def fragments_of(bpe, texts, length, opening=False, seed=0):
-    """`length` tokens of the language model's BPE from each text, from a random token on (or from its first)."""
-    rng, out = random.Random(seed), []
+    """`length` tokens of the language model from each text, from a random one or from the first."""
+    rng = random.Random(seed)
+    out = []
     for encoding in bpe.encode_batch(texts, add_special_tokens=False):
         start = 0 if opening else rng.randrange(max(1, len(encoding.ids) - length + 1))
         out.append(bpe.decode(encoding.ids[start : start + length]))
@@ -842,124 +915,138 @@ PHRASES = {
     ],
 }
 CRUDE = re.compile(
-    r"\b(fuck\w*|shit\w*|bullshit|bitch\w*|cunts?|assholes?|dick\w?|bastards?|whores?|sluts?|crap\w*"
-    r"|pussy|fags?|retard\w*|tits|piss\w*)\b",
-    re.I,
+    r"\b(fuck\w*|shit\w*|bullshit|bitch\w*|cunts?|assholes?|dick\w?|bastards?|whores?|sluts?"
+    r"|crap\w*|pussy|fags?|retard\w*|tits|piss\w*)\b",
+    re.IGNORECASE,
 )
 
 
-def measure(task, data, folder, bpe):
-    bpe = ByteLevelBPETokenizer(str(Path(bpe) / "vocab.json"), str(Path(bpe) / "merges.txt"))
+def measure_sentiment(data, folder, bpe):
+    """Accuracy and AUC on fragments of reviews never trained on, and on SST-2."""
     test = read(data, "imdb_test_public")
-    if task == "sentiment":
-        polar = [r for r in test if r["rating"] <= 2 or r["rating"] >= 9]
-        for name, rows in (("rating <= 2 or >= 9", polar), ("all", test)):
-            label = np.array([r["label"] for r in rows])
-            for length in (20, 30, 64):
-                for opening in (False, True):
-                    p = scores(
-                        folder, fragments_of(bpe, [r["text"] for r in rows], length, opening)
-                    )
-                    print(
-                        f"imdb_test_public ({name}), {len(rows)} reviews, {length} tokens "
-                        f"from {'the opening' if opening else 'a random place'}: "
-                        f"accuracy {((p > 0.5) == label).mean():.4f} AUC {auc(p, label == 1):.4f}"
-                    )
-                    if name == "all" and length == 30 and not opening:
-                        reliability(p, label)
-        label = np.array([r["label"] for r in polar])
-        vocabularies, gpt2 = {"tiny/lm": bpe}, Path(data) / "gpt2_vocab"
-        if gpt2.is_dir():  # 30 tokens of its vocabulary are 25 words, of tiny/lm's 21
-            vocabularies["GPT-2"] = ByteLevelBPETokenizer(
-                str(gpt2 / "vocab.json"), str(gpt2 / "merges.txt")
-            )
-        for name, vocabulary in vocabularies.items():
-            drawn = [
-                fragments_of(
-                    vocabulary, [r["text"] for r in polar], 30, opening=seed == 6, seed=seed
+    polar = [r for r in test if r["rating"] <= 2 or r["rating"] >= 9]
+    for name, rows in (("rating <= 2 or >= 9", polar), ("all", test)):
+        texts = [r["text"] for r in rows]
+        label = np.array([r["label"] for r in rows])
+        for length in (20, 30, 64):
+            for opening in (False, True):
+                p = scores(folder, fragments_of(bpe, texts, length, opening))
+                place = "the opening" if opening else "a random place"
+                accuracy = ((p > 0.5) == label).mean()
+                print(
+                    f"imdb_test_public ({name}), {len(rows)} reviews, "
+                    f"{length} tokens from {place}: "
+                    f"accuracy {accuracy:.4f} AUC {auc(p, label == 1):.4f}"
                 )
-                for seed in range(7)
-            ]
-            *places, opening = [((scores(folder, texts) > 0.5) == label).mean() for texts in drawn]
-            print(
-                f"30 tokens of {name}, six random places: accuracy {np.mean(places):.4f} ({min(places):.4f} to "
-                f"{max(places):.4f}), the opening: {opening:.4f}"
-            )
-        sst = read(data, "sst2_dev")
-        p = scores(folder, [r["text"] for r in sst])
+                if name == "all" and length == 30 and not opening:
+                    print_reliability(p, label)
+    measure_places(data, folder, bpe, polar)
+    sst = read(data, "sst2_dev")
+    p = scores(folder, [r["text"] for r in sst])
+    accuracy = np.mean((p > 0.5) == np.array([r["label"] for r in sst]))
+    print(f"sst2_dev: {len(sst)} phrases, accuracy {accuracy:.4f}")
+
+
+def measure_places(data, folder, bpe, rows):
+    """Accuracy on 30 tokens from six random places and from the opening.
+
+    Also with GPT-2's vocabulary, if DIR holds it: 30 of its tokens are 25 words, of tiny/lm's 21.
+    """
+    texts = [r["text"] for r in rows]
+    label = np.array([r["label"] for r in rows])
+    vocabularies = {"tiny/lm": bpe}
+    gpt2 = Path(data) / "gpt2_vocab"
+    if gpt2.is_dir():
+        vocabularies["GPT-2"] = open_bpe(gpt2)
+    for name, vocabulary in vocabularies.items():
+        accuracies = []
+        for seed in range(7):
+            fragments = fragments_of(vocabulary, texts, 30, opening=seed == 6, seed=seed)
+            accuracies.append(((scores(folder, fragments) > 0.5) == label).mean())
+        *places, opening = accuracies
+        spread = f"{np.mean(places):.4f} ({min(places):.4f} to {max(places):.4f})"
         print(
-            f"sst2_dev: {len(sst)} phrases, accuracy {np.mean((p > 0.5) == np.array([r['label'] for r in sst])):.4f}"
+            f"30 tokens of {name}, six random places: accuracy {spread}, the opening: {opening:.4f}"
         )
+
+
+def measure_toxicity(data, folder, bpe):
+    """Agreement with the scores of texts never trained on, and crude words in reviews."""
+    rows = [row for i, row in enumerate(read(data, "rtp_public")) if i % 5 == 4]
+    texts, actual = zip(*rtp_texts(rows))
+    p = scores(folder, list(texts))
+    actual = np.array(actual)
+    print(
+        f"rtp_public, rows with index % 5 == 4: {len(p)} texts, "
+        f"Pearson {np.corrcoef(p, actual)[0, 1]:.4f} AUC {auc(p, actual > 0.5):.4f}, "
+        f"mean {p.mean():.3f} (actual {actual.mean():.3f}), "
+        f"over 0.5: {(p > 0.5).mean():.3f} ({(actual > 0.5).mean():.3f})"
+    )
+    print_reliability(p, actual)
+    reviews = []
+    for row in read(data, "imdb_test_public"):
+        reviews += [row["text"]] * 4
+    for length in (20, 64):
+        texts = fragments_of(bpe, reviews, length)
+        crude = np.array([bool(CRUDE.search(t)) for t in texts])
+        p = scores(folder, texts)
+        print(
+            f"imdb_test_public, {len(p)} random fragments of {length} tokens: "
+            f"mean {p.mean():.3f}, over 0.5: {(p > 0.5).mean():.4f}; "
+            f"{crude.sum()} with a crude word: {(p[crude] > 0.5).mean():.3f}; "
+            f"without: {(p[~crude] > 0.5).mean():.4f}"
+        )
+
+
+def measure(task, data, folder, bpe):
+    bpe = open_bpe(bpe)
+    if task == "sentiment":
+        measure_sentiment(data, folder, bpe)
     else:
-        rows = [row for i, row in enumerate(read(data, "rtp_public")) if i % 5 == 4]
-        texts, actual = zip(*rtp_texts(rows))
-        p, actual = scores(folder, list(texts)), np.array(actual)
-        print(
-            f"rtp_public, rows with index % 5 == 4: {len(p)} texts, Pearson {np.corrcoef(p, actual)[0, 1]:.4f} "
-            f"AUC {auc(p, actual > 0.5):.4f}, mean {p.mean():.3f} (actual {actual.mean():.3f}), "
-            f"over 0.5: {(p > 0.5).mean():.3f} ({(actual > 0.5).mean():.3f})"
-        )
-        reliability(p, actual)
-        for length in (20, 64):
-            texts = fragments_of(bpe, [r["text"] for r in test for _ in range(4)], length)
-            crude = np.array([bool(CRUDE.search(t)) for t in texts])
-            p = scores(folder, texts)
-            print(
-                f"imdb_test_public, {len(p)} random fragments of {length} tokens: mean {p.mean():.3f}, "
-                f"over 0.5: {(p > 0.5).mean():.4f}; {crude.sum()} with a crude word: "
-                f"{(p[crude] > 0.5).mean():.3f}; without: {(p[~crude] > 0.5).mean():.4f}"
-            )
+        measure_toxicity(data, folder, bpe)
     for text, p in zip(PHRASES[task], scores(folder, PHRASES[task])):
         print(f"  {p:.3f} {text!r}")
 
 
-def main():
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("task", choices=["sentiment", "toxicity"])
-    parser.add_argument(
-        "--texts", required=True, help="the folder with imdb_train.jsonl.xz and the others"
-    )
-    parser.add_argument("--out", required=True, help="the judge's folder")
-    parser.add_argument("--measure", action="store_true", help="train nothing, only measure --out")
-    parser.add_argument(
-        "--bpe",
-        default=Path(__file__).parent / "lm",
-        help="the folder with the language model's vocab.json and merges.txt: measured in its tokens",
-    )
-    parser.add_argument("--steps", type=int, help="steps of the transformer, of 4,096 tokens each")
-    parser.add_argument(
-        "--first", help="sentiment only: go on from this judge, which is a further teacher"
-    )
-    parser.add_argument(
-        "--notes",
-        help="sentiment only, with --first: learn also from what a reader says of unlabelled reviews, a .npz that --lm makes",
-    )
-    parser.add_argument(
-        "--lm",
-        help="the reader of --notes, if these are still to be made: a language model of tiny/pretrain.py",
-    )
-    parser.add_argument(
-        "--lm-steps", type=int, default=700, help="steps of the reader, of 256 fragments each"
-    )
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--device", default="cpu", help="where the transformers learn: cpu or cuda")
-    args = parser.parse_args()
+def parse_options(argv=None):
+    formatter = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=formatter)
+    add = parser.add_argument
+    add("task", choices=["sentiment", "toxicity"])
+    add("--texts", required=True, help="folder with imdb_train.jsonl.xz and the others")
+    add("--out", required=True, help="folder of the judge")
+    add("--measure", action="store_true", help="train nothing, only measure --out")
+    text = "folder with the language model's vocab.json and merges.txt, whose tokens are counted"
+    add("--bpe", default=Path(__file__).parent / "lm", help=text)
+    add("--steps", type=int, help="steps of the transformer, of 4,096 tokens each")
+    text = "sentiment only: go on from this judge, which is a teacher as well"
+    add("--first", help=text)
+    text = "sentiment only, with --first: a .npz of a reader's opinions, which --lm makes"
+    add("--notes", help=text)
+    text = "the reader, if --notes is still to be made: a language model of tiny/pretrain.py"
+    add("--lm", help=text)
+    add("--lm-steps", type=int, default=700, help="steps of the reader, of 256 fragments each")
+    add("--seed", type=int, default=0)
+    add("--device", default="cpu", help="where the transformers learn: cpu or cuda")
+    args = parser.parse_args(argv)
     if args.notes and not args.first:
         parser.error("--notes needs --first, the judge that goes on")
     if args.notes and not (args.lm or Path(args.notes).exists()):
         parser.error(f"{args.notes} does not exist: name --lm, and it is made")
+    return args
+
+
+def main(argv=None):
     global DEVICE
+    args = parse_options(argv)
     DEVICE = args.device
     torch.manual_seed(args.seed)
-    start = time.time()
     if not args.measure:
+        start = time.time()
         steps = args.steps or STEPS[args.task]
         if args.task == "sentiment":
-            model, tok = train_sentiment(
-                args.texts, steps, args.seed, args.first, args.notes, args.lm, args.lm_steps
-            )
+            more = (args.first, args.notes, args.lm, args.lm_steps)
+            model, tok = train_sentiment(args.texts, steps, args.seed, *more)
         else:
             model, tok = train_toxicity(args.texts, steps, args.seed)
         save(model, tok, args.out)
