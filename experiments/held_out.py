@@ -2,7 +2,8 @@
 
     pip install vaderSentiment
     python evaluate.py --generations runs/sentiment-tiny/eval/quark.jsonl --reference tiny/lm \\
-        --reward sentiment experiments/held_out.py:vader --out runs/sentiment-tiny/eval/held-out
+        --reward sentiment experiments/held_out.py:vader \\
+        --out runs/sentiment-tiny/eval/quark-held-out
 
 (Hutto and Gilbert, ICWSM 2014.) If the reward of the trained judge rises and that of this one does
 not, the policy has learned to fool the judge. Compare its `mean`. Of many texts it has no opinion

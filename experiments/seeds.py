@@ -13,7 +13,7 @@ def load(path):
 
 
 def metrics_of(table, prefix=""):
-    """All metrics of a table, in one dict: {"sentiment mean": 0.51, "neutral: dist_1": ..., ...}."""
+    """All metrics of a table, in one dict: {"sentiment mean": 0.51, "neutral: dist_1": ...}."""
     flat = {}
     for name, metrics in table["rewards"].items():
         for metric, m in metrics.items():

@@ -425,7 +425,7 @@ COPY (
 
 @pytest.mark.slow
 def test_an_engine_agrees(tmp_path):
-    """DuckDB's ntile over the same file, the query of bench/quantize.py.
+    """DuckDB's ntile over the same file, the query of bench/cutting.py.
 
     Each part has the same rewards, whoever breaks the ties, and the same rows where there are none.
     Other fields pass through.

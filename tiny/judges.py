@@ -746,13 +746,8 @@ def train_toxicity(folder, steps, seed=0):
     tok = make_tokenizer(vocabulary_texts(folder))
     vocab = tok.get_vocab_size()
     data = ToxicityTexts(folder, tok)
-    hold, scored, tweets, reviews, web = (
-        data.hold,
-        data.scored,
-        data.tweets,
-        data.reviews,
-        data.web,
-    )
+    hold, scored, tweets = data.hold, data.scored, data.tweets
+    reviews, web = data.reviews, data.web
 
     def held_back_fragments():
         return hold.cut(rng, np.arange(len(hold.end)), 64, 0)

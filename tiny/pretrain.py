@@ -367,7 +367,10 @@ def mean(folders, work, out):
     networks = [open_model(folder).eval() for folder in folders]
     model = networks[0]
     states = [network.state_dict() for network in networks]
-    model.load_state_dict({k: sum(s[k] for s in states) / len(states) for k in states[0]})
+    average = {}
+    for name in states[0]:
+        average[name] = sum(state[name] for state in states) / len(states)
+    model.load_state_dict(average)
     rows = held_back_rows(load_tokens(work), model.config.n_positions)
     with torch.no_grad():
         parts = [model.transformer(x[:, :-1]).last_hidden_state for x in rows.split(32)]
