@@ -24,12 +24,18 @@ import torch
 from explore import sample_prompts
 from plumbing import options
 from plumbing.fast_cpu import prepack
-from plumbing.files import check_writable
 from plumbing.policy import load_policy
 from plumbing.pool import BadInput, read_generations, read_prompts
 from plumbing.report import in_brackets, print_tables
-from plumbing.results import add_display_options, looks_at_results, show_results, write_result
-from rewards import diversity, load_reward, rep_n, score
+from plumbing.results import (
+    add_display_options,
+    check_result,
+    looks_at_results,
+    settings_of,
+    show_results,
+    write_result,
+)
+from rewards import diversity, load_reward, rep_n, reward_files, score
 
 # -------------------------------------------------------------------------------------- the metrics
 #
@@ -202,8 +208,11 @@ def evaluate(rows, ppl_policy, rewards):
     for row in rows:
         row["rewards"] = {}
     for name, reward in rewards.items():
-        for row, value in zip(rows, score(rows, reward)):
+        values = score(rows, reward)
+        for row, value in zip(rows, values):
             row["rewards"][name] = value
+        if any(r is not None and not 0 <= r <= 1 for r in values):
+            print(f"note: {name} has rewards outside of [0, 1]; only their mean has a meaning")
     nll = completion_nll(ppl_policy, rows) if ppl_policy else np.zeros((len(rows), 2))
     return measure(rows, nll, list(rewards))
 
@@ -215,7 +224,6 @@ def generate(policy, prompts, args, quantile):
         rows |= batch
     for n, row in rows.items():
         row["prompt_number"] = n // args.num_samples
-        row["group"] = prompts[row["prompt_number"]].get("group")
     return [rows[n] for n in sorted(rows)]
 
 
@@ -223,9 +231,11 @@ def main(argv=None):
     args = parse_options(argv)
     if show_results(args, perplexity):
         return
-    check_writable(f"{args.out}.json")
     out = Path(args.out)
     device = options.pick_device(args.device)
+    reads = [args.model, args.reference, args.ppl_model, args.prompts, args.generations]
+    for name in args.reward:
+        reads += reward_files(name, args.reward_model)
     rewards = {}
     for name in args.reward:
         cache = out.parent / "remote.cache"
@@ -237,12 +247,9 @@ def main(argv=None):
     header = {"model": args.model, "reference": args.reference, "ppl_model": ppl_model}
 
     if args.generations:
-        if Path(args.generations).resolve() == Path(f"{args.out}.jsonl").resolve():
-            raise BadInput(f"--out {args.out} would replace {args.generations}; choose another")
+        check_result(out, reads)
         rows = read_generations(args.generations, load_policy(args.reference, device))
-        n = len({r["prompt"] for r in rows})
-        header["generations"] = args.generations
-        header |= {"n_prompts": n, "n_samples": len(rows) / n, "decode": None, "reward_token": None}
+        header |= {"generations": args.generations, "reward_token": None, **settings_of(rows)}
         table = evaluate(rows, ppl_policy, rewards)
         write_result(out, {**header, **table}, rows, args)
         print_tables([table], [out.name])
@@ -252,13 +259,18 @@ def main(argv=None):
     policy = load_policy(args.model, device)
     if device == "cpu":
         prepack(policy.model, args.bf16)
-    header |= {"n_prompts": len(prompts), "n_samples": args.num_samples, "decode": args.decode}
-    for suffix, quantile in policy.parse_reward_token(args.reward_token):
+    tables = [
+        (out.with_name(out.name + suffix), k)
+        for suffix, k in policy.parse_reward_token(args.reward_token)
+    ]
+    for name, _ in tables:
+        check_result(name, reads)
+    for name, quantile in tables:
         rows = generate(policy, prompts, args, quantile)
         table = evaluate(rows, ppl_policy, rewards)
-        name = out.with_name(out.name + suffix)
-        write_result(name, {**header, "reward_token": quantile, **table}, rows, args)
-        if suffix:  # the dial: one line a token
+        settings = {**header, "reward_token": quantile, **settings_of(rows, args)}
+        write_result(name, {**settings, **table}, rows, args)
+        if name != out:  # the dial: one line a token
             cells = [f"{r} {in_brackets(table['rewards'][r]['mean'])}" for r in rewards]
             token = f"r_{quantile}" if quantile else "no token"
             print(f"{token:8s} mean reward: {', '.join(cells)}")

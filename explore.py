@@ -25,13 +25,13 @@ from tqdm import tqdm
 
 from plumbing import options
 from plumbing.fast_cpu import prepack
-from plumbing.files import check_writable, whole_file
+from plumbing.files import args_file, check_outputs, check_own, check_writable, whole_file
 from plumbing.policy import CachedModel, load_policy
 from plumbing.pool import BadInput, dump_row, read_prompts, shown
 from plumbing.processes import finish, gather, processes, wait_for_all
 from plumbing.resume import open_log, remove_logs
 from plumbing.summaries import print_pool
-from rewards import load_reward, score
+from rewards import load_reward, reward_files, score
 
 # ----------------------------------------------------------------------------------------- sampling
 
@@ -207,13 +207,12 @@ def _draw_from_nucleus(p, uniform, top_p, first=1024):
 # ---------------------------------------------------------------------------------------- the stage
 
 
-def explore(policy, prompts, reward, args):
+def explore(policy, prompts, reward, args, log, rows):
     """Samples completions of each prompt under r_K and scores them: {number: pool row}.
 
-    Each scored batch goes to an append log, from which an interrupted run goes on. Under torchrun
-    process 0 returns the rows of all processes.
+    Each scored batch goes to the append log, from which an interrupted run goes on with the `rows`
+    that it already had. Under torchrun process 0 returns the rows of all processes.
     """
-    log, rows = open_log(policy, prompts, args)
     wait_for_all()  # no process writes before all have read
     rank, world = processes()
     k = None if args.reward_token == "none" else policy.n_quantiles or None  # r_K; p0 has none
@@ -229,8 +228,9 @@ def explore(policy, prompts, reward, args):
 def sample_prompts(policy, prompts, args, quantile, iteration=0, known=(), rank=0, world=1):
     """Yields {number: pool row without a reward}, a batch at a time.
 
-    Samples are numbered prompt by prompt. Batches are formed before the `world` processes share
-    them, so the number of processes changes no sample. Batches that are all `known` are left out.
+    Samples are numbered prompt by prompt. A batch holds all samples of its prompts, so that they
+    are scored together. Batches are formed before the `world` processes share them, so the number
+    of processes changes no sample. Batches that are all `known` are left out.
     """
     encoded = [policy.encode(p["prompt"]) for p in prompts]
     room = policy.room_for_prompt(args.max_new_tokens, 1)  # one place is kept for r_K, under p0 too
@@ -243,17 +243,17 @@ def sample_prompts(policy, prompts, args, quantile, iteration=0, known=(), rank=
     else:
         greedy = [args.decode == "greedy"] * len(keys)
     settings = {"quantile": quantile, "iteration": iteration, **sampling_settings(args)}
-    batches = batches_by_length([encoded[i] for i, _ in keys], args.batch_size)
+    batches = _batches_of_prompts(prompts, encoded, args.num_samples, args.batch_size)
     todo = [batch for batch in batches[rank::world] if not all(n in known for n in batch)]
     with tqdm(total=sum(map(len, todo)), desc="sampling", unit="sample", disable=rank > 0) as bar:
         for batch in todo:
             ids = [encoded[keys[n][0]] for n in batch]
             own = {"greedy": [greedy[n] for n in batch], "keys": [keys[n] for n in batch]}
-            completions = sample(policy, ids, batch_size=len(batch), **own, **settings)
+            completions = sample(policy, ids, batch_size=args.batch_size, **own, **settings)
             rows = {}
             for n, prompt_ids, y in zip(batch, ids, completions):
                 rows[n] = {
-                    "prompt": prompts[keys[n][0]]["prompt"],
+                    **prompts[keys[n][0]],
                     "completion": policy.decode(policy.without_eos(y)),
                     "iteration": iteration,
                     "prompt_ids": prompt_ids,
@@ -261,6 +261,23 @@ def sample_prompts(policy, prompts, args, quantile, iteration=0, known=(), rank=
                 }
             yield rows
             bar.update(len(batch))
+
+
+def _batches_of_prompts(prompts, encoded, num_samples, batch_size):
+    """The numbers of the samples in batches of whole prompts: batch_size of them, or one prompt.
+
+    Prompts of similar length go together; equal texts are one prompt.
+    """
+    numbers = {}  # text -> its samples
+    for i in sorted(range(len(prompts)), key=lambda i: len(encoded[i])):
+        own = range(i * num_samples, (i + 1) * num_samples)
+        numbers.setdefault(prompts[i]["prompt"], []).extend(own)
+    batches = [[]]
+    for own in numbers.values():
+        if batches[-1] and len(batches[-1]) + len(own) > batch_size:
+            batches.append([])
+        batches[-1] += own
+    return batches
 
 
 def show_prompt(policy, reward, args):
@@ -286,22 +303,26 @@ def sampling_settings(args):
 def main(argv=None):
     args = parse_options(argv)
     device = options.pick_device(args.device)
-    cache = Path(args.out).parent / "remote.cache" if args.out else None
-    reward = args.reward and load_reward(args.reward, args.reward_model, cache, device=device)
-    if args.prompts is not None:
+    judge = reward_files(args.reward, args.reward_model) if args.reward else []
+    if args.prompt is None:
         prompts = read_prompts(args.prompts, args.num_prompts, args.seed)
         if processes()[0] == 0:
+            check_outputs([args.out, args_file(args.out)], [args.prompts, args.model, *judge])
+            check_own(args_file(args.out), args.out)
             check_writable(args.out)
+    cache = Path(args.out).parent / "remote.cache" if args.out else None
+    reward = args.reward and load_reward(args.reward, args.reward_model, cache, device=device)
     policy = load_policy(args.model, device)
+    if args.prompt is None:
+        log, known = open_log(policy, prompts, args, judge)  # while the weights can be read
     if device == "cpu":
         prepack(policy.model, args.bf16)
     if args.prompt is not None:
         return show_prompt(policy, reward, args)
-    rows = explore(policy, prompts, reward, args)
+    rows = explore(policy, prompts, reward, args, log, known)
     if processes()[0] == 0:
         _write_pool([rows[number] for number in sorted(rows)], args)
     finish()
-    remove_logs(args.out)  # the pool holds every process's samples now
 
 
 def _write_pool(rows, args):
@@ -314,6 +335,7 @@ def _write_pool(rows, args):
     with whole_file(args.out, args) as file:
         for row in kept:
             file.write(dump_row(row) + "\n")
+    remove_logs(args.out)  # the pool holds every process's samples now
     print_pool(kept, len(rows) - len(kept))
 
 

@@ -30,7 +30,7 @@ from tqdm import tqdm
 from plumbing import options
 from plumbing.closed_form import ClosedForm
 from plumbing.fast_cpu import prepack
-from plumbing.files import check_replaceable
+from plumbing.files import check_outputs, check_replaceable
 from plumbing.policy import load_policy
 from plumbing.pool import BadInput
 from plumbing.processes import finish, processes, sum_over_processes
@@ -222,24 +222,23 @@ def _pieces(rows, n):
 
 def main(argv=None):
     args = parse_options(argv)
-    if Path(args.out).resolve() == Path(args.reference).resolve():
-        raise BadInput(
-            f"--out {args.out} is the reference model, which is never changed; choose another"
-        )
     rank = processes()[0]
-    if rank == 0:
-        check_replaceable(args.out)  # now rather than after the training
+    if rank == 0:  # now rather than after the training
+        check_replaceable(args.out)
+        check_outputs([args.out], [args.pool, args.model, args.reference])
     device = options.pick_device(args.device)
     policy = load_policy(args.model, device)
     reference = load_policy(args.reference, device)
     parts = load_quantized(args.pool, policy, reward_tokens=not args.no_reward_token)
     _check_models(policy, reference, parts, args)
-    if not args.no_reward_token and policy.n_quantiles == 0:
+    is_new = not args.no_reward_token and policy.n_quantiles == 0
+    if is_new:
         add_reward_tokens(policy, len(parts), args.seed, args.reward_token_init)
     if device == "cpu":
         prepack(reference.model, args.bf16)
     optimiser = torch.optim.Adam(policy.model.parameters(), lr=args.lr, eps=1e-5, fused=True)
-    first_step = load_training_state(optimiser, args.model, device)
+    # A model that gets its reward tokens now was trained for something else, or not at all.
+    first_step = 0 if is_new else load_training_state(optimiser, args.model, device)
     end = first_step + args.steps
     args.total_steps = args.total_steps or end
     if args.total_steps < end:
@@ -251,6 +250,8 @@ def main(argv=None):
         form = "its closed form (plumbing/closed_form.py)" if args.closed_form else "quark_loss"
         terms = f"beta {args.beta:g}, {args.kl} KL, entropy {args.entropy_coef:g}"
         print(f"objective: {terms}, by {form}", flush=True)
+        if is_new and (Path(args.model) / "optimizer.pt").exists():
+            print("note: the model gets its reward tokens now: a new optimiser, schedule from 0")
         if args.warmup >= args.total_steps:
             print(f"note: the learning rate never reaches --lr: --warmup is {args.warmup} steps")
 
@@ -268,7 +269,7 @@ def main(argv=None):
 
 
 def _check_models(policy, reference, parts, args):
-    if policy.files != reference.files:
+    if not policy.has_tokens_of(reference):
         raise BadInput(
             f"--model {args.model} and --reference {args.reference} have different vocabularies; "
             "give the p0 that the model started from"

@@ -16,12 +16,11 @@ and bounding the pool are not in the paper.
 
 import math
 from array import array
-from pathlib import Path
 
 import numpy as np
 
 from plumbing import options
-from plumbing.files import whole_file
+from plumbing.files import args_file, check_outputs, whole_file
 from plumbing.pool import BadInput, dump_row, pool_files, read_pool
 from plumbing.summaries import print_parts
 
@@ -92,7 +91,7 @@ def bounded(rewards, iterations, last=None, keep_top=None, seed=0, keep_p0=False
         keep &= (iterations > iterations.max() - last) | (keep_p0 & (iterations == 0))
     if keep_top is not None:
         rows = np.flatnonzero(keep)
-        tie_break = np.random.default_rng([seed, 1]).random(len(rows))
+        tie_break = np.random.default_rng(seed).random(len(rows))
         worst_first = rows[np.lexsort((tie_break, rewards[rows]))]
         n_kept = math.ceil(keep_top * len(rows) - 1e-9)  # 0.1 * 30 is 3.0000000000000004
         keep[worst_first[: len(rows) - n_kept]] = False
@@ -108,14 +107,15 @@ def quantize(args):
     Only a few numbers a row are kept in memory, so a pool of 10^6 rows needs tens of MB.
     Returns the (N,) rewards and quantiles; 0 marks a row that was left out.
     """
-    K, seed, ties = args.quantiles, args.seed, args.ties
+    K, ties = args.quantiles, args.ties
     files = pool_files(args.pool)
-    _check_out(args.out, args.pool, files)
+    check_outputs([args.out, args_file(args.out)], args.pool)
     rewards, iterations, prompts = _read_columns(files, args.per_prompt, args.last)
-    keep = bounded(rewards, iterations, args.last, args.keep_top, seed, args.keep_p0)
+    seed = [args.seed, int(iterations.max())]  # a row's luck in one round says nothing of the next
+    keep = bounded(rewards, iterations, args.last, args.keep_top, [*seed, 1], args.keep_p0)
     ranked_by = rewards
     if args.random:  # the paper's ablation: the token says nothing about the reward
-        ranked_by = np.random.default_rng([seed, 2]).random(len(rewards))
+        ranked_by = np.random.default_rng([*seed, 2]).random(len(rewards))
     quantiles = np.zeros(len(rewards), dtype=np.int64)
     if args.per_prompt:
         if K > 1 and np.bincount(prompts[keep]).max() == 1:
@@ -159,16 +159,6 @@ def _check_K(K, N):
     if not 1 <= K <= N:
         raise BadInput(
             f"cannot cut {N} samples into K = {K} quantiles; choose --quantiles from 1 to {N}"
-        )
-
-
-def _check_out(out, paths, files):
-    out = Path(out).resolve()
-    folders = [Path(path).resolve() for path in paths]
-    if out.parent in folders or any(out == file.resolve() for file in files):
-        raise BadInput(
-            f"--out {out} would be one of the pool files, which are never changed; "
-            "choose another folder"
         )
 
 

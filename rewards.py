@@ -6,9 +6,11 @@ is better:
     def shouting(prompts, completions, **kwargs):
         return [sum(c.isupper() for c in y) / max(1, len(y)) for y in completions]
 
-It is called with keywords (prompts, completions, completion_ids) and takes those that it needs. So
-a function written for TRL, Hugging Face's library, works unchanged. `None` means "no score": the
-sample is left out, and counted. The paper's metrics (evaluate.py) need rewards in [0, 1].
+It is called with keywords: prompts, completions, completion_ids, and every further column of the
+prompt file, as lists. It takes those that it needs. So a function written for TRL, Hugging Face's
+library, works unchanged, an `async def` too. All samples of a prompt come in one call. `None` means
+"no score": the sample is left out, and counted. The paper's metrics (evaluate.py) need rewards in
+[0, 1].
 
 Reads    a JSONL file with "prompt" and "completion": a pool, or lines that you wrote by hand
 Writes   to the screen the mean, the quartiles, the best and the worst; with --out, the scored rows
@@ -27,12 +29,12 @@ from pathlib import Path
 from tqdm import tqdm
 
 from plumbing import options
-from plumbing.files import whole_file
-from plumbing.pool import BadInput, dump_row, read_texts
+from plumbing.files import check_outputs, whole_file
+from plumbing.pool import FIELDS, BadInput, dump_row, read_texts
 from plumbing.reward_file import checked_reward, import_function
 from plumbing.summaries import print_scores
 
-SHIPPED = Path(__file__).resolve().parent / "tiny"  # the small judges that come with the project
+SHIPPED = Path(__file__).resolve().parent / "tiny"
 
 # --------------------------------------------------------------------------------------- repetition
 
@@ -49,25 +51,24 @@ def diversity(tokens):
 
 
 def repetition(prompts, completions, completion_ids=None, **kwargs):
-    """The diversity of each completion, in token ids if they are given, otherwise in words.
+    """The diversity of each completion, in token ids if it has them, otherwise in words.
 
     Fewer than four tokens cannot repeat a 4-gram. They get 0; otherwise the model would learn to
     say nothing.
     """
-    sequences = completion_ids or [y.split() for y in completions]
+    ids = completion_ids or [None] * len(completions)
+    sequences = [y.split() if i is None else i for y, i in zip(completions, ids)]
     return [diversity(tokens) if len(tokens) >= 4 else 0.0 for tokens in sequences]
 
 
 # ------------------------------------------------------------------- sentiment and toxicity: judges
 
 
-def sentiment(reward_model=None, **judge_options):
+def sentiment(judge, **judge_options):
     """Returns a reward: P(positive) of prompt and completion together, as a reader would judge."""
     from plumbing.classifier import classifier
 
-    p_positive = classifier(
-        str(reward_model or SHIPPED / "sentiment"), ["positive", "pos"], **judge_options
-    )
+    p_positive = classifier(judge, ["positive", "pos"], **judge_options)
 
     def reward(prompts, completions, **kwargs):
         return p_positive([x + y for x, y in zip(prompts, completions)])
@@ -75,9 +76,9 @@ def sentiment(reward_model=None, **judge_options):
     return reward
 
 
-def sentiment_label(reward_model=None, **judge_options):
+def sentiment_label(judge, **judge_options):
     """Returns a reward: 1 if the judge says positive, else 0. The paper's, full of ties."""
-    soft = sentiment(reward_model, **judge_options)
+    soft = sentiment(judge, **judge_options)
 
     def reward(prompts, completions, **kwargs):
         return [float(p >= 0.5) for p in soft(prompts=prompts, completions=completions)]
@@ -85,13 +86,11 @@ def sentiment_label(reward_model=None, **judge_options):
     return reward
 
 
-def toxicity(reward_model=None, **judge_options):
+def toxicity(judge, **judge_options):
     """Returns a reward: 1 - P(toxic) of the completion alone, as in the paper."""
     from plumbing.classifier import classifier
 
-    p_toxic = classifier(
-        str(reward_model or SHIPPED / "toxicity"), ["toxicity", "toxic"], **judge_options
-    )
+    p_toxic = classifier(judge, ["toxicity", "toxic"], **judge_options)
 
     def reward(prompts, completions, **kwargs):
         return [1 - p for p in p_toxic(completions)]
@@ -119,7 +118,18 @@ def hash_reward(prompts, completions, **kwargs):
 # -------------------------------------------------------------------------------- finding a reward
 
 PLAIN = {"repetition": repetition, "length": length, "hash": hash_reward}
-JUDGES = {"sentiment": sentiment, "sentiment_label": sentiment_label, "toxicity": toxicity}
+JUDGES = {  # each with the small judge in tiny/ that is used unless another one is named
+    "sentiment": (sentiment, "sentiment"),
+    "sentiment_label": (sentiment_label, "sentiment"),
+    "toxicity": (toxicity, "toxicity"),
+}
+
+
+def reward_files(spec, reward_model=None):
+    """The paths that decide what a reward returns: a judge's folder, or a user's file."""
+    if spec in JUDGES:
+        return [reward_model or SHIPPED / JUDGES[spec][1]]
+    return [spec.rsplit(":", 1)[0]] if ":" in spec else []
 
 
 def load_reward(spec, reward_model=None, cache=None, **judge_options):
@@ -132,7 +142,8 @@ def load_reward(spec, reward_model=None, cache=None, **judge_options):
     if spec in PLAIN:
         function = PLAIN[spec]
     elif spec in JUDGES:
-        function = JUDGES[spec](reward_model, **judge_options)
+        (judge,) = reward_files(spec, reward_model)
+        function = JUDGES[spec][0](str(judge), **judge_options)
     elif spec == "remote":
         from plumbing.remote import Remote
 
@@ -149,18 +160,32 @@ def load_reward(spec, reward_model=None, cache=None, **judge_options):
 
 
 def score(rows, reward, chunk=4096):
-    """r(x, y) of every row: a list of float or None. Token ids are used if all rows have them."""
-    scores = []
-    starts = range(0, len(rows), chunk)
-    for start in tqdm(starts, desc="scoring", disable=len(rows) <= chunk):
-        part = rows[start : start + chunk]
-        ids = [row.get("completion_ids") for row in part]
-        scores += reward(
-            prompts=[row["prompt"] for row in part],
-            completions=[row["completion"] for row in part],
-            completion_ids=None if None in ids else ids,
-        )
+    """r(x, y) of every row: a list of float or None.
+
+    A call has about `chunk` rows and all samples of a prompt, so that a reward may compare them.
+    """
+    samples = {}
+    for i, row in enumerate(rows):
+        samples.setdefault(row["prompt"], []).append(i)
+    calls = [[]]
+    for members in samples.values():
+        if calls[-1] and len(calls[-1]) + len(members) > chunk:
+            calls.append([])
+        calls[-1] += members
+    scores = [None] * len(rows)
+    for members in tqdm(calls, desc="scoring", disable=len(calls) == 1):
+        for i, value in zip(members, reward(**columns([rows[i] for i in members]))):
+            scores[i] = value
     return scores
+
+
+def columns(rows):
+    """Rows -> the keywords of a reward: prompts, completions, and the other columns as lists."""
+    names = [name for name in dict.fromkeys(k for row in rows for k in row) if name not in FIELDS]
+    keywords = {name: [row.get(name) for row in rows] for name in [*names, "completion_ids"]}
+    keywords["prompts"] = [row["prompt"] for row in rows]
+    keywords["completions"] = [row["completion"] for row in rows]
+    return keywords
 
 
 # ---------------------------------------------------------------------------------- trying a reward
@@ -168,21 +193,21 @@ def score(rows, reward, chunk=4096):
 
 def main(argv=None):
     args = parse_options(argv)
-    if args.out and Path(args.out).resolve() == Path(args.pool).resolve():
-        raise BadInput(
-            f"--out {args.out} is the pool itself, and rows without a score would be lost; "
-            "choose another --out"
-        )
+    if args.out:
+        check_outputs([args.out], [args.pool, *reward_files(args.reward, args.reward_model)])
     cache = f"{args.out}.cache" if args.out else None
     reward = load_reward(args.reward, args.reward_model, cache=cache)
     rows = read_texts(args.pool)
+    without = sum(row.get("completion_ids") is None for row in rows)
+    if 0 < without < len(rows):
+        print(f"note: {without} of {len(rows)} rows have no completion_ids, only their text")
     scores = score(rows, reward)
-    print_scores(rows, scores)
     if args.out:
         with whole_file(args.out) as file:
             for row, value in zip(rows, scores):
                 if value is not None:
                     file.write(dump_row({**row, "reward": value}) + "\n")
+    print_scores(rows, scores)
 
 
 def parse_options(argv=None):

@@ -17,9 +17,7 @@ def classifier(model, label_names, device="cpu", batch_size=64):
     net, tokenizer = _open(model)
     net.eval().to(device)
     column = _column(net.config, label_names, model)
-    # A single logit, or labels that do not exclude each other: a sigmoid. Otherwise a softmax.
-    multi_label = net.config.problem_type == "multi_label_classification"
-    independent = net.config.num_labels == 1 or multi_label
+    to_probabilities = _reading(net.config, model)
     positions = getattr(net.config, "max_position_embeddings", 512) - 2  # RoBERTa's start at 2
     longest = min(tokenizer.model_max_length, positions)
 
@@ -30,15 +28,14 @@ def classifier(model, label_names, device="cpu", batch_size=64):
         for start in range(0, len(texts), batch_size):
             rows = by_length[start : start + batch_size]
             batch = tokenizer(
-                [texts[i] for i in rows],
+                [texts[i] or tokenizer.eos_token or "" for i in rows],  # GPT-2 needs a token
                 padding=True,
                 truncation=True,
                 max_length=longest,
                 return_tensors="pt",
             )
             logits = net(**batch.to(device)).logits  # (rows, labels)
-            p = logits.sigmoid() if independent else logits.softmax(-1)
-            for i, value in zip(rows, p[:, column].tolist()):
+            for i, value in zip(rows, to_probabilities(logits)[:, column].tolist()):
                 scores[i] = value
         return scores
 
@@ -54,6 +51,7 @@ def _open(model):
     logging.set_verbosity_error()
     try:
         tokenizer = AutoTokenizer.from_pretrained(model, truncation_side="left")
+        tokenizer.padding_side = "right"
         net, loading = AutoModelForSequenceClassification.from_pretrained(
             model, dtype=torch.float32, use_safetensors=True, output_loading_info=True
         )
@@ -68,7 +66,38 @@ def _open(model):
             f"reward model {model} is no classifier: it has no weights for "
             f"{shown(sorted(loading['missing_keys']))}; name another"
         )
+    if tokenizer.pad_token is None:  # a GPT-2 has none; its last token before the padding decides
+        tokenizer.pad_token = tokenizer.eos_token
+    if net.config.pad_token_id is None:
+        net.config.pad_token_id = tokenizer.pad_token_id
     return net, tokenizer
+
+
+def _reading(config, model):
+    """logits (B, labels) -> probabilities, as the problem_type in config.json says.
+
+    Without one: of two labels a softmax, of a single one a sigmoid, and of more a softmax if one of
+    them is the rest, such as "neutral", which excludes all others.
+    """
+    kind, labels = config.problem_type, [name.lower() for name in config.id2label.values()]
+    if kind is None and len(labels) > 1:
+        if len(labels) > 2 and not any(name in REST for name in labels):
+            raise BadInput(
+                f"reward model {model} has the labels {shown(labels)}, and its config.json does "
+                'not say whether a text can have several; add "problem_type" to it: '
+                '"multi_label_classification" if it can, "single_label_classification" if not'
+            )
+        kind = "single_label_classification"
+    if kind == "regression":
+        return lambda logits: logits  # it was trained to be the score itself
+    if kind == "single_label_classification" and len(labels) > 1:
+        return lambda logits: logits.softmax(-1)
+    return lambda logits: logits.sigmoid()
+
+
+REST = {"neutral", "negative", "neg", "none", "normal", "other", "neither", "clean", "nothate"} | {
+    f"{no}{joint}toxic" for no in ("non", "not") for joint in ("", "-", "_", " ")
+}
 
 
 def _column(config, label_names, model):

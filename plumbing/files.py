@@ -1,17 +1,121 @@
-"""Output files: each appears whole or not at all, and long work can go on after a crash.
+"""Output files: what they may replace, and that each appears whole or not at all.
 
-`whole_file` and `whole_folder` write beside the final name and rename at the end. `AppendLog` keeps
-finished work on the disk while a stage is still running.
+`check_outputs`, `check_own` and `check_replaceable` are the rule about what may be replaced.
+`whole_file` and `whole_folder` write beside the final name and rename at the end.
 """
 
 import contextlib
-import glob
+import errno
+import hashlib
 import json
 import os
+import re
 import shutil
 from pathlib import Path
 
-from plumbing.pool import BadInput, dump_row
+from plumbing.pool import BadInput
+
+# ---------------------------------------------------------------------------- what may be replaced
+
+# The files of a checkpoint, which Policy.save and write_training_state write.
+CHECKPOINT_FILE = re.compile(
+    r"(config|generation_config|tokenizer|tokenizer_config|special_tokens_map|vocab|args)\.json"
+    r"|model.*\.safetensors(\.index\.json)?|merges\.txt|optimizer\.pt|metrics\.jsonl"
+)
+
+
+def check_outputs(outputs, reads):
+    """Raises BadInput if an output would replace something that the same command reads.
+
+    outputs, reads: paths of files and folders, by whatever names. None, and names that do not exist
+    (a hub model), are skipped in `reads`. Called before the work begins.
+    """
+    for output in map(Path, outputs):
+        refuse_special(output)
+        for read in filter(None, reads):
+            if _is_in(output, read) or output.is_dir() and _is_in(read, output):
+                raise BadInput(
+                    f"cannot write {output}: this command reads {read}; choose another --out"
+                )
+
+
+def _is_in(inner, outer):
+    """Is `inner` the file or folder `outer`, or inside of it?"""
+    inner, outer = Path(inner).resolve(), Path(outer).resolve()
+    if not outer.exists():
+        return inner == outer
+    # samefile: hard links, and file systems on which P.jsonl is p.jsonl
+    return any(path.exists() and path.samefile(outer) for path in (inner, *inner.parents))
+
+
+def refuse_special(path):
+    """An output may be new, a regular file or a folder; never a link, a pipe or a device."""
+    path = Path(path)
+    if path.is_symlink():
+        raise BadInput(f"cannot write {path}: it is a link; name what it points to")
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        raise BadInput(f"cannot write {path}: it is no regular file; choose another --out")
+
+
+def args_file(path):
+    """Where the settings of a stage's output are: pool/00.jsonl -> pool/00.args.json."""
+    path = Path(path)
+    return path.parent / (path.name.removesuffix(".jsonl") + ".args.json")
+
+
+def check_own(path, output):
+    """Raises BadInput if `path`, a file that belongs to `output`, exists and is somebody else's.
+
+    It is ours if the settings of the output lie there, whose "out" names the output.
+    """
+    settings = args_file(output)
+    refuse_special(path)
+    if not Path(path).exists():
+        return
+    try:
+        out = json.loads(settings.read_text(encoding="utf-8"))["out"]
+        is_ours = settings.name.startswith(Path(out).name.removesuffix(".jsonl"))
+    except (OSError, ValueError, TypeError, KeyError):
+        is_ours = False
+    if not is_ours:
+        raise BadInput(
+            f"cannot write {path}: it exists, and no stage wrote it; choose another --out"
+        )
+
+
+def check_replaceable(path):
+    """Raises BadInput unless the folder `path` is free, empty or a checkpoint of this project.
+
+    A checkpoint has n_quantiles in its config.json and holds no file that no stage writes.
+    """
+    path = Path(path)
+    refuse_special(path)
+    replaced = _beside(path, "replaced")
+    if _is_checkpoint(replaced):  # whole_folder was killed between its renames
+        if path.exists():
+            shutil.rmtree(replaced)
+        else:
+            os.replace(replaced, path)
+    full_folder = path.is_dir() and any(path.iterdir())
+    if path.is_file() or full_folder and not _is_checkpoint(path):
+        raise BadInput(f"{path} exists and is no checkpoint of this project; choose another --out")
+
+
+def _is_checkpoint(path):
+    try:
+        config = json.loads((path / "config.json").read_text(encoding="utf-8"))
+        names = [file.name for file in path.iterdir()]
+    except (OSError, ValueError):
+        return False
+    return "n_quantiles" in config and all(map(CHECKPOINT_FILE.fullmatch, names))
+
+
+# ------------------------------------------------------------------------------ whole or not at all
+
+
+def _beside(path, state):
+    """The hidden name beside `path` of what is "unfinished" or being "replaced"."""
+    return path.with_name(f".{path.name}.{state}")
 
 
 @contextlib.contextmanager
@@ -21,6 +125,8 @@ def whole_file(path, args=None):
     args: the stage's settings, written to NAME.args.json before NAME appears.
     """
     path = Path(path)
+    if args is not None:
+        check_own(args_file(path), path)
     unfinished, file = _open_unfinished(path)
     with _clean_up_on_error(path, lambda: unfinished.unlink(missing_ok=True)):
         with file:
@@ -28,7 +134,7 @@ def whole_file(path, args=None):
             file.flush()
             os.fsync(file.fileno())
         if args is not None:
-            write_args(path, args)
+            write_json(args_file(path), vars(args))
         os.replace(unfinished, path)
         _fsync(path.parent)
 
@@ -43,8 +149,9 @@ def check_writable(path):
 def _open_unfinished(path):
     if path.is_dir():
         raise BadInput(f"cannot write {path}: it is a folder; name a file in it with --out")
-    unfinished = path.with_name(path.name + ".tmp")
+    unfinished = _beside(path, "unfinished")
     try:
+        refuse_special(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         return unfinished, unfinished.open("w", encoding="utf-8", newline="\n")
     except OSError as error:
@@ -56,8 +163,7 @@ def whole_folder(path):
     """Like whole_file, for a folder: yields a temporary Path to fill, which replaces `path`."""
     check_replaceable(path)
     path = Path(path).resolve()
-    unfinished = path.with_name(path.name + ".tmp")
-    replaced = path.with_name(path.name + ".replaced")
+    unfinished, replaced = _beside(path, "unfinished"), _beside(path, "replaced")
     try:
         shutil.rmtree(unfinished, ignore_errors=True)
         unfinished.mkdir(parents=True)
@@ -81,36 +187,25 @@ def whole_folder(path):
         shutil.rmtree(replaced, ignore_errors=True)
 
 
-def check_replaceable(path):
-    """Raises BadInput unless `path` is free, an empty folder or a checkpoint.
-
-    A mistyped --out must not delete anything else that a person has.
-    """
-    path = Path(path).resolve()
-    replaced = path.with_name(path.name + ".replaced")
-    if (replaced / "config.json").exists():  # whole_folder was killed between its renames
-        if path.exists():
-            shutil.rmtree(replaced)
-        else:
-            os.replace(replaced, path)
-    full_folder = path.is_dir() and any(path.iterdir())
-    if path.is_file() or full_folder and not (path / "config.json").exists():
-        raise BadInput(f"{path} exists and is no checkpoint; choose another --out")
-
-
 @contextlib.contextmanager
 def _clean_up_on_error(path, clean_up):
-    """Runs clean_up() if the block fails. A full disk and other OSErrors become BadInput."""
+    """Runs clean_up() if the block fails. An OSError, such as a full disk, becomes BadInput."""
     try:
         yield
     except BaseException as error:  # Ctrl-C, too
         clean_up()
-        if isinstance(error, OSError):
-            raise BadInput(
-                f"cannot write {path}: {error.strerror or error}; nothing was changed, "
-                "make room and start again"
-            ) from None
+        if isinstance(error, OSError) and not isinstance(error, BrokenPipeError):
+            place = error.filename or f"cannot write {path}"
+            raise BadInput(f"{place}: {reason(error)}; nothing was changed") from None
         raise
+
+
+def reason(error):
+    """What an OSError says, and the remedy if it is a full disk."""
+    text = error.strerror or str(error)
+    is_full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    is_full |= text.endswith(("(os error 28)", "(os error 27)"))  # as safetensors says it
+    return f"{text}; make room and start again" if is_full else text
 
 
 def _fsync(path):
@@ -124,67 +219,19 @@ def _fsync(path):
         os.close(handle)
 
 
-class AppendLog:
-    """A JSONL file that keeps finished rows while a stage runs, so that a crash loses none of them.
-
-    The file is `path` followed by the number of the process (RANK under torchrun, otherwise 0).
-    Each process appends to its own file. At the start, `rows` holds those of all files, whatever
-    the number of processes was last time. A last line that was cut off by the crash is dropped.
-    """
-
-    def __init__(self, path):
-        self.own = Path(f"{path}{os.environ.get('RANK', '0')}")
-        self.file = None
-        self.size = 0
-        self.rows = []
-        name = glob.escape(Path(path).name)
-        for part in sorted(self.own.parent.glob(name + "[0-9]*")):
-            for number, line in enumerate(part.read_bytes().split(b"\n")[:-1], 1):
-                try:
-                    self.rows.append(json.loads(line))
-                except ValueError:
-                    raise BadInput(
-                        f"{part}:{number}: damaged; remove this line, or the whole file"
-                    ) from None
-
-    def append(self, rows):
-        """Writes all of `rows`, or none of them. They are on the disk when this returns."""
-        data = b"".join(dump_row(row).encode() + b"\n" for row in rows)
-        try:
-            if self.file is None:
-                self._open()
-            while data:
-                data = data[self.file.write(data) :]
-            os.fsync(self.file.fileno())
-            self.size = self.file.tell()
-        except BlockingIOError:
-            raise BadInput(
-                f"another process is writing {self.own}; wait for it, or choose another --out"
-            ) from None
-        except OSError as error:
-            if self.file:
-                self.file.truncate(self.size)
-                if not self.size:
-                    self.own.unlink(missing_ok=True)
-            raise BadInput(
-                f"cannot write {self.own}: {error.strerror}; make room and start again to go on"
-            ) from None
-
-    def _open(self):
-        self.own.parent.mkdir(parents=True, exist_ok=True)
-        self.file = self.own.open("a+b", buffering=0)
-        _lock(self.file)
-        self.file.seek(0)
-        self.size = self.file.read().rfind(b"\n") + 1
-        self.file.truncate(self.size)
+def checksum(path):
+    """The SHA-256 of a file, or of a folder's files with their names, in hexadecimal."""
+    path = Path(path)
+    digest = hashlib.sha256()
+    for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
+        if file.is_file():
+            digest.update(str(file.relative_to(path)).encode())
+            with file.open("rb") as stream:
+                digest.update(hashlib.file_digest(stream, "sha256").digest())
+    return digest.hexdigest()
 
 
-def _lock(file):
-    """Raises BlockingIOError while another process holds the lock."""
-    with contextlib.suppress(ImportError):  # Windows has no fcntl, and no lock here
-        import fcntl
-
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+# ------------------------------------------------------------------------------------------- JSON
 
 
 def write_json(path, value):
@@ -192,12 +239,6 @@ def write_json(path, value):
     text = json.dumps(value, indent=2, ensure_ascii=False, default=str, allow_nan=False)
     with whole_file(path) as file:
         file.write(text + "\n")
-
-
-def write_args(path, args):
-    """Writes a stage's settings beside its output: pool/00.jsonl -> pool/00.args.json."""
-    path = Path(path)
-    write_json(path.with_name(path.name.removesuffix(".jsonl") + ".args.json"), vars(args))
 
 
 def read_json(path, what):

@@ -12,10 +12,17 @@ from plumbing.pool import BadInput
 def run_stage(main):
     """Runs main(). Bad input and Ctrl-C end it with one line instead of a traceback."""
     name = Path(sys.argv[0]).name
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")  # a console that is not UTF-8
     try:
         main()
+        sys.stdout.flush()
     except BadInput as error:
         sys.exit(f"{name}: error: {error}")
+    except BrokenPipeError:  # nobody reads any more: "| head -1"
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)
     except KeyboardInterrupt:
         print(
             f"\n{name}: interrupted; finished files are whole, run the same command to go on",

@@ -2,10 +2,11 @@
 
 import csv
 import math
+from pathlib import Path
 
 import numpy as np
 
-from plumbing.files import read_json, whole_file, write_json
+from plumbing.files import read_json, refuse_special, whole_file, write_json
 from plumbing.pool import BadInput, read_jsonl, shown
 
 QUESTIONS = {
@@ -21,11 +22,13 @@ def human_sheet(sheet, a, b, pairs, seed):
     Prompts are drawn without replacement. For each, one completion of each result is drawn. The
     sides are random.
     """
-    if sheet.exists():
-        raise BadInput(
-            f"{sheet} exists, and people may have filled it in; "
-            "remove it or choose another --human-sheet"
-        )
+    for file in (sheet, Path(f"{sheet}.key.json")):
+        refuse_special(file)
+        if file.exists():
+            raise BadInput(
+                f"{file} exists, and people may have filled the sheet in; "
+                "remove it or choose another --human-sheet"
+            )
     names = (a.stem, b.stem) if a.stem != b.stem else (str(a), str(b))  # two runs' quark.json
     if names[0] == names[1]:
         raise BadInput(f"--compare names {a} twice; a sheet needs two results")
@@ -91,7 +94,10 @@ def tally(sheet):
 def _read_sheet(sheet):
     try:
         with open(sheet, encoding="utf-8-sig", newline="") as file:
-            return list(csv.DictReader(file))
+            header = file.readline()  # where a comma is in numbers, spreadsheets save semicolons
+            file.seek(0)
+            delimiter = ";" if header.count(";") > header.count(",") else ","
+            return list(csv.DictReader(file, delimiter=delimiter))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise BadInput(f"cannot read {sheet}: {error}; save it as CSV in UTF-8") from None
 

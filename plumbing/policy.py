@@ -6,6 +6,7 @@ follow as V ... V + K - 1. V and K stand in config.json as base_vocab_size and n
 """
 
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,7 +18,10 @@ from transformers import DynamicCache
 from plumbing.fast_cpu import tune_for_cpu
 from plumbing.files import whole_folder
 from plumbing.pool import BadInput
-from plumbing.tokenizer import EOS, build_encoding, merge_pairs, reward_token
+from plumbing.tokenizer import EOS, build_encoding, merge_pairs, reward_token, vocabulary_files
+
+# What opening a folder that is damaged, or no model, can raise.
+UNREADABLE = (OSError, SafetensorError, RuntimeError, ValueError, KeyError, TypeError)
 
 
 @dataclass
@@ -104,6 +108,12 @@ class Policy:
             hidden = self.model.base_model(tokens, use_cache=False).last_hidden_state
         return hidden.to(self.model.dtype)
 
+    def has_tokens_of(self, other):
+        """Do both read a text as the same ids?"""
+        vocabularies = [json.loads(policy.files["vocab.json"]) for policy in (self, other)]
+        merges = [merge_pairs(policy.files["merges.txt"]) for policy in (self, other)]
+        return vocabularies[0] == vocabularies[1] and merges[0] == merges[1]
+
     def append_embeddings(self, rows):
         """Appends (K, d) rows to the embedding: the reward tokens r_1 ... r_K.
 
@@ -124,6 +134,8 @@ class Policy:
         """
         self.model.config.n_quantiles = self.n_quantiles
         self.model.config.base_vocab_size = self.vocab_size
+        ids = [self.reward_token_id(k) for k in range(1, self.n_quantiles + 1)]
+        self.model.generation_config.suppress_tokens = ids or None  # read, never written
         with whole_folder(path) as folder:
             try:
                 self._tokenizer().save_pretrained(folder)
@@ -132,7 +144,7 @@ class Policy:
                     (folder / name).write_bytes(content)
                 if write_more:
                     write_more(folder)
-            except (SafetensorError, RuntimeError) as error:  # what a full disk raises here
+            except SafetensorError as error:
                 raise OSError(str(error)) from error
 
     def _tokenizer(self):
@@ -156,7 +168,7 @@ class Policy:
 def load_policy(path_or_hub_name, device="cpu"):
     """Opens a GPT-2 folder or hub model as a Policy, in float32 and without dropout."""
     from transformers import AutoConfig, AutoModelForCausalLM
-    from transformers.utils import cached_file, logging
+    from transformers.utils import logging
 
     logging.disable_progress_bar()
     logging.set_verbosity_error()
@@ -180,18 +192,25 @@ def load_policy(path_or_hub_name, device="cpu"):
             # For short texts on a CPU, plain attention is faster than PyTorch's fused kernel.
             attn_implementation="eager" if str(device) == "cpu" else "sdpa",
         )
-        files = {f: Path(cached_file(name, f)).read_bytes() for f in ("vocab.json", "merges.txt")}
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        files, n_named = _vocabulary_files(name)
+    except UNREADABLE as error:
         reason = str(error).strip().split("\n")[0]
         raise BadInput(
-            f"cannot open the model {name}: {reason}; it needs config.json, model.safetensors, "
-            "vocab.json and merges.txt (with no network, a hub model must have been downloaded "
-            "before)"
+            f"cannot open the model {name}: {reason}; it needs config.json, model.safetensors and "
+            "tokenizer.json, or vocab.json and merges.txt (with no network, a hub model must have "
+            "been downloaded before)"
         ) from None
     K = getattr(config, "n_quantiles", 0)
-    V = getattr(config, "base_vocab_size", config.vocab_size)
     encoding = build_encoding(files["vocab.json"], files["merges.txt"], K)
-    if encoding.n_vocab != V + K or config.vocab_size != V + K:
+    V = getattr(config, "base_vocab_size", config.vocab_size)
+    n_named = max(n_named, encoding.n_vocab)
+    padded = {n_named} | {math.ceil(n_named / m) * m for m in (8, 16, 32, 64, 128)}
+    if not hasattr(config, "base_vocab_size") and encoding.n_vocab < V in padded:
+        unused = V - encoding.n_vocab  # somebody's padding token, rows up to a multiple of 64
+        print(f"note: {name}: {unused} rows of the embedding belong to no text and are left out")
+        V = encoding.n_vocab
+        model.resize_token_embeddings(V)
+    if encoding.n_vocab != V + K or model.config.vocab_size != V + K:
         raise BadInput(
             f"{name}: vocab.json has {encoding.n_vocab - K} tokens, config.json {V}; "
             "they belong to different models"
@@ -199,6 +218,31 @@ def load_policy(path_or_hub_name, device="cpu"):
     if str(device) == "cpu":
         tune_for_cpu(model)
     return Policy(model.eval().to(device), encoding, V, K, files)
+
+
+def _vocabulary_files(name):
+    """vocab.json and merges.txt of a folder or hub model, from its tokenizer.json if it has none.
+
+    Returns {name: bytes}, and the number of ids that its files name, added tokens included. Raises
+    OSError if there are no such files.
+    """
+    from transformers.utils import cached_file
+
+    def content(file):
+        path = cached_file(name, file, _raise_exceptions_for_missing_entries=False)
+        return path and Path(path).read_bytes()
+
+    files = {file: content(file) for file in ("vocab.json", "merges.txt")}
+    tokenizer_json = content("tokenizer.json")
+    if not all(files.values()):
+        if not tokenizer_json:
+            raise OSError("it has no vocabulary")
+        files = vocabulary_files(tokenizer_json)
+    added = json.loads(tokenizer_json or "{}").get("added_tokens") or []
+    added = [token["id"] for token in added] + [
+        *json.loads(content("added_tokens.json") or "{}").values()
+    ]
+    return files, max(added, default=-1) + 1
 
 
 def _looks_like_a_path(name):
@@ -239,9 +283,8 @@ class CachedModel:
             use_cache=True,
         )
         hidden = output.last_hidden_state[:, -1]
-        with torch.autocast(
-            hidden.device.type, enabled=False
-        ):  # bfloat16 would round logits into ties
+        # bfloat16 would round logits into ties
+        with torch.autocast(hidden.device.type, enabled=False):
             return self.model.lm_head(hidden.to(self.model.dtype))
 
     def keep(self, rows):

@@ -5,10 +5,16 @@ BadInput, in one sentence that names the file, the line and the value.
 """
 
 import json
+import os
 import sys
 from pathlib import Path
 
 import numpy as np
+
+# The fields of a row that stages write. All others are columns of the prompt file.
+OPTIONAL = ("iteration", "quantile", "prompt_ids", "completion_ids")
+# "number" is in explore.py's log, the last two are in the texts of evaluate.py.
+FIELDS = ("prompt", "completion", "reward", *OPTIONAL, "number", "prompt_number", "rewards")
 
 
 class BadInput(Exception):
@@ -35,6 +41,8 @@ def read_jsonl(path):
 
 def _parse(line, number, place):
     """One line of a JSONL file as a dict; None if it is blank."""
+    if number == 1 and line.startswith(b"\x1f\x8b"):
+        raise BadInput(f"{place}: the file is compressed; unpack it with gunzip")
     try:
         text = line.decode("utf-8-sig" if number == 1 else "utf-8").strip()
         row = json.loads(text) if text else None
@@ -75,25 +83,34 @@ def text_of(row, field, place):
     return row[field]
 
 
-def group_of(row, place):
-    """The optional "group" of a prompt: a string or None."""
-    group = row.get("group")
-    if group is not None and not isinstance(group, str):
-        raise BadInput(f'{place}: "group" is {shown(group)}, not a string')
-    return group
+def prompt_of(row, place):
+    """The prompt of a row: a string, or the "text" of an object, as in RealToxicityPrompts."""
+    if isinstance(row.get("prompt"), dict):
+        row = row["prompt"]
+        return text_of(row, "text", f'{place}: "prompt"')
+    return text_of(row, "prompt", place)
 
 
-def check_row(row, place):
-    """Raises BadInput unless `row` is a valid pool row."""
-    text_of(row, "prompt", place)
+def _check_group(row, place):
+    """The optional "group" of a prompt is a string."""
+    if row.get("group") is not None and not isinstance(row["group"], str):
+        raise BadInput(f'{place}: "group" is {shown(row["group"])}, not a string')
+
+
+def checked_row(row, place):
+    """The pool row, without optional fields that are null. Raises BadInput if it is not valid."""
+    row = {k: v for k, v in row.items() if v is not None or k not in OPTIONAL}
+    row["prompt"] = prompt_of(row, place)
     text_of(row, "completion", place)
     _check_reward(row, place)
-    _check_whole_number(row, "iteration", 0, place)
-    _check_whole_number(row, "quantile", 1, place)
+    for field, least in (("iteration", 0), ("quantile", 1)):
+        if field in row:
+            row[field] = whole_number(row[field], least, f'{place}: "{field}"')
     for field in ("prompt_ids", "completion_ids"):
         ids = row.get(field, [])
         if not isinstance(ids, list) or not all(type(i) is int and 0 <= i < 2**31 for i in ids):
             raise BadInput(f'{place}: "{field}" is {shown(ids)}, not a list of token ids')
+    return row
 
 
 def _check_reward(row, place):
@@ -110,18 +127,19 @@ def _check_reward(row, place):
         )
 
 
-def _check_whole_number(row, field, least, place):
-    value = row.get(field, least)
-    if isinstance(value, bool) or not isinstance(value, int) or not least <= value < 2**31:
-        raise BadInput(f'{place}: "{field}" is {shown(value)}, not a whole number from {least}')
+def whole_number(value, least, place):
+    """The value as an int; 3.0 is one, too."""
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not is_number or not least <= value < 2**31 or value != int(value):
+        raise BadInput(f"{place} is {shown(value)}, not a whole number from {least}")
+    return int(value)
 
 
 def read_pool(paths):
     """Yields (place, row) for every row of `paths` (files, or folders of *.jsonl), each checked."""
     for path in pool_files(paths):
         for place, row in read_jsonl(path):
-            check_row(row, place)
-            yield place, row
+            yield place, checked_row(row, place)
 
 
 def pool_files(paths):
@@ -138,18 +156,23 @@ def pool_files(paths):
 
 
 def read_prompts(path, limit=None, seed=0):
-    """The prompts of a JSONL file: a list of {"prompt": str, "group": str or None}.
+    """The prompts of a JSONL file: a list of dicts with "prompt" and all further columns.
 
-    "prompt" may be a string or {"text": ...}, the form of RealToxicityPrompts. limit: how many
-    to draw, by `seed`; they stay in the order of the file.
+    "prompt" may be a string or {"text": ...}, the form of RealToxicityPrompts. The optional "group"
+    splits evaluate.py's tables. limit: how many prompts to draw, by `seed`; they stay in the order
+    of the file.
     """
-    prompts = []
+    prompts, dropped = [], {}
     for place, row in read_jsonl(path):
-        if isinstance(row.get("prompt"), dict):
-            row = {**row, "prompt": row["prompt"].get("text")}
-        prompts.append({"prompt": text_of(row, "prompt", place), "group": group_of(row, place)})
+        prompt = {"prompt": prompt_of(row, place)}
+        _check_group(row, place)
+        columns = {k: v for k, v in row.items() if k not in FIELDS}
+        dropped |= dict.fromkeys(k for k in row if k not in columns and k != "prompt")
+        prompts.append(prompt | columns)
     if not prompts:
         raise BadInput(f'{path} holds no prompts; write one {{"prompt": "..."}} a line')
+    if dropped and os.environ.get("RANK", "0") == "0":
+        print(f"{path}: left out {', '.join(dropped)}: the pool has fields of that name")
     if limit and limit < len(prompts):
         drawn = np.random.default_rng(seed).permutation(len(prompts))[:limit]
         prompts = [prompts[i] for i in sorted(drawn)]
@@ -157,12 +180,26 @@ def read_prompts(path, limit=None, seed=0):
 
 
 def read_texts(path):
-    """Rows that have a prompt and a completion; nothing else in them is checked."""
+    """Rows of any origin that have a prompt and a completion, or a list of "generations".
+
+    Such a list, of strings or of {"text": ...}, becomes a row for each of its completions. They
+    share a "prompt_number": the lines of the file are the prompts.
+    """
     rows = []
-    for place, row in read_jsonl(path):
-        text_of(row, "prompt", place)
-        text_of(row, "completion", place)
-        rows.append(row)
+    for n, (place, row) in enumerate(read_jsonl(path)):
+        row = {**row, "prompt": prompt_of(row, place)}
+        _check_group(row, place)
+        if "completion" in row or "generations" not in row:
+            text_of(row, "completion", place)
+            rows.append(row)
+            continue
+        generations = row.pop("generations")
+        if not isinstance(generations, list):
+            raise BadInput(f'{place}: "generations" is {shown(generations)}, not a list')
+        row.setdefault("prompt_number", n)
+        for y in generations:
+            y = y if isinstance(y, dict) else {"text": y}
+            rows.append({**row, "completion": text_of(y, "text", f'{place}: "generations"')})
     if not rows:
         example = '{"prompt": "...", "completion": "..."}'
         raise BadInput(f"{path} holds no rows; write one {example} a line")
@@ -170,30 +207,44 @@ def read_texts(path):
 
 
 def read_generations(path, policy):
-    """Completions of any origin: rows with "prompt", "completion" and, optionally, "group".
+    """The rows of read_texts with "completion_ids" and "prompt_number", for evaluate.py.
 
-    "completion_ids" are kept where they spell the completion; otherwise the text is encoded.
+    Ids are kept where they spell the completion, which then begins with a blank if they do.
+    Otherwise the text is encoded. Rows without a "prompt_number" belong to one prompt if "prompt"
+    and "group" are equal.
     """
-    rows, numbers = [], {}
-    for place, row in read_jsonl(path):
-        prompt = text_of(row, "prompt", place)
-        completion = text_of(row, "completion", place)
-        group = group_of(row, place)
-        ids = row.get("completion_ids")
-        known = isinstance(ids, list) and all(
+    rows, numbers = read_texts(path), {}
+    numbered = sum(row.get("prompt_number") is not None for row in rows)
+    if numbered not in (0, len(rows)):
+        raise BadInput(
+            f'{path}: {numbered} of {len(rows)} rows have a "prompt_number"; give it to all or none'
+        )
+    for row in rows:
+        ids, known = row.get("completion_ids"), None
+        if isinstance(ids, list) and all(
             type(i) is int and 0 <= i < policy.vocab_size for i in ids
+        ):
+            known = policy.decode(policy.without_eos(ids))
+        if known is not None and known.strip() == row["completion"].strip():
+            row["completion"] = known
+        else:
+            row["completion_ids"] = policy.encode(row["completion"])
+        if numbered:
+            row["prompt_number"] = whole_number(row["prompt_number"], 0, f'{path}: "prompt_number"')
+        else:
+            key = (row["prompt"], row.get("group"))
+            row["prompt_number"] = numbers.setdefault(key, len(numbers))
+    if not numbered and len(numbers) < len(rows):
+        print(
+            f"{path}: {len(rows)} rows of {len(numbers)} prompts; rows with the same prompt are "
+            'samples of one prompt (a "prompt_number" in the rows would keep them apart)'
         )
-        if not known or policy.decode(policy.without_eos(ids)) != completion:
-            ids = policy.encode(completion)
-        rows.append(
-            {
-                "prompt": prompt,
-                "completion": completion,
-                "completion_ids": ids,
-                "group": group,
-                "prompt_number": numbers.setdefault((prompt, group), len(numbers)),
-            }
+    glued = sum(row["prompt"][-1:].isalpha() and row["completion"][:1].isalpha() for row in rows)
+    if 2 * glued > len(rows):
+        row = next(r for r in rows if r["prompt"][-1:].isalpha() and r["completion"][:1].isalpha())
+        print(
+            f"warning: {path}: {glued} of {len(rows)} completions begin with a letter and their "
+            f"prompts end in one, so they are scored as one word: "
+            f"{shown(row['prompt'][-20:] + row['completion'][:20])}; begin them with a blank"
         )
-    if not rows:
-        raise BadInput(f"{path} has no rows; each needs a prompt and a completion")
     return rows

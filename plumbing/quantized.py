@@ -24,20 +24,25 @@ def load_quantized(path, policy, reward_tokens=True):
                 f"{place}: the completion has {len(y)} tokens, which leaves no room for a prompt "
                 f"in a context of {policy.context}"
             )
+        k = row["quantile"] if reward_tokens else None
+        part = parts.setdefault(k, [])
         if y:  # an empty completion has no token to learn from
-            k = row["quantile"] if reward_tokens else None
-            example = (k, np.array(x[-room:], np.int32), np.array(y, np.int32))
-            parts.setdefault(k, []).append(example)
-    if not parts:
+            part.append((k, np.array(x[-room:], np.int32), np.array(y, np.int32)))
+    if not any(parts.values()):
         raise BadInput(f"{path}: no rows to learn from; run explore.py and quantize.py first")
     if not reward_tokens:
         return [parts[None]]
     K = max(parts)
-    missing = next((k for k in range(1, K + 1) if k not in parts), None)
-    if missing:
-        raise BadInput(
-            f"{path}: no row has quantile {missing} of {K}; choose fewer --quantiles in quantize.py"
-        )
+    for k in range(1, K + 1):
+        if k not in parts:
+            raise BadInput(
+                f"{path}: no row has quantile {k} of {K}; choose fewer --quantiles in quantize.py"
+            )
+        if not parts[k]:
+            raise BadInput(
+                f"{path}: all completions of quantile {k} of {K} are empty, so nothing can be "
+                "learned about it; sample with a higher --min-new-tokens"
+            )
     return [parts[k] for k in range(1, K + 1)]
 
 

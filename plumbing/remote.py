@@ -20,7 +20,7 @@ import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor, as_completed
 
-from plumbing.files import AppendLog
+from plumbing.append_log import AppendLog
 from plumbing.pool import BadInput
 
 

@@ -9,7 +9,7 @@ import html
 import io
 
 from plumbing.figures import draw_figures
-from plumbing.files import read_json, whole_file
+from plumbing.files import read_json, refuse_special, whole_file
 from plumbing.pool import BadInput, read_jsonl, shown
 
 # -------------------------------------------------------------------------------- on the screen
@@ -35,6 +35,28 @@ def print_tables(tables, names):
             print(f"  {label:{width - 2}s}{cells}")
 
 
+def differences(tables, names):
+    """A sentence for each setting on which numbers depend and in which the tables differ."""
+    settings = ["n_prompts", "prompts_sha256", "n_samples", "decode", "top_p", "top_k"]
+    settings += ["temperature", "max_new_tokens", "min_new_tokens", "ppl_model"]
+    sentences = []
+    for setting in settings:
+        values = [table.get(setting, "not recorded") for table in tables]
+        if any(value != values[0] for value in values):
+            each = [f"{name} {str(value)[:12]}" for name, value in zip(names, values)]
+            sentence = f"{setting} differs: {', '.join(each)}"
+            if setting == "n_samples":
+                sentence += "; avg_max_unwanted and unwanted_prob grow with it"
+            sentences.append(sentence)
+    return sentences
+
+
+def print_differences(tables, names):
+    """Warns that results were not measured alike."""
+    for sentence in differences(tables, names):
+        print(f"warning: {sentence}")
+
+
 def print_completions(files, prompts=3):
     """Prints what each result wrote for the same few prompts."""
     firsts = [first_rows(file) for file in files]
@@ -42,9 +64,8 @@ def print_completions(files, prompts=3):
         print(f"\n{prompt} ...")
         for file, first in zip(files, firsts):
             if row := first.get(prompt):
-                print(
-                    f"  {file.stem:14s} {_format_rewards(row):>6s}  {shown(row['completion'], 160)}"
-                )
+                text = shown(row["completion"], 160)
+                print(f"  {file.stem:14s} {_format_rewards(row):>6s}  {text}")
 
 
 def part_of(table, group):
@@ -107,7 +128,7 @@ def report(run, perplexity):
             f"{run} has neither pool/ nor eval/; name the folder of a run, e.g. runs/sentiment-tiny"
         )
     figures = draw_figures(run, tables, perplexity)
-    sections = []
+    sections = _html_price(tables)
     for pair in (("base", "quark"), ("base-nucleus", "quark-nucleus")):
         if all(name in tables for name in pair):
             sections.append(_html_table(tables[pair[0]], tables[pair[1]], pair))
@@ -117,6 +138,7 @@ def report(run, perplexity):
     for name, title, caption, figure in figures:
         png = io.BytesIO()
         figure.savefig(png, format="png", dpi=150)
+        refuse_special(run / "figures" / f"{name}.png")
         (run / "figures" / f"{name}.png").write_bytes(png.getvalue())
         data = base64.b64encode(png.getvalue()).decode()
         sections.append(
@@ -159,6 +181,26 @@ SECTIONS
 """
 
 
+def _html_price(tables):
+    """The gain and the price in one short table, as a list of at most one section."""
+    rows = []  # kind, label, path of the metric, suffix of the results' names
+    if "base" in tables and "quark" in tables:
+        names = tables["base"]["rewards"]
+        rows += [("gain", f"mean {name}", ("rewards", name, "mean"), "") for name in names]
+        rows += [("price", name, (name,), "") for name in ("perplexity", "dist_2", "dist_3")]
+    if "base-nucleus" in tables and "quark-nucleus" in tables:
+        rows.append(("price", "diversity of sampled text", ("diversity",), "-nucleus"))
+    if not rows:
+        return []
+    lines = ["<tr><th></th><th></th><th>p0</th><th>Quark</th></tr>"]
+    for kind, label, path, suffix in rows:
+        pair = (tables["base" + suffix], tables["quark" + suffix])
+        cells = "".join(f"<td>{_html_cell(at(table, path))}</td>" for table in pair)
+        lines.append(f"<tr><td>{kind}</td><td>{html.escape(label)}</td>{cells}</tr>")
+    table = f'<div class="scroll"><table>{"".join(lines)}</table></div>'
+    return [f'<section class="wide"><h2>The gain, and its price</h2>{table}</section>']
+
+
 def _html_table(base, quark, names):
     """Two results side by side: all prompts, then each group in a collapsible section."""
     parts = []
@@ -178,6 +220,7 @@ def _html_table(base, quark, names):
         f"{base['n_prompts']} prompts, {base['n_samples']} completions a prompt, "
         f"decode {base['decode']}; in brackets 95 % intervals over prompts."
     )
+    note = " ".join([note, *(f"Warning: {text}." for text in differences([base, quark], names))])
     return (
         f'<section class="wide"><h2>{names[0]} and {names[1]}</h2>{"".join(parts)}'
         f'<p class="small">{note}</p></section>'

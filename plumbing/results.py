@@ -1,19 +1,52 @@
 """The results of evaluate.py: writing them, and the options that display them."""
 
+import hashlib
+import json
 from pathlib import Path
 
-from plumbing.files import whole_file, write_json
+from plumbing.files import (
+    args_file,
+    check_outputs,
+    check_own,
+    check_writable,
+    whole_file,
+    write_json,
+)
 from plumbing.options import COUNT
 from plumbing.people import human_sheet, tally
 from plumbing.pool import dump_row
-from plumbing.report import print_completions, print_tables, read_table, report
+from plumbing.report import print_completions, print_differences, print_tables, read_table, report
+
+
+def settings_of(rows, args=None):
+    """What the numbers of a table depend on besides the models. args None: rows of others."""
+    prompts = {row["prompt_number"]: row["prompt"] for row in rows}
+    sha256 = hashlib.sha256(json.dumps(sorted(prompts.values())).encode()).hexdigest()
+    settings = {
+        "n_prompts": len(prompts),
+        "n_samples": len(rows) / len(prompts) if args is None else args.num_samples,
+        "prompts_sha256": sha256,
+    }
+    of_sampling = ("top_p", "top_k", "temperature")
+    for name in ("decode", *of_sampling, "max_new_tokens", "min_new_tokens"):
+        unused = args is None or args.decode == "greedy" and name in of_sampling
+        settings[name] = None if unused else getattr(args, name)
+    return settings
+
+
+def check_result(name, reads):
+    """Raises BadInput unless NAME.json, NAME.jsonl and NAME.args.json can be written."""
+    files = [f"{name}.json", f"{name}.jsonl", args_file(name)]
+    check_outputs(files, reads)
+    for file in files:
+        check_own(file, name)
+        check_writable(file)
 
 
 def write_result(name, table, rows, args):
     """NAME.jsonl, the rows, and then NAME.json, the table."""
     with whole_file(f"{name}.jsonl", args) as file:
         for row in rows:
-            row = {k: v for k, v in row.items() if k != "prompt_number"}
             file.write(dump_row(row) + "\n")
     write_json(f"{name}.json", table)
 
@@ -43,12 +76,14 @@ def show_results(args, perplexity):
     elif args.human_sheet:
         human_sheet(Path(args.human_sheet), *map(Path, args.compare), args.pairs, args.seed)
     else:
+        if args.report:  # before anything is printed: a closed pipe must not cost the report
+            report(Path(args.report), perplexity)
         if args.compare:
             files = [Path(f) for f in args.compare]
             stems = [f.stem for f in files]
             names = stems if len(set(stems)) == len(stems) else args.compare  # two runs' quark.json
-            print_tables([read_table(f) for f in files], names)
+            tables = [read_table(f) for f in files]
+            print_tables(tables, names)
+            print_differences(tables, names)
             print_completions([f.with_suffix(".jsonl") for f in files])
-        if args.report:
-            report(Path(args.report), perplexity)
     return bool(args.tally or args.compare or args.report)

@@ -1,5 +1,6 @@
 """Going on after a stop: the samples that explore.py has scored, and the optimiser of learn.py."""
 
+import errno
 import glob
 import hashlib
 import json
@@ -9,7 +10,8 @@ from pathlib import Path
 
 import torch
 
-from plumbing.files import AppendLog, write_json
+from plumbing.append_log import AppendLog
+from plumbing.files import checksum, write_json
 from plumbing.pool import BadInput
 from plumbing.processes import processes
 
@@ -19,21 +21,21 @@ DAMAGED = (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, TypeError
 # ------------------------------------------------------------------------------------ explore.py
 
 
-def open_log(policy, prompts, args):
+def open_log(policy, prompts, args, reward_files):
     """The append log for exactly this job, and the rows that it already has as {number: row}.
 
-    Its name is OUT.CHECKSUM.part. The checksum covers settings, prompts, an own reward's file and
-    a part of the model's weights, so another job does not reuse its rows.
+    Its name is OUT.CHECKSUM.part. The checksum covers settings, prompts, the model's weights and
+    the files of the reward, so another job does not reuse its rows.
     """
     settings = {k: v for k, v in vars(args).items() if k not in ("out", "device")}
     service = None
     if args.reward == "remote":
         service = [os.environ.get("REMOTE_URL"), os.environ.get("REMOTE_ATTRIBUTE")]
     digest = hashlib.sha256(json.dumps([settings, prompts, service], sort_keys=True).encode())
-    if ":" in args.reward:
-        digest.update(Path(args.reward.rsplit(":", 1)[0]).read_bytes())
-    last_layer_norm = list(policy.model.base_model.children())[-1]  # stands for all weights
-    digest.update(last_layer_norm.weight.detach().cpu().numpy().tobytes())
+    for path in filter(os.path.exists, reward_files):  # a judge may be a name of the hub
+        digest.update(checksum(path).encode())
+    for weights in policy.model.state_dict().values():
+        digest.update(weights.cpu().numpy().tobytes())
     log = AppendLog(f"{args.out}.{digest.hexdigest()[:8]}.part")
     rows = {row.pop("number"): row for row in log.rows}
     if rows and processes()[0] == 0:
@@ -44,7 +46,8 @@ def open_log(policy, prompts, args):
 
 def remove_logs(out):
     """Removes the append logs of a finished output, those of all processes."""
-    for part in Path(out).parent.glob(glob.escape(Path(out).name) + ".*.part*"):
+    name = glob.escape(Path(out).name)
+    for part in Path(out).parent.glob(f"{name}.{'[0-9a-f]' * 8}.part[0-9]*"):
         part.unlink(missing_ok=True)
 
 
@@ -53,7 +56,12 @@ def remove_logs(out):
 
 def write_training_state(folder, optimiser, step, metrics, args):
     """Adds to a checkpoint what the next round of learn.py needs, and its metrics and settings."""
-    torch.save({"optimizer": optimiser.state_dict(), "step": step}, folder / "optimizer.pt")
+    try:
+        torch.save({"optimizer": optimiser.state_dict(), "step": step}, folder / "optimizer.pt")
+    except RuntimeError as error:
+        if "inline_container" not in str(error):  # PyTorch's words for a file that it cannot write
+            raise
+        raise OSError(errno.ENOSPC, "optimizer.pt could not be written as a whole") from error
     lines = "".join(json.dumps(m) + "\n" for m in metrics)
     (folder / "metrics.jsonl").write_text(lines, encoding="utf-8")
     write_json(folder / "args.json", vars(args))
@@ -67,6 +75,10 @@ def load_training_state(optimiser, model, device):
     try:
         state = torch.load(file, map_location=device, weights_only=True)  # never runs code
         optimiser.load_state_dict(state["optimizer"])
+        for p in optimiser.param_groups[0]["params"]:  # PyTorch itself does not compare the shapes
+            for name in ("exp_avg", "exp_avg_sq"):
+                if (moment := optimiser.state[p][name]).shape != p.shape:
+                    raise ValueError(f"{name} is {list(moment.shape)} for {list(p.shape)} weights")
         return int(state["step"])
     except DAMAGED as error:
         reason = str(error).strip().split("\n")[0]

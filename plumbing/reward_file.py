@@ -1,5 +1,7 @@
 """A user's own reward: importing "path/to/file.py:function", and checking what a reward returns."""
 
+import asyncio
+import functools
 import importlib.util
 import inspect
 import sys
@@ -9,28 +11,45 @@ from plumbing.pool import BadInput, shown
 
 
 def import_function(path, name):
-    """The function `name` of the Python file `path`."""
+    """The function `name` of the Python file `path`, imported as `import` would do it.
+
+    The file's folder is searched last, so its modules are found, and none of them takes the place
+    of one of ours. A file that has the name of a module that exists gets another one.
+    """
     usage = "write --reward path/to/file.py:function"
-    if not Path(path).is_file():
+    path = Path(path)
+    if not path.is_file():
         raise BadInput(f"reward file {path} does not exist; {usage}")
-    module_spec = importlib.util.spec_from_file_location(Path(path).stem, path)
-    if module_spec is None:
+    if path.suffix != ".py":
         raise BadInput(f"reward file {path} is not a .py file; {usage}")
-    module = importlib.util.module_from_spec(module_spec)
-    try:
-        module_spec.loader.exec_module(module)
-    except (
-        Exception,
-        SystemExit,
-    ) as error:  # a stray exit() must not end the stage as if all were well
-        raise BadInput(
-            f"reward file {path} cannot be imported: {type(error).__name__}: {error}"
-        ) from error
+    module = _imported(path.resolve(), path.read_bytes())
     if not callable(getattr(module, name, None)):
         raise BadInput(
             f"reward file {path} has no function {name!r}; write --reward {path}:YOUR_FUNCTION"
         )
     return getattr(module, name)
+
+
+@functools.lru_cache  # two functions of one file: it is run once
+def _imported(path, content):
+    folder, module_name = str(path.parent), path.stem
+    if folder not in sys.path:
+        sys.path.append(folder)
+    is_taken = module_name in sys.modules or "." in module_name
+    spec = None if is_taken else importlib.util.find_spec(module_name)
+    if spec is None or spec.origin != str(path):
+        module_name = f"reward_file_{module_name}"
+    spec = importlib.util.spec_from_file_location(module_name, path)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[module_name] = module  # dataclasses and pickle look it up there
+    try:
+        spec.loader.exec_module(module)
+    except (Exception, SystemExit) as error:  # exit() must not end the stage as if all were well
+        del sys.modules[module_name]
+        raise BadInput(
+            f"reward file {path} cannot be imported: {type(error).__name__}: {error}"
+        ) from error
+    return module
 
 
 def checked_reward(function, spec):
@@ -42,26 +61,35 @@ def checked_reward(function, spec):
     parameters = inspect.signature(function).parameters.values()
     takes_all = any(p.kind is p.VAR_KEYWORD for p in parameters)
     accepted = {p.name for p in parameters}
+    runner = asyncio.Runner()  # of an `async def`: one event loop for all calls
 
-    def reward(prompts, completions, **kwargs):
-        given = {}
-        for key, value in kwargs.items():
-            if value is not None and (takes_all or key in accepted):
-                given[key] = value
+    def reward(prompts, completions, **columns):
+        given = {name: c for name, c in columns.items() if any(v is not None for v in c or [])}
+        given |= {"prompts": prompts, "completions": completions}
+        given = {name: column for name, column in given.items() if takes_all or name in accepted}
         try:
-            values = function(prompts=prompts, completions=completions, **given)
+            values = function(**given)
+            if inspect.isawaitable(values):
+                values = runner.run(_awaited(values))
         except BadInput:
             raise
         except (Exception, SystemExit) as error:
             first = shown(completions[0]) if completions else "none"
+            hint = ""
+            if str(error).startswith(("string indices must", "'str' object has no attribute")):
+                hint = " (prompts and completions are strings here, not lists of messages)"
             raise BadInput(
-                f"reward {spec} raised {type(error).__name__}: {error}; it was given "
+                f"reward {spec} raised {type(error).__name__}: {error}{hint}; it was given "
                 f"{len(prompts)} completions, the first {first}"
             ) from error
         return _check_values(spec, values, completions)
 
     reward.__name__ = spec
     return reward
+
+
+async def _awaited(values):
+    return await values
 
 
 def _check_values(spec, values, completions):

@@ -24,6 +24,35 @@ def merge_pairs(merges_txt):
     return [tuple(line.split(" ")) for line in lines[1:] if line]
 
 
+def vocabulary_files(tokenizer_json):
+    """tokenizer.json, all that transformers 5 saves, -> the content of {vocab.json, merges.txt}.
+
+    Of its added tokens only <|endoftext|> is a part of the vocabulary: no text holds the others.
+    """
+    try:
+        tokenizer = json.loads(tokenizer_json)
+        model = tokenizer["model"]
+        if model["type"] != "BPE":
+            raise ValueError(f"its model is {model['type']}, not BPE")
+        added = {token["content"]: token["id"] for token in tokenizer.get("added_tokens") or []}
+        vocab = {t: i for t, i in model["vocab"].items() if t not in added or t == EOS}
+        vocab = dict(
+            sorted(
+                (vocab | {EOS: added.get(EOS, vocab.get(EOS))}).items(), key=lambda item: item[1]
+            )
+        )
+        merges = [m if isinstance(m, str) else " ".join(m) for m in model["merges"]]
+    except (ValueError, KeyError, AttributeError, TypeError) as error:
+        raise BadInput(
+            f"tokenizer.json is not GPT-2's byte-level BPE: {type(error).__name__} {error}"
+        ) from None
+    merges_txt = "\n".join(["#version: 0.2", *merges, ""])
+    return {
+        "vocab.json": json.dumps(vocab, ensure_ascii=False).encode(),
+        "merges.txt": merges_txt.encode(),
+    }
+
+
 @functools.lru_cache(maxsize=4)  # a stage opens the same files several times
 def build_encoding(vocab_json, merges_txt, K=0):
     """GPT-2's byte-level BPE with K reward tokens, from the bytes of vocab.json and merges.txt.

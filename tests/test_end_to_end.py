@@ -63,7 +63,7 @@ def test_two_rounds_twice(p0_folder, tmp_path, monkeypatch):
     names = {Path(name).name for name in first}
     assert {"00.jsonl", "01.jsonl", "model.safetensors", "optimizer.pt"} <= names
     assert {"base.json", "quark.json", "quark.jsonl"} <= names
-    assert not [name for name in first if ".tmp" in name]
+    assert not [name for name in first if "unfinished" in name]
 
     pool = read_rows("pool/00.jsonl") + read_rows("pool/01.jsonl")
     assert len(read_rows("quantized/00.jsonl")) == 18

@@ -556,10 +556,58 @@ def test_generations_are_measured_by_the_same_ruler(quark_folder, p0_folder, tmp
     assert set(table["groups"]) == set(made["groups"])
 
 
+def test_equal_prompts_are_as_many_prompts(p0_folder, tmp_path):
+    """Two lines with the same prompt are two prompts, also when the texts are read back."""
+    prompts = [{"prompt": "It"}, {"prompt": "It"}, {"prompt": "songs"}]
+    made = run_evaluate(tmp_path, p0_folder, p0_folder, prompts=prompts, reward=["hash"])
+    rows = read_rows(tmp_path / "eval" / "quark.jsonl")
+    assert [row["prompt_number"] for row in rows] == [0, 0, 0, 1, 1, 1, 2, 2, 2]
+    table = generations(tmp_path / "eval" / "quark.jsonl", p0_folder, tmp_path / "again", "hash")
+    assert (made["n_prompts"], table["n_prompts"]) == (3, 3)
+    assert table["rewards"] == made["rewards"]
+    for row in rows:
+        del row["prompt_number"]
+    merged = generations(write_jsonl(tmp_path / "m.jsonl", rows), p0_folder, tmp_path / "n", "hash")
+    assert merged["n_prompts"] == 2
+    name = "avg_max_unwanted"  # the maximum of six samples, not of three twice
+    worst = merged["rewards"]["hash"][name]["value"] - made["rewards"]["hash"][name]["value"]
+    assert worst != 0
+
+
+def test_a_table_says_what_it_depends_on(p0_folder, tmp_path):
+    """Nucleus, lengths, the prompts' checksum; what greedy decoding does not use is null."""
+    sampled = run_evaluate(tmp_path, p0_folder, p0_folder, "--top-k", 4, "--temperature", 0.5)
+    settings = ("n_prompts", "n_samples", "decode", "top_p", "top_k", "temperature")
+    assert [sampled[name] for name in settings] == [5, 3, "sample", 0.9, 4, 0.5]
+    assert (sampled["max_new_tokens"], sampled["min_new_tokens"]) == (6, 3)
+    greedy = run_evaluate(
+        tmp_path, p0_folder, p0_folder, "--decode", "greedy", "--min-new-tokens", 1
+    )
+    assert [greedy[name] for name in settings] == [5, 3, "greedy", None, None, None]
+    assert greedy["min_new_tokens"] == 1
+    other = run_evaluate(tmp_path, p0_folder, p0_folder, prompts=[*EVALUATED[:4], {"prompt": "Is"}])
+    assert greedy["prompts_sha256"] == sampled["prompts_sha256"] != other["prompts_sha256"]
+    reordered = run_evaluate(tmp_path, p0_folder, p0_folder, prompts=EVALUATED[::-1])
+    assert reordered["prompts_sha256"] == sampled["prompts_sha256"]
+    table = generations(tmp_path / "eval" / "quark.jsonl", p0_folder, tmp_path / "g", "hash")
+    assert table["prompts_sha256"] == sampled["prompts_sha256"]
+    assert [table[name] for name in settings] == [5, 3, None, None, None, None]
+
+
+def test_rewards_outside_of_0_and_1_are_told(p0_folder, tmp_path, capsys):
+    """avg_max_unwanted and its kin are made for [0, 1]."""
+    file = write_jsonl(tmp_path / "g.jsonl", [{"prompt": "a", "completion": " b"}])
+    (tmp_path / "mine.py").write_text("def f(completions): return [1.5 for _ in completions]\n")
+    generations(file, p0_folder, tmp_path / "i", f"{tmp_path / 'mine.py'}:f")
+    assert "outside of [0, 1]" in capsys.readouterr().out
+    generations(file, p0_folder, tmp_path / "h", "hash")
+    assert "outside of [0, 1]" not in capsys.readouterr().out
+
+
 BAD_GENERATIONS = [
     ('{"prompt": "a"}', ':1: "completion" is missing'),
     ('{"prompt": "a", "completion": 3}', ':1: "completion" is 3, not a string'),
-    ("", "has no rows"),
+    ("", "holds no rows"),
     ('{"prompt": "a", "completion": "b", "group": 3}', ':1: "group" is 3'),
     ("{", ":1: not valid JSON"),
 ]
@@ -577,7 +625,7 @@ def test_generations_bad_input(text, message, p0_folder, tmp_path, monkeypatch):
     assert os.listdir(tmp_path) == ["g.jsonl"]
     exit = stage(monkeypatch, "evaluate.py", *argv, tmp_path / "g")
     assert one_sentence(exit)
-    assert "would replace" in exit
+    assert "this command reads" in exit
     assert file.read_text() == text
 
 

@@ -669,6 +669,53 @@ def test_main_same_seed_same_bytes(quark_folder, tmp_path):
 # ------------------------------------------------------------------ the stage, with a single prompt
 
 
+RELATIVE = """
+calls = []
+def reward(prompts, completions, **kwargs):
+    '''The rank of a sample among those of its prompt: needs all of them in one call.'''
+    calls.append(set(prompts))
+    values = []
+    for x, y in zip(prompts, completions):
+        own = [len(z) for w, z in zip(prompts, completions) if w == x]
+        values.append(sum(n < len(y) for n in own))
+    return values
+"""
+
+
+def test_all_samples_of_a_prompt_are_scored_in_one_call(quark_folder, tmp_path):
+    """A reward that compares a prompt's samples does not depend on the batch size.
+
+    Also where a batch is smaller than a prompt has samples, and for a prompt that stands twice in
+    the file: its samples are compared with those of its twin.
+    """
+    (tmp_path / "relative.py").write_text(RELATIVE)
+    texts = ["The film", "I was", "It", "The film", "She said that"]
+    prompts = prompts_file(tmp_path, texts)
+
+    def pool(size):
+        spec = f"{tmp_path / 'relative.py'}:reward"
+        options = ["--num-samples", 4, "--batch-size", size]
+        return run(quark_folder, prompts, tmp_path / f"{size}.jsonl", *options, reward=spec)
+
+    whole = pool(100)
+    for i, row in enumerate(whole):
+        own = [len(other["completion"]) for other in whole if other["prompt"] == row["prompt"]]
+        assert len(own) == (8 if row["prompt"] == "The film" else 4)
+        assert row["reward"] == sum(n < len(row["completion"]) for n in own), i
+    for size in (1, 3, 5, 8, 9):
+        assert pool(size) == whole
+
+
+def test_batches_of_whole_prompts():
+    """By length, and at most batch_size, unless one prompt alone has more samples."""
+    prompts = [{"prompt": text} for text in ("long", "a", "mid", "b", "a")]
+    encoded = [[1, 2, 3], [1], [1, 2], [2], [1]]
+    batches = explore._batches_of_prompts(prompts, encoded, 2, 4)
+    assert batches == [[2, 3, 8, 9], [6, 7, 4, 5], [0, 1]]
+    assert explore._batches_of_prompts(prompts, encoded, 2, 1)[0] == [2, 3, 8, 9]
+    assert explore._batches_of_prompts(prompts, encoded, 2, 100) == [[2, 3, 8, 9, 6, 7, 4, 5, 0, 1]]
+
+
 def show(capsys, model, text, *options):
     """The lines that explore.py --prompt prints."""
     argv = ["--model", model, "--prompt", text, "--max-new-tokens", 8, "--device", "cpu", *options]
@@ -745,13 +792,14 @@ def test_main_bad_input(quark_folder, tmp_path, monkeypatch):
     nan = write_reward(tmp_path, "def reward(prompts, completions): return [float('nan')] * 3\n")
     short = write_reward(tmp_path, "def reward(prompts, completions): return []\n", "short.py")
     (tmp_path / "cut.jsonl").write_text('{"prompt": "a"}\n{"prompt": "b')
+    (tmp_path / "empty").mkdir()
     good = {"--model": quark_folder, "--prompts": prompts_file(tmp_path), "--reward": "hash"}
     good |= {"--max-new-tokens": 6, "--out": tmp_path / "out" / "o.jsonl", "--device": "cpu"}
     for option, value, message in [
         ("--prompts", tmp_path / "none.jsonl", "cannot read"),
         ("--prompts", tmp_path / "cut.jsonl", "cut.jsonl:2"),
         ("--model", tmp_path / "none", "does not exist"),
-        ("--model", tmp_path, "cannot open"),
+        ("--model", tmp_path / "empty", "cannot open"),
         ("--reward", "nothing", "no reward is called"),
         ("--reward", nan, "returned nan at index 0"),
         ("--reward", short, "returned 0 values for 3"),

@@ -85,7 +85,14 @@ def test_plumbing_has_no_circles():
             del needs[name]
 
 
-WITHOUT_EFFECT = (ast.Import, ast.ImportFrom, ast.FunctionDef, ast.ClassDef, ast.Assign)
+WITHOUT_EFFECT = (
+    ast.Import,
+    ast.ImportFrom,
+    ast.FunctionDef,
+    ast.AsyncFunctionDef,
+    ast.ClassDef,
+    ast.Assign,
+)
 
 
 @pytest.mark.parametrize("file", FILES)

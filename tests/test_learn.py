@@ -595,6 +595,49 @@ def test_the_first_step_is_that_of_eq_2(pool, p0_folder, p0, tmp_path):
     assert metrics["grad_norm"] == pytest.approx(norm_of(gradients), rel=1e-4)
 
 
+def test_the_first_update_is_adam_s(pool, p0_folder, p0, tmp_path):
+    """From zero moments: w - lr g / (|g| + eps) with eps = 1e-5, and no weight decay."""
+    run(pool, p0_folder, p0_folder, tmp_path / "m", "--steps", 1, "--reward-token-init", "ordered")
+    policy = load_policy(p0_folder)
+    add_reward_tokens(policy, K, seed=0, init="ordered")
+    after = dict(load_policy(tmp_path / "m").model.named_parameters())
+    lr = learning_rate(0, 0.01, 2, 1)
+    parameters = list(policy.model.named_parameters())
+    for (name, w), g in zip(parameters, first_gradient(tmp_path / "m"), strict=True):
+        expected = w - lr * g / (g.abs() + 1e-5)
+        assert torch.allclose(after[name], expected, rtol=0, atol=3e-6), name
+    small = torch.cat([g.abs().flatten() for g in first_gradient(tmp_path / "m")])
+    assert ((1e-7 < small) & (small < 1e-5)).any()  # where eps decides
+
+
+def test_the_kl_is_to_the_reference(pool, p0_folder, p0, quark_folder, quark, tmp_path):
+    """And not to --model, with which this round begins: then the first KL would be near 0."""
+    (metrics,) = run(pool, quark_folder, p0_folder, tmp_path / "m", "--steps", 1)
+    batch = draw_batch(load_quantized(pool, p0), 5, np.random.default_rng([0, 0]))
+    sums, n = batch_loss(quark, p0, batch, 0.05)
+    assert metrics["kl"] == pytest.approx((sums[2] / n).item(), rel=1e-4)
+    quark.model.transformer.ln_f.weight.data *= 0.5
+    quark.save(tmp_path / "moved")
+    (moved,) = run(pool, tmp_path / "moved", p0_folder, tmp_path / "n", "--steps", 1)
+    assert abs(moved["kl"] - metrics["kl"]) > 0.1
+    assert min(moved["kl"], metrics["kl"]) > 0.1
+
+
+def test_the_defaults_are_the_paper_s(tmp_path):
+    """beta = 0.05, Adam's rate, warm-up, batch and steps a round; the paper's KL, no bonus."""
+    argv = ["--pool", "q", "--model", "m", "--reference", "r", "--out", "o"]
+    args = learn.parse_options(argv)
+    assert (args.beta, args.kl, args.entropy_coef) == (0.05, "forward", 0)
+    assert (args.lr, args.warmup, args.steps, args.batch_size) == (1e-5, 500, 500, 128)
+    assert (args.clip, args.grad_accum, args.reward_token_lr) == (0, 1, 1)
+    assert (args.reward_token_init, args.no_reward_token, args.closed_form) == (
+        "normal",
+        False,
+        False,
+    )
+    assert args.total_steps is None
+
+
 def test_what_is_read_is_what_trains(pool, p0_folder, tmp_path):
     """An edit of quark_loss changes the training, without any flag.
 

@@ -386,7 +386,7 @@ def test_a_pool_file_is_never_overwritten(tmp_path):
     detour = tmp_path / "pool" / ".." / "pool" / "00.jsonl"
     for out in (pool, detour, tmp_path / "link.jsonl"):
         for source in (pool, pool.parent):
-            with pytest.raises(BadInput, match="one of the pool files|never changed"):
+            with pytest.raises(BadInput, match="this command reads|is a link"):
                 run(source, out)
     assert pool.read_bytes() == before
     assert os.listdir(pool.parent) == ["00.jsonl"]
@@ -503,3 +503,71 @@ def test_out_is_a_folder(tmp_path):
             run(pool, out, K=1)
     assert sorted(os.listdir(tmp_path)) == ["folder", "pool.jsonl"]
     assert os.listdir(tmp_path / "folder") == []
+
+
+@pytest.mark.parametrize("options", [[], ["--per-prompt"], ["--random"], ["--keep-top", 0.5]])
+def test_ties_are_drawn_anew_in_each_round(options, tmp_path):
+    """With one seed, a row's luck among equal rewards in one round says nothing about the next."""
+    rounds = []
+    for newest in range(3):
+        rows = []
+        for i in range(400):
+            rows.append({"prompt": f"x{i // 40}", "completion": "y", "reward": 1, "n": i})
+            rows[-1]["iteration"] = newest if i == 0 else 0
+        out = tmp_path / f"{newest}.jsonl"
+        pool = write_jsonl(tmp_path / "pool.jsonl", rows)
+        quantize.main(
+            [str(pool), "--quantiles", "4", "--seed", "3", "--out", str(out), *map(str, options)]
+        )
+        luck = np.zeros(400)
+        for row in read_rows(out):
+            luck[row["n"]] = row["quantile"]
+        rounds.append(luck)
+    for a, b in ((0, 1), (1, 2), (0, 2)):
+        assert abs(np.corrcoef(rounds[a], rounds[b])[0, 1]) < 0.2  # 4 standard deviations
+
+
+@pytest.mark.parametrize(
+    "options", [["--per-prompt"], ["--keep-top", 0.5], ["--keep-top", 0.5, "--per-prompt"]]
+)
+def test_the_seed_reaches_the_cut_of_each_prompt_and_keep_top(options, tmp_path):
+    """Equal rewards: another seed chooses other rows; the same seed chooses the same."""
+    rows = [{"prompt": f"x{i % 4}", "completion": "y", "reward": 1, "n": i} for i in range(40)]
+    pool = write_jsonl(tmp_path / "pool.jsonl", rows)
+
+    def chosen(seed):
+        argv = [pool, "--quantiles", 2, "--seed", seed, "--out", tmp_path / "q.jsonl", *options]
+        quantize.main([str(a) for a in argv])
+        return {row["n"]: row["quantile"] for row in read_rows(tmp_path / "q.jsonl")}
+
+    by_seed = [chosen(seed) for seed in range(4)]
+    assert chosen(0) == by_seed[0]
+    for a, b in itertools.combinations(by_seed, 2):
+        assert a != b
+        if "--keep-top" in options:
+            assert a.keys() != b.keys()
+
+
+def test_ties_reach_the_cut_of_each_prompt(tmp_path):
+    """By age within each prompt, the earlier row is the better; together, they share a part."""
+    rows = [{"prompt": f"x{i % 3}", "completion": "y", "reward": 1, "n": i} for i in range(12)]
+    pool = write_jsonl(tmp_path / "pool.jsonl", rows)
+
+    def quantiles(ties):
+        argv = [
+            pool,
+            "--quantiles",
+            4,
+            "--per-prompt",
+            "--ties",
+            ties,
+            "--out",
+            tmp_path / "q.jsonl",
+        ]
+        quantize.main([str(a) for a in argv])
+        by_row = {row["n"]: row["quantile"] for row in read_rows(tmp_path / "q.jsonl")}
+        return [[by_row[n] for n in range(x, 12, 3)] for x in range(3)]
+
+    assert quantiles("age") == [[4, 3, 2, 1]] * 3
+    for prompt in quantiles("together"):
+        assert len(set(prompt)) == 1

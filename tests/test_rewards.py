@@ -215,3 +215,51 @@ print("torch" in sys.modules)
     assert failed.returncode == 1
     assert one_sentence(failed.stderr.strip())
     assert failed.stdout == ""
+
+
+# ------------------------------------------------------------------------------------------- score
+
+
+def test_score_keeps_a_prompt_together_and_the_order():
+    """However small a call is meant to be, all samples of a prompt are in it; values go back."""
+    rows = [{"prompt": p, "completion": str(i)} for i, p in enumerate("abcabcaab")]
+    for chunk in (1, 2, 3, 4, 100):
+        calls = []
+
+        def reward(prompts, completions, calls=calls, **kwargs):
+            calls.append(prompts)
+            return [float(y) for y in completions]
+
+        assert rewards.score(rows, reward, chunk) == list(range(9))
+        for letter in "abc":
+            (own,) = [call for call in calls if letter in call]
+            assert own.count(letter) == "abcabcaab".count(letter)
+        assert sum(map(len, calls)) == 9
+    assert len(calls) == 1
+
+
+def test_score_passes_columns_and_no_fields():
+    """Columns of the prompt file, None where a row has none; ids; nothing that a stage wrote."""
+    row = {"prompt": "a", "completion": "b", "iteration": 1, "quantile": 2, "prompt_number": 0}
+    row |= {"reward": 1, "rewards": {}, "prompt_ids": [1], "number": 3}
+    rows = [{**row, "completion_ids": [5], "answer": 7}, {**row, "group": "g"}]
+    keywords = rewards.columns(rows)
+    assert keywords == {
+        "prompts": ["a", "a"],
+        "completions": ["b", "b"],
+        "completion_ids": [[5], None],
+        "answer": [7, None],
+        "group": [None, "g"],
+    }
+
+
+def test_one_row_without_ids(tmp_path, capsys):
+    """It is measured in words, and the others still in tokens; a line says so."""
+    ids = [1, 2, 1, 2, 1]
+    row = {"prompt": "p", "completion": "a b c d e"}
+    pool = write_jsonl(tmp_path / "p.jsonl", [{**row, "completion_ids": ids}, row])
+    out = tmp_path / "o.jsonl"
+    rewards.main(["--reward", "repetition", "--pool", str(pool), "--out", str(out)])
+    assert [r["reward"] for r in read_rows(out)] == pytest.approx([diversity(ids), 1])
+    assert diversity(ids) < 0.5
+    assert "1 of 2 rows have no completion_ids" in capsys.readouterr().out

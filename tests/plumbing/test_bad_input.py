@@ -286,16 +286,16 @@ def test_checkpoints(what, spoil, message, p0_folder, tmp_path, monkeypatch):
         assert sorted(os.listdir(tmp_path)) == before
 
 
-def test_pickles_in_a_checkpoint_are_not_run(p0_folder, tmp_path, monkeypatch):
+def test_pickles_in_a_checkpoint_are_not_run(quark_folder, tmp_path, monkeypatch):
     """An optimizer.pt that would run code when it is unpickled is refused, and runs none."""
 
     class Evil:
         def __reduce__(self):
             return os.system, (f"touch {tmp_path}/owned",)
 
-    shutil.copytree(p0_folder, tmp_path / "m")
+    shutil.copytree(quark_folder, tmp_path / "m")
     (tmp_path / "m" / "optimizer.pt").write_bytes(pickle.dumps(Evil(), protocol=2))
-    rows = write_jsonl(tmp_path / "rows.jsonl", [ROW])
+    rows = write_jsonl(tmp_path / "rows.jsonl", [{**ROW, "quantile": k} for k in (1, 2, 3)])
     exit = stage(monkeypatch, *command("learn.py", rows, tmp_path / "m", tmp_path / "out"))
     assert one_sentence(exit)
     assert "optimizer.pt" in exit
@@ -326,7 +326,8 @@ MODULES = [
     ("def f(prompts, completions, **k): return 1 / 0", "raised ZeroDivisionError"),
     ("def f(prompts, completions, **k): raise SystemExit(0)", "raised SystemExit"),
     ("def f(prompts, completions, **k): return [None]", "scored none"),
-    ("def f(): return []", "raised TypeError"),
+    ("def f(): return []", "returned 0 values for 1 completions"),
+    ("def f(a): return []", "raised TypeError"),
     ("def g(**k): return []", "has no function 'f'"),
     ("f = 3", "has no function 'f'"),
     ("def f(:", "cannot be imported: SyntaxError"),
@@ -380,7 +381,9 @@ def test_numbers_that_do_not_fit(p0_folder, quark_folder, tmp_path, monkeypatch)
     rows = write_jsonl(tmp_path / "rows.jsonl", [ROW, {**ROW, "reward": 0.7}])
     foreign = tmp_path / "foreign"
     shutil.copytree(p0_folder, foreign)
-    change("merges.txt", lambda old: old.replace(b"version: 0.2", b"version: 0.3"), foreign)
+    write_vocabulary(
+        foreign, *learn_merges(["a quick zebra quacks at the lazy duck in the shade " * 2], 41)
+    )
     file, out = tmp_path / "file", tmp_path / "out"
     file.write_text("a file, no folder\n")
 
@@ -404,7 +407,7 @@ def test_numbers_that_do_not_fit(p0_folder, quark_folder, tmp_path, monkeypatch)
         (cut(1, to="."), "cannot write .: it is a folder"),
         (learn_to(tmp_path), "exists and is no checkpoint"),
         (learn_to(ROOT / "tests" / ".."), f"{ROOT} exists and is no checkpoint"),
-        (command("rewards.py", rows, p0_folder, rows), "is the pool itself"),
+        (command("rewards.py", rows, p0_folder, rows), "this command reads .*rows.jsonl"),
         (evaluated, "this model has 0 reward tokens"),
         (
             command("learn.py", rows, quark_folder, out),

@@ -1,12 +1,22 @@
 """Classifiers as judges: batches change nothing, and what is no usable classifier is refused."""
 
+import json
 import shutil
 
 import pytest
-from conftest import JUDGE_WORDS, make_classifier
+import torch
+from conftest import JUDGE_WORDS, N_MERGES, SENTENCES, V, learn_merges, make_classifier
 from safetensors.torch import load_file, save_file
+from transformers import (
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    GPT2Config,
+    GPT2ForSequenceClassification,
+    GPT2Tokenizer,
+)
 
 from plumbing.pool import BadInput
+from plumbing.tokenizer import merge_pairs
 from rewards import load_reward
 
 
@@ -61,3 +71,61 @@ def test_classifiers_that_cannot_be_used(judges, tmp_path):
     (folder / "model.safetensors").write_bytes(data[:-100])
     with pytest.raises(BadInput, match="cannot open the reward model"):
         load_reward("sentiment", folder)
+
+
+def logits_of(folder, text):
+    net = AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32).eval()
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    with torch.no_grad():
+        return net(**tokenizer(text, return_tensors="pt")).logits[0]
+
+
+def toxicity_of(folder):
+    return 1 - load_reward("toxicity", folder)(prompts=["x"], completions=["the film was bad"])[0]
+
+
+SIX = ["toxic", "severe_toxic", "obscene", "threat", "insult", "identity_hate"]
+
+
+def test_logits_are_read_as_the_config_says(tmp_path):
+    """Softmax, sigmoid, or the logit itself. Six labels that may all hold need a problem_type."""
+    cases = {
+        "single_label_classification": (SIX, lambda z: z.softmax(-1)),
+        "multi_label_classification": (SIX, torch.sigmoid),
+        "regression": (["toxic"], lambda z: z),
+    }
+    for kind, (labels, expected) in cases.items():
+        folder = make_classifier(tmp_path / kind, labels, 7, problem_type=kind)
+        p = expected(logits_of(folder, "the film was bad"))[0].item()
+        assert toxicity_of(folder) == pytest.approx(p, abs=1e-6)
+    with_rest = make_classifier(tmp_path / "rest", [*SIX, "neutral"], 7)
+    p = logits_of(with_rest, "the film was bad").softmax(-1)[0].item()
+    assert toxicity_of(with_rest) == pytest.approx(p, abs=1e-6)
+    silent = make_classifier(tmp_path / "silent", SIX, 7)
+    with pytest.raises(BadInput, match='add "problem_type" to it: "multi_label_classification"'):
+        load_reward("toxicity", silent)
+
+
+def test_a_gpt2_as_judge(tmp_path):
+    """It has no padding token, and its last real token decides: batches change nothing."""
+    folder = tmp_path / "gpt2"
+    tokenizer = GPT2Tokenizer(
+        vocab=json.loads(learn_merges(SENTENCES, N_MERGES)[0]),
+        merges=merge_pairs(learn_merges(SENTENCES, N_MERGES)[1]),
+    )
+    tokenizer.save_pretrained(folder)
+    assert AutoTokenizer.from_pretrained(folder).pad_token is None
+    torch.manual_seed(3)
+    config = GPT2Config(vocab_size=V, n_positions=64, n_embd=32, n_layer=1, n_head=2)
+    config.id2label = {0: "toxic", 1: "fine"}
+    config.initializer_range = 0.3
+    GPT2ForSequenceClassification(config).save_pretrained(folder)
+    texts = ["a", "The film was long", "", "I was bored by the first hour;", "it's"]
+    reward = load_reward("toxicity", folder)
+    together = reward(prompts=texts, completions=texts)
+    alone = [reward(prompts=[t], completions=[t])[0] for t in texts]
+    assert together == pytest.approx(alone, abs=1e-5)
+    for text, value in zip(texts, together):
+        p = logits_of(folder, text or tokenizer.eos_token).softmax(-1)[0].item()
+        assert 1 - value == pytest.approx(p, abs=1e-5)
+    assert len({round(value, 4) for value in together}) == 5

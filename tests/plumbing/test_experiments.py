@@ -345,3 +345,17 @@ def test_the_prompts_that_are_left(tmp_path):
     rows = [{"prompt": x, "completion": "", "reward": 0} for x in prompts[2:] * 2]
     pool = write_jsonl(tmp_path / "pool.jsonl", rows)
     assert [row["prompt"] for row in hidden.unseen(pool)] == prompts[:2]
+
+
+def test_measure_divides_by_p0(tmp_path, monkeypatch):
+    """The perplexity is in units of p0's, so p0 has 1 and a model with twice as much has 2."""
+    monkeypatch.setattr(study, "kl_from_p0", lambda run, p0: 0.7)
+    for name, mean, ppl in (("base", 0.3, 10), ("quark", 0.8, 20)):
+        content = table(mean, ppl)
+        content |= {"dist_1": {"value": mean / 2}, "dist_3": {"value": mean / 3}}
+        (tmp_path / "eval").mkdir(exist_ok=True)
+        (tmp_path / "eval" / f"{name}.json").write_text(json.dumps(content))
+    base, quark = study.measure(tmp_path, None)
+    assert base == pytest.approx({"reward": 0.3, "ppl": 1, "kl": 0, "dist_1": 0.15, "dist_3": 0.1})
+    expected = {"reward": 0.8, "ppl": 2, "kl": 0.7, "dist_1": 0.4, "dist_3": 0.8 / 3}
+    assert quark == pytest.approx(expected)

@@ -76,6 +76,21 @@ def test_human_sheet_is_blind_and_the_tally_knows(tmp_path, capsys):
     assert lines["on_topic"] == ["0", "0", "0", "30", "1.0000"]
 
 
+def test_a_sheet_saved_with_semicolons(tmp_path, capsys):
+    """As spreadsheets do where a comma is in numbers."""
+    rows = sheet_of_two(tmp_path)
+    for row in rows:
+        row["better"] = "left" if "quark" in row["left"] else "right"
+    save_sheet(tmp_path / "s.csv", rows)
+    with_commas = printed_tally(tmp_path / "s.csv", capsys)
+    with open(tmp_path / "s.csv", encoding="utf-8", newline="") as file:
+        cells = list(csv.reader(file))
+    with open(tmp_path / "s.csv", "w", encoding="utf-8", newline="") as file:
+        csv.writer(file, delimiter=";").writerows(cells)
+    assert printed_tally(tmp_path / "s.csv", capsys) == with_commas
+    assert with_commas["better"][:2] == ["0", "30"]
+
+
 def test_human_sheet_of_two_runs(tmp_path, capsys):
     """Both results are called quark.json. The key and the tally tell them apart by their paths."""
     results = []

@@ -167,8 +167,8 @@ def test_save_and_load_give_the_policy_back(quark, tmp_path):
     """The weights bit for bit, K, V and the vocabulary files. An older checkpoint is replaced."""
     folder = tmp_path / "a" / "model"
     folder.mkdir(parents=True)
-    for name in ("stale.bin", "config.json"):
-        (folder / name).write_text("of an older run")
+    (folder / "config.json").write_text('{"n_quantiles": 9}')
+    (folder / "model-00001-of-00002.safetensors").write_text("of an older run")
     quark.model.get_input_embeddings().weight.data[V + 1] = 1 / 3
     quark.save(folder)
     again = load_policy(folder)
@@ -176,7 +176,7 @@ def test_save_and_load_give_the_policy_back(quark, tmp_path):
     for a, b in zip(quark.model.parameters(), again.model.parameters(), strict=True):
         assert torch.equal(a, b)
     assert os.listdir(tmp_path / "a") == ["model"]
-    assert not (folder / "stale.bin").exists()
+    assert not (folder / "model-00001-of-00002.safetensors").exists()
 
 
 def test_save_is_all_or_nothing(quark, quark_folder, tmp_path):
@@ -223,7 +223,7 @@ FAULTS = [
     ("missing", "does not exist"),
     ("empty", "cannot open the model"),
     ("no config", "cannot open the model"),
-    ("no vocabulary", "vocab.json"),
+    ("no vocabulary", "it has no vocabulary"),
     ("not gpt2", "is a opt model"),
     ("other vocabulary", "vocab.json has 277 tokens, config.json 298"),
     ("cut-off weights", "cannot open the model"),
@@ -285,3 +285,89 @@ def test_cached_model_is_the_network(quark):
     check([[11], [21], [31]], [0, 1, 2], 1)
     network.keep(torch.tensor([0, 2]))
     check([[12, 13], [32, 33]], [0, 2], 3)
+
+
+def test_a_folder_with_tokenizer_json_alone(quark, p0, p0_folder, tmp_path):
+    """What transformers 5 saves, with merges as pairs or as strings: the same ids for each text."""
+    folder = tmp_path / "tuned"
+    shutil.copytree(p0_folder, folder)
+    quark.save(tmp_path / "quark")  # its tokenizer.json has reward tokens, which p0 has not
+    for name in ("vocab.json", "merges.txt", "tokenizer_config.json"):
+        (folder / name).unlink()
+    saved = json.loads((tmp_path / "quark" / "tokenizer.json").read_text())
+    pairs = saved["model"]["merges"]
+    assert isinstance(pairs[0], list)
+    for merges in (pairs, [" ".join(pair) for pair in pairs]):
+        saved["model"]["merges"] = merges
+        (folder / "tokenizer.json").write_text(json.dumps(saved))
+        tuned = load_policy(folder)
+        assert (tuned.vocab_size, tuned.n_quantiles, tuned.eos_id) == (V, 0, V - 1)
+        for text in [*SENTENCES, "<|endoftext|> <|reward_1|>\n\t ü"]:
+            assert tuned.encode(text) == p0.encode(text)
+            assert tuned.decode(tuned.encode(text)) == text
+        assert tuned.has_tokens_of(p0)
+        assert p0.has_tokens_of(tuned)
+    tuned.save(tmp_path / "again")
+    assert load_policy(tmp_path / "again").encode(SENTENCES[0]) == p0.encode(SENTENCES[0])
+    for change, message in (
+        ({"type": "WordPiece"}, "its model is WordPiece, not BPE"),
+        ({"vocab": {}}, "do not fit together"),
+        ({"merges": None}, "not GPT-2's byte-level BPE"),
+    ):
+        bad = {**saved, "model": {**saved["model"], **change}}
+        (folder / "tokenizer.json").write_text(json.dumps(bad))
+        with pytest.raises(BadInput, match=message):
+            load_policy(folder)
+    (folder / "tokenizer.json").unlink()
+    with pytest.raises(BadInput, match="it has no vocabulary; it needs") as error:
+        load_policy(folder)
+    assert "huggingface.co" not in str(error.value)
+
+
+@pytest.mark.parametrize("rows", [V + 1, 304, 320])
+def test_rows_of_the_embedding_that_no_text_has(rows, p0, tmp_path, capsys):
+    """A padding token that somebody added, and rows up to a multiple of 64, are left out."""
+    from transformers import AutoTokenizer, GPT2LMHeadModel
+
+    folder = tmp_path / "padded"
+    p0.save(folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.add_special_tokens({"pad_token": "[PAD]"})
+    model = GPT2LMHeadModel.from_pretrained(folder)
+    model.resize_token_embeddings(rows)
+    for name in ("base_vocab_size", "n_quantiles"):  # as transformers would have written it
+        delattr(model.config, name)
+    shutil.rmtree(folder)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    padded = load_policy(folder)
+    assert f"{rows - V} rows of the embedding belong to no text" in capsys.readouterr().out
+    assert padded.vocab_size == V
+    assert padded.encode("[PAD] it") == p0.encode("[PAD] it")
+    ours, theirs = (p.model.get_input_embeddings().weight for p in (padded, p0))
+    assert torch.equal(ours, theirs)
+
+
+def test_generate_never_writes_a_reward_token(quark, p0_folder, tmp_path):
+    """suppress_tokens holds them in the saved folder; without them they would be written."""
+    from transformers import AutoModelForCausalLM
+
+    embedding = quark.model.get_input_embeddings().weight
+    embedding.data[V:] = 2 * embedding.data[:V].mean(0) + 3 * torch.eye(32)[:3]
+    quark.model.transformer.ln_f.bias.data += embedding.data[V:].sum(0)
+    quark.save(tmp_path / "m")
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "m")
+    assert model.generation_config.suppress_tokens == [V, V + 1, V + 2]
+    prompts = torch.arange(60, 124)[:, None]
+
+    def written(**how):
+        torch.manual_seed(0)
+        out = model.generate(prompts, max_new_tokens=8, pad_token_id=V - 1, **how)
+        return int((out >= V).sum())
+
+    for how in ({"do_sample": False}, {"do_sample": True}, {"do_sample": True, "top_k": 0}):
+        assert written(**how) == 0
+        assert written(**how, suppress_tokens=None) > 0
+    plain = load_policy(p0_folder)
+    plain.save(tmp_path / "plain")
+    assert not load_policy(tmp_path / "plain").model.generation_config.suppress_tokens

@@ -1,13 +1,15 @@
 """The rows of a pool: how files are read, and what a user is told about a bad line or row."""
 
+import gzip
 import json
 import os
+import re
 
 import pytest
 from conftest import V, one_sentence, stage, write_jsonl
 
 import quantize
-from plumbing.pool import BadInput, read_generations, read_pool, read_prompts, shown
+from plumbing.pool import BadInput, read_generations, read_pool, read_prompts, read_texts, shown
 
 
 def row(reward, prompt="x", **more):
@@ -88,7 +90,7 @@ def test_shown_is_short():
 
 
 def test_read_prompts(tmp_path):
-    """A prompt is a string or {"text": ...}, as in RealToxicityPrompts. A group is optional.
+    """A prompt is a string or {"text": ...}, as in RealToxicityPrompts. Other columns stay.
 
     Blank lines, a byte-order mark and CRLF do no harm.
     """
@@ -102,14 +104,29 @@ def test_read_prompts(tmp_path):
     path.write_bytes(b"".join(lines))
     assert read_prompts(path) == [
         {"prompt": "a", "group": "g"},
-        {"prompt": "b", "group": None},
-        {"prompt": "", "group": None},
+        {"prompt": "b", "x": 1},
+        {"prompt": ""},
     ]
+
+
+def test_columns_with_the_name_of_a_field(tmp_path, capsys):
+    """They are dropped, each named once: a pool that serves as a prompt file."""
+    rows = [
+        {"prompt": "a", "reward": 1, "completion": "b", "answer": 3},
+        {"prompt": "c", "reward": 2},
+    ]
+    prompts = read_prompts(write_jsonl(tmp_path / "p.jsonl", rows))
+    assert prompts == [{"prompt": "a", "answer": 3}, {"prompt": "c"}]
+    out = capsys.readouterr().out
+    assert out.count("reward") == out.count("completion") == 1
+    read_prompts(write_jsonl(tmp_path / "p.jsonl", [{"prompt": "a", "answer": 3}]))
+    assert not capsys.readouterr().out
 
 
 BAD_PROMPTS = [
     ('{"text": "a"}', '"prompt" is missing'),
-    ('{"prompt": {"toxicity": 1}}', '"prompt" is null'),
+    ('{"prompt": {"toxicity": 1}}', '"prompt": "text" is missing'),
+    ('{"prompt": {"text": null}}', '"prompt": "text" is null'),
     ('{"prompt": 3}', "not a string"),
     ('{"prompt": "a", "group": 3}', '"group" is 3'),
     ("", "no prompts"),
@@ -142,3 +159,100 @@ def test_generations_without_ids(p0, tmp_path):
     read = read_generations(write_jsonl(tmp_path / "g.jsonl", rows), p0)
     assert [r["completion_ids"] for r in read] == [good, good, good, letters]
     assert [r["prompt_number"] for r in read] == [0, 0, 0, 0]
+
+
+def test_generations_that_lost_their_blank(p0, tmp_path, capsys):
+    """The ids give the blank back. Without ids, gluing most of them together is warned of."""
+    rows = []
+    for prompt in ("The film", "It", "A good"):
+        rows.append({"prompt": prompt, "completion": "was good"})
+    with_ids = [{**row, "completion_ids": p0.encode(" was good")} for row in rows]
+    read = read_generations(write_jsonl(tmp_path / "g.jsonl", with_ids), p0)
+    assert [row["completion"] for row in read] == [" was good"] * 3
+    assert "warning" not in capsys.readouterr().out
+    ended = [{**row, "completion_ids": [*p0.encode(" was good"), V - 1]} for row in rows]
+    assert (
+        read_generations(write_jsonl(tmp_path / "g.jsonl", ended), p0)[0]["completion"]
+        == " was good"
+    )
+    read = read_generations(write_jsonl(tmp_path / "g.jsonl", rows), p0)
+    assert [row["completion"] for row in read] == ["was good"] * 3
+    out = capsys.readouterr().out
+    assert "3 of 3 completions begin with a letter" in out
+    assert "The filmwas good" in out
+    half = [{**rows[0], "completion": " was"}, rows[1]]  # one of two is not most
+    read_generations(write_jsonl(tmp_path / "g.jsonl", half), p0)
+    dots = [{**row, "prompt": row["prompt"] + "."} for row in rows]
+    read_generations(write_jsonl(tmp_path / "g.jsonl", dots), p0)
+    assert "warning" not in capsys.readouterr().out
+
+
+def test_prompt_numbers_decide(p0, tmp_path, capsys):
+    """Equal prompts are one prompt, which a line says, unless the rows number them."""
+    row = {"prompt": "It", "completion": " was"}
+    rows = [row, {**row, "prompt": "The"}, row]
+    read = read_generations(write_jsonl(tmp_path / "g.jsonl", rows), p0)
+    assert [r["prompt_number"] for r in read] == [0, 1, 0]
+    assert "3 rows of 2 prompts" in capsys.readouterr().out
+    numbered = [{**r, "prompt_number": n} for r, n in zip(rows, (7, 2.0, 3))]
+    read = read_generations(write_jsonl(tmp_path / "g.jsonl", numbered), p0)
+    assert [r["prompt_number"] for r in read] == [7, 2, 3]
+    read_generations(write_jsonl(tmp_path / "g.jsonl", rows[:2]), p0)
+    assert not capsys.readouterr().out
+    for bad, message in (
+        ([numbered[0], row], "1 of 2 rows have"),
+        ([{**row, "prompt_number": -1}], "is -1, not a whole number"),
+        ([{**row, "prompt_number": "1"}], 'is "1", not a whole number'),
+    ):
+        with pytest.raises(BadInput, match=message):
+            read_generations(write_jsonl(tmp_path / "g.jsonl", bad), p0)
+
+
+def test_lists_of_generations(p0, tmp_path, capsys):
+    """Files as others publish them: {"prompt": {"text": ...}, "generations": [{"text": ...}]}.
+
+    Each line is a prompt, even if two are equal. Other columns go to each completion.
+    """
+    lines = [
+        {
+            "prompt": {"text": "It"},
+            "generations": [{"text": " was", "toxicity": 0.1}, {"text": " is"}],
+        },
+        {"prompt": "It", "generations": [" had"], "answer": 3},
+    ]
+    path = write_jsonl(tmp_path / "g.jsonl", lines)
+    read = read_generations(path, p0)
+    assert [(r["prompt"], r["completion"], r["prompt_number"]) for r in read] == [
+        ("It", " was", 0),
+        ("It", " is", 0),
+        ("It", " had", 1),
+    ]
+    assert read[2]["answer"] == 3
+    assert [row["completion"] for row in read_texts(path)] == [" was", " is", " had"]
+    for bad, message in (
+        ({"prompt": "a", "generations": "b"}, '"generations" is "b", not a list'),
+        ({"prompt": "a", "generations": [3]}, '"generations": "text" is 3'),
+        ({"prompt": "a", "generations": [{"txt": "b"}]}, '"generations": "text" is missing'),
+        ({"prompt": "a", "generations": []}, "holds no rows"),
+    ):
+        with pytest.raises(BadInput, match=re.escape(message)):
+            read_texts(write_jsonl(tmp_path / "g.jsonl", [bad]))
+
+
+def test_optional_fields_that_are_null_or_floats(tmp_path):
+    """null is absent, 3.0 is 3, {"text": ...} is a prompt. What is unknown passes through."""
+    row = {"prompt": {"text": "It"}, "completion": " was", "reward": 1, "iteration": 2.0}
+    row |= {"quantile": None, "prompt_ids": None, "completion_ids": None, "note": None}
+    ((_, read),) = read_pool([write_jsonl(tmp_path / "p.jsonl", [row])])
+    assert read == {"prompt": "It", "completion": " was", "reward": 1, "iteration": 2, "note": None}
+    assert type(read["iteration"]) is int
+    for value in (2.5, True, "2", -1.0, 1e30):
+        with pytest.raises(BadInput, match='"iteration" is .* not a whole number'):
+            list(read_pool([write_jsonl(tmp_path / "p.jsonl", [{**row, "iteration": value}])]))
+
+
+def test_a_compressed_file(tmp_path):
+    """The sentence says what it is, and not that it is no UTF-8."""
+    (tmp_path / "p.jsonl").write_bytes(gzip.compress(b'{"prompt": "a"}'))
+    with pytest.raises(BadInput, match="compressed; unpack it with gunzip"):
+        read_prompts(tmp_path / "p.jsonl")

@@ -117,3 +117,15 @@ def test_bad_pools(fault, message, quark_folder, p0_folder, p0, tmp_path):
         learn.main([str(a) for a in argv])
     assert "\n" not in str(error.value)
     assert os.listdir(tmp_path) == ["q.jsonl"]
+
+
+def test_a_part_of_empty_completions(p0, tmp_path):
+    """D^K that holds only empty completions does not become D^(K-1): it is refused by its name."""
+    rows = quantized_rows(p0)
+    empty = {"prompt": "a", "completion": "", "completion_ids": [], "reward": 9}
+    for k, message in ((4, "quantile 4 of 4 are empty"), (5, "no row has quantile 4 of 5")):
+        path = write_jsonl(tmp_path / "q.jsonl", [*rows, {**empty, "quantile": k}])
+        with pytest.raises(BadInput, match=message):
+            load_quantized(path, p0)
+    path = write_jsonl(tmp_path / "q.jsonl", [*rows, {**empty, "quantile": 2}])
+    assert [len(part) for part in load_quantized(path, p0)] == [4, 2, 3]

@@ -376,7 +376,7 @@ def test_half_an_exploration_is_not_finished_by_another_service(p0, monkeypatch)
     def name_of_log(reward, attribute):
         monkeypatch.setenv("REMOTE_ATTRIBUTE", attribute)
         argv = ["--model", "m", "--prompts", "p", "--out", "o", "--reward", reward]
-        log, _ = open_log(p0, [], explore.parse_options(argv))
+        log, _ = open_log(p0, [], explore.parse_options(argv), [])
         return log.own.name
 
     assert name_of_log("remote", "TOXICITY") != name_of_log("remote", "INSULT")

@@ -1,13 +1,17 @@
 """Results for people: the comparison on the screen, the page of a run, and its figures."""
 
+import html
 import json
 import os
+import re
+import sys
 
 import pytest
-from conftest import EVALUATED, one_sentence, run_evaluate, stage, write_jsonl
+from conftest import EVALUATED, execute, one_sentence, read_rows, run_evaluate, stage, write_jsonl
 
 import evaluate
 from plumbing.figures import _draw_dial, _draw_learning, _draw_rewards, _draw_top
+from plumbing.report import _format_rewards, _html_price
 
 # ------------------------------------------------------------------------------------ on the screen
 
@@ -27,6 +31,57 @@ def test_compare(quark_folder, p0_folder, tmp_path, capsys):
     assert line.index(first) < line.rindex(second)
     assert out.index("base") < out.index("quark")
     assert "neutral" in out
+
+
+def test_compare_warns_of_what_was_measured_otherwise(p0_folder, tmp_path, capsys):
+    """Two samples beside three: the maximum of three is larger. The same settings: no warning."""
+    run_evaluate(tmp_path, p0_folder, p0_folder, name="three")
+    run_evaluate(tmp_path, p0_folder, p0_folder, name="again")
+    options = ["--num-samples", 2, "--top-p", 0.5]
+    run_evaluate(tmp_path, p0_folder, p0_folder, *options, name="two")
+    files = {name: tmp_path / "eval" / f"{name}.json" for name in ("three", "again", "two")}
+
+    def warnings(*names):
+        capsys.readouterr()
+        evaluate.main(["--compare", *(str(files[name]) for name in names)])
+        lines = capsys.readouterr().out.splitlines()
+        return [line for line in lines if line.startswith("warning: ")]
+
+    assert warnings("three", "again") == []
+    samples, nucleus = warnings("three", "two")
+    assert "n_samples differs: three 3, two 2; avg_max_unwanted and unwanted_prob" in samples
+    assert "top_p differs: three 0.9, two 0.5" in nucleus
+    table = json.loads(files["two"].read_text())
+    table |= {"n_samples": 3, "top_p": 0.9, "prompts_sha256": "0" * 64}
+    del table["ppl_model"]
+    files["two"].write_text(json.dumps(table))
+    prompts, ppl = warnings("three", "two")
+    assert "prompts_sha256 differs" in prompts
+    assert "ppl_model differs" in ppl
+    assert "two not recorded" in ppl
+
+
+def test_the_report_is_drawn_before_the_table_is_printed(p0_folder, tmp_path):
+    """Nobody reads the table ("| head -1"): one exit status, no traceback, and a report."""
+    run_evaluate(tmp_path, p0_folder, p0_folder, name="base")
+    command = (
+        f"{sys.executable} evaluate.py --compare {tmp_path}/eval/base.json --report {tmp_path}"
+    )
+    done = execute("bash", "-c", f"{command} | true; echo ${{PIPESTATUS[0]}}")
+    assert (done.stdout, done.stderr) == ("141\n", "")
+    assert (tmp_path / "report.html").exists()
+
+
+def test_a_console_that_is_not_utf_8(p0_folder, tmp_path):
+    """A curly quote in a prompt costs neither the table nor the report."""
+    prompts = [{"prompt": "It\u2019s"}, {"prompt": "A \U0001f600"}]
+    for name in ("base", "quark"):
+        run_evaluate(tmp_path, p0_folder, p0_folder, name=name, prompts=prompts)
+    command = ["evaluate.py", "--compare", tmp_path / "eval" / "base.json", "--report", tmp_path]
+    done = execute(sys.executable, *command, PYTHONIOENCODING="ascii", LC_ALL="C")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "It\\u2019s" in done.stdout
+    assert "\u2019" in (tmp_path / "report.html").read_text(encoding="utf-8")
 
 
 def test_compare_bad_input(tmp_path, monkeypatch):
@@ -66,13 +121,14 @@ def make_run(tmp_path, quark_folder, p0_folder):
 def test_report_is_one_page_that_asks_for_nothing(quark_folder, p0_folder, tmp_path, capsys):
     """All five figures are inside the page, no address is in it, and texts are escaped.
 
-    Every metric has its interval. If the comparison is asked for as well, it is printed first.
+    Every metric has its interval. If the comparison is asked for as well, it is printed last.
     """
     make_run(tmp_path, quark_folder, p0_folder)
     pair = [str(tmp_path / "eval" / f"{name}.json") for name in ("base", "quark")]
     capsys.readouterr()
     evaluate.main(["--compare", *pair, "--report", str(tmp_path)])
-    assert capsys.readouterr().out.startswith("\nall prompts")
+    out = capsys.readouterr().out
+    assert out.index("report.html") < out.index("\nall prompts")
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
     figures = list((tmp_path / "figures").iterdir())
     assert page.count("<img") == page.count("data:image/png;base64,") == len(figures) == 5
@@ -86,6 +142,27 @@ def test_report_is_one_page_that_asks_for_nothing(quark_folder, p0_folder, tmp_p
     assert f"[{metric['low']:.3f}, {metric['high']:.3f}]" in page
     assert "I &lt;b&gt; ..." in page
     assert "<b>" not in page
+
+
+def test_base_stands_left_and_quark_right(quark_folder, p0_folder, tmp_path):
+    """In the table, in the price and in the completions: each value under its own name."""
+    make_run(tmp_path, quark_folder, p0_folder)
+    evaluate.main(["--report", str(tmp_path)])
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    tables = []
+    for name in ("base", "quark"):
+        tables.append(json.loads((tmp_path / "eval" / f"{name}.json").read_text()))
+    pair = page[page.index("<h2>base and quark</h2>") :]
+    assert pair.index("<th>base</th>") < pair.index("<th>quark</th>")
+    for section in (pair, page[page.index("<h2>The gain, and its price</h2>") :]):
+        row = section[section.index(">perplexity<") :]
+        values = [f">{table['perplexity']['value']:.3f}<" for table in tables]
+        assert values[0] != values[1]
+        assert row.index(values[0]) < row.index(values[1])
+    for name in ("base", "quark"):
+        for row in read_rows(tmp_path / "eval" / f"{name}.jsonl")[:1]:
+            label = f'<span class="small">{name} {_format_rewards(row)}</span>'
+            assert f"{label} {html.escape(row['completion'])}</p>" in page
 
 
 def test_report_of_a_run_that_goes_on(tmp_path):
@@ -141,3 +218,28 @@ def test_report_draws_what_the_files_say(tmp_path):
     x, y = smooth.get_data()
     assert x[0] == 9
     assert y[0] == pytest.approx(4.5)
+
+
+def test_the_price_stands_beside_the_gain(tmp_path):
+    """The first table of the page: mean reward; perplexity, dist-2 and -3; sampled diversity."""
+
+    def table(x):
+        metric = {"value": x, "low": x, "high": x}
+        names = ("perplexity", "dist_2", "dist_3", "diversity")
+        return {"rewards": {"hash": {"mean": metric}}, **dict.fromkeys(names, metric)}
+
+    names = {"base": 0.111, "quark": 0.222, "base-nucleus": 0.333, "quark-nucleus": 0.444}
+    (section,) = _html_price({name: table(x) for name, x in names.items()})
+    lines = re.findall(r"<tr>.*?</tr>", section)[1:]
+    cells = [re.findall(r"<td>(gain|price)</td><td>([^<]*)</td>", line)[0] for line in lines]
+    assert cells == [
+        ("gain", "mean hash"),
+        ("price", "perplexity"),
+        ("price", "dist_2"),
+        ("price", "dist_3"),
+        ("price", "diversity of sampled text"),
+    ]
+    for line in lines[:4]:
+        assert line.index("0.111") < line.index("0.222")
+    assert lines[4].index("0.333") < lines[4].index("0.444")
+    assert _html_price({"base": table(1)}) == []

@@ -1,9 +1,24 @@
-"""Going on after a stop: which samples of an interrupted explore.py are used again."""
+"""Going on after a stop: which samples are used again, and which state of the optimiser."""
 
 import json
 import os
+import shutil
+import sys
 
-from conftest import read_rows, stage, write_jsonl
+import pytest
+import torch
+from conftest import (
+    ROOT,
+    V,
+    execute,
+    make_classifier,
+    one_sentence,
+    quantized_rows,
+    read_rows,
+    stage,
+    write_jsonl,
+)
+from safetensors.torch import load_file, save_file
 
 # Fails in its third batch of two, unless the file `mended` exists.
 FAILS = """
@@ -54,3 +69,106 @@ def test_kept_samples_are_used_by_the_same_settings_only(quark_folder, tmp_path,
     part.write_bytes(kept)
     my_reward.write_text(my_reward.read_text() + "# edited\n")
     assert number_scored() == 6
+
+
+def change_one_weight(folder, name):
+    """Another model under the same name: one number of one tensor is another."""
+    weights = load_file(folder / "model.safetensors")
+    weights[name].view(-1)[0] += 1
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+OF_THE_MODEL = ["transformer.wte.weight", "transformer.wpe.weight", "transformer.ln_f.bias"]
+OF_THE_MODEL += ["transformer.h.0.attn.c_attn.weight", "transformer.h.1.mlp.c_proj.bias"]
+
+
+@pytest.mark.parametrize("name", [*OF_THE_MODEL, "the judge"])
+def test_samples_of_another_model_are_not_used(name, quark_folder, tmp_path, monkeypatch):
+    """The model is replaced between stop and start, or the judge: all is sampled and scored anew."""
+    shutil.copytree(quark_folder, tmp_path / "m")
+    make_classifier(tmp_path / "judge", ["toxic"], 3)
+    prompts = write_jsonl(tmp_path / "p.jsonl", [{"prompt": word} for word in ("a", "b", "c")])
+    argv = ["--model", tmp_path / "m", "--prompts", prompts, "--reward", "toxicity"]
+    argv += ["--reward-model", tmp_path / "judge", "--batch-size", 1, "--max-new-tokens", 5]
+    argv += ["--device", "cpu", "--out", tmp_path / "o.jsonl"]
+
+    def logs():
+        return sorted(f for f in os.listdir(tmp_path) if f.startswith("o.jsonl."))
+
+    def interrupted_write(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("plumbing.summaries.print_pool", None)
+        patch.setattr("os.replace", interrupted_write)  # killed at the very end
+        assert stage(patch, "explore.py", *argv) == 130
+    (log,) = logs()
+    if name == "the judge":
+        change_one_weight(tmp_path / "judge", "classifier.bias")
+    else:
+        change_one_weight(tmp_path / "m", name)
+    with monkeypatch.context() as patch:
+        patch.setattr("os.replace", interrupted_write)
+        assert stage(patch, "explore.py", *argv) == 130
+    assert len(logs()) == 2
+    assert log in logs()
+
+
+# ------------------------------------------------------------------------- the state of learn.py
+
+
+def learn_command(pool, model, reference, out, *more):
+    argv = ["learn.py", "--pool", pool, "--model", model, "--reference", reference, "--out", out]
+    return [*argv, "--steps", 2, "--batch-size", 2, "--warmup", 1, "--device", "cpu", *more]
+
+
+def test_a_tuned_p0_gets_a_new_optimiser(p0, p0_folder, tmp_path):
+    """learn.py --no-reward-token makes a p0. Its optimiser has V rows, and the new model V + K.
+
+    In a process of its own, in which glibc aborts at the first write past the end of a block.
+    """
+    pool = write_jsonl(tmp_path / "q.jsonl", quantized_rows(p0))
+    mle, out = tmp_path / "mle", tmp_path / "m"
+    first = learn_command(pool, p0_folder, p0_folder, mle, "--no-reward-token")
+    for command in (first, learn_command(pool, mle, mle, out)):
+        done = execute(sys.executable, ROOT / command[0], *command[1:], MALLOC_CHECK_="3")
+        assert done.returncode == 0, done.stderr
+    assert "a new optimiser" in done.stdout
+    lines = read_rows(out / "metrics.jsonl")
+    assert [line["step"] for line in lines] == [0, 1]  # the schedule begins again
+    state = torch.load(out / "optimizer.pt", weights_only=True)
+    assert state["step"] == 2
+    assert state["optimizer"]["state"][0]["exp_avg"].shape == (V + 3, 32)
+    assert state["optimizer"]["state"][0]["step"] == 2
+
+
+def test_state_that_does_not_fit(p0, quark_folder, p0_folder, tmp_path, monkeypatch):
+    """Moments of another shape, or missing ones: one sentence, before the first step."""
+    pool = write_jsonl(tmp_path / "q.jsonl", quantized_rows(p0))
+    model, out = tmp_path / "m", tmp_path / "out"
+    assert stage(monkeypatch, *learn_command(pool, quark_folder, p0_folder, model)) is None
+    state = torch.load(model / "optimizer.pt", weights_only=True)
+
+    def moments(**changes):
+        old = state["optimizer"]["state"]
+        return {
+            **state,
+            "optimizer": {**state["optimizer"], "state": {**old, 0: {**old[0], **changes}}},
+        }
+
+    rows = torch.zeros(V, 32)
+    bad = {
+        "V rows": moments(exp_avg=rows, exp_avg_sq=rows),
+        "one of them": moments(exp_avg_sq=rows),
+        "transposed": moments(exp_avg=torch.zeros(32, V + 3)),
+        "none": {**state, "optimizer": {**state["optimizer"], "state": {}}},
+        "other parameters": {**state, "optimizer": torch.optim.Adam([rows]).state_dict()},
+        "no step": {"optimizer": state["optimizer"]},
+        "a list": [state],
+    }
+    for what, content in bad.items():
+        torch.save(content, model / "optimizer.pt")
+        exit = stage(monkeypatch, *learn_command(pool, model, p0_folder, out))
+        assert one_sentence(exit), (what, exit)
+        assert "optimizer.pt holds no state of this optimiser" in exit
+        assert not out.exists()

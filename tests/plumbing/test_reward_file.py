@@ -1,7 +1,9 @@
 """A reward of one's own: how its file is found, how it is called, and what it may return."""
 
+import sys
+
 import pytest
-from conftest import write_reward
+from conftest import ROOT, execute, read_rows, stage, write_jsonl, write_reward
 
 from plumbing.pool import BadInput
 from rewards import load_reward
@@ -121,3 +123,113 @@ def test_rewards_that_cannot_be_loaded(tmp_path):
     ]:
         with pytest.raises(BadInput, match=message):
             load_reward(spec)
+
+
+def test_a_file_with_siblings_dataclasses_and_workers(tmp_path):
+    """The file is imported as Python does it: modules beside it, dataclasses, pickles."""
+    (tmp_path / "sibling_of_mine.py").write_text("FACTOR = 3\n")
+    body = """
+import pickle
+from dataclasses import dataclass
+from sibling_of_mine import FACTOR
+
+@dataclass
+class Answer:
+    length: "int"
+
+def reward(completions, **kwargs):
+    from sibling_of_mine import FACTOR as later
+    answers = pickle.loads(pickle.dumps([Answer(len(y)) for y in completions]))
+    return [FACTOR * later * answer.length for answer in answers]
+"""
+    reward = load_reward(write_reward(tmp_path, body, "my_own_reward.py"))
+    assert reward(prompts=["x"], completions=["ab"]) == [18]
+
+
+def test_nothing_of_the_user_s_displaces_a_stage(tmp_path, p0_folder):
+    """A folder full of our names: the reward is found, and the stage still uses its own modules."""
+    for name in ("explore", "learn", "numpy", "torch", "tqdm", "transformers", "json"):
+        (tmp_path / f"{name}.py").write_text("raise RuntimeError('the wrong module')\n")
+    (tmp_path / "plumbing").mkdir()
+    (tmp_path / "plumbing" / "__init__.py").write_text("raise RuntimeError('the wrong module')\n")
+    body = "import math\ndef reward(completions, **k): return [math.sqrt(4) for _ in completions]\n"
+    prompts = write_jsonl(tmp_path / "p.jsonl", [{"prompt": "a"}])
+    for name in ("rewards.py", "quantize.py", "string.py", "my-reward.v2.py"):
+        spec = write_reward(tmp_path, body, name)
+        command = ["--model", p0_folder, "--prompts", prompts, "--reward", spec]
+        out = tmp_path / "out" / f"{name}.jsonl"
+        more = ["--max-new-tokens", 4, "--device", "cpu", "--out", out]
+        done = execute(
+            sys.executable, ROOT / "explore.py", *command, *more, cwd=tmp_path, PYTHONPATH=""
+        )
+        assert done.returncode == 0, done.stderr
+        assert [row["reward"] for row in read_rows(out)] == [2.0]
+
+
+def test_columns_arrive_as_lists(tmp_path, p0_folder, monkeypatch):
+    """A column of the prompt file reaches the reward, sample by sample, and stays in the pool."""
+    body = """
+def reward(completions, answer, **kwargs):
+    assert kwargs["level"] == [None if a == 1 else "hard" for a in answer], kwargs
+    assert "iteration" not in kwargs and "reward" not in kwargs
+    return answer
+"""
+    spec = write_reward(tmp_path, body)
+    rows = [{"prompt": "a", "answer": 1}, {"prompt": "b", "answer": 2, "level": "hard"}]
+    prompts = write_jsonl(tmp_path / "p.jsonl", rows)
+    out = tmp_path / "o.jsonl"
+    argv = ["--model", p0_folder, "--prompts", prompts, "--reward", spec, "--num-samples", 2]
+    argv += ["--max-new-tokens", 4, "--device", "cpu", "--out", out]
+    assert stage(monkeypatch, "explore.py", *argv) is None
+    pool = read_rows(out)
+    assert [row["reward"] for row in pool] == [1, 1, 2, 2]
+    assert [row["answer"] for row in pool] == [1, 1, 2, 2]
+    assert [row.get("level") for row in pool] == [None, None, "hard", "hard"]
+    scored = tmp_path / "scored.jsonl"
+    argv = ["--reward", spec, "--pool", out, "--out", scored]
+    assert stage(monkeypatch, "rewards.py", *argv) is None
+    assert [row["reward"] for row in read_rows(scored)] == [1, 1, 2, 2]
+    argv = ["--model", p0_folder, "--reference", p0_folder, "--prompts", prompts, "--reward", spec]
+    argv += ["--num-samples", 2, "--max-new-tokens", 4, "--device", "cpu", "--out", tmp_path / "e"]
+    assert stage(monkeypatch, "evaluate.py", *argv) is None
+    assert [row["rewards"][spec] for row in read_rows(tmp_path / "e.jsonl")] == [1, 1, 2, 2]
+    argv = ["--generations", tmp_path / "e.jsonl", "--reference", p0_folder, "--reward", spec]
+    argv += ["--device", "cpu", "--out", tmp_path / "g"]
+    assert stage(monkeypatch, "evaluate.py", *argv) is None
+    assert [row["rewards"][spec] for row in read_rows(tmp_path / "g.jsonl")] == [1, 1, 2, 2]
+
+
+def test_async_rewards(tmp_path):
+    """They are awaited, one call after another, in one event loop."""
+    body = """
+import asyncio
+loops = set()
+async def one(y):
+    await asyncio.sleep(0)
+    return len(y)
+async def reward(prompts, completions):
+    loops.add(id(asyncio.get_running_loop()))
+    assert len(loops) == 1
+    return await asyncio.gather(*[one(y) for y in completions])
+"""
+    reward = load_reward(write_reward(tmp_path, body))
+    for texts in (["a", "bcd"], ["", "ef"]):
+        assert reward(prompts=texts, completions=texts) == [len(text) for text in texts]
+    fails = load_reward(write_reward(tmp_path, "async def reward(**k): return 1 / 0\n", "fails.py"))
+    with pytest.raises(BadInput, match="raised ZeroDivisionError"):
+        fails(prompts=["a"], completions=["b"])
+
+
+def test_rewards_for_messages(tmp_path):
+    """A function that expects lists of messages: the sentence says that these are strings."""
+    for i, body in enumerate(('completion[0]["content"]', 'completion[-1].get("content")')):
+        text = f"def reward(completions, **k): return [len({body}) for completion in completions]\n"
+        reward = load_reward(write_reward(tmp_path, text, f"chat{i}.py"))
+        with pytest.raises(BadInput, match="completions are strings here, not lists of messages"):
+            reward(prompts=["a"], completions=["b"])
+
+
+def test_only_what_is_asked_for_is_passed(tmp_path):
+    """def reward(completions) is not given the prompts."""
+    reward = load_reward(write_reward(tmp_path, "def reward(completions): return [1.0]\n"))
+    assert reward(prompts=["a"], completions=["b"], answer=[2]) == [1.0]

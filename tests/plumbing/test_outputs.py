@@ -1,0 +1,213 @@
+"""What an output may replace: nothing that the command reads, no link, nobody else's file."""
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+from conftest import one_sentence, quantized_rows, read_rows, stage, write_jsonl
+
+from plumbing.files import check_outputs, check_own, check_replaceable
+from plumbing.pool import BadInput
+
+ROW = {"prompt": "The film", "completion": " was good", "reward": 0.5}
+SHORT = ["--max-new-tokens", "3", "--device", "cpu"]
+
+
+def snapshot(folder):
+    """{path: content} of everything below a folder; a link's content is where it points to."""
+    found = {}
+    for path in sorted(Path(folder).rglob("*")):
+        if path.is_symlink():
+            found[path] = os.readlink(path)
+        elif path.is_file():
+            found[path] = path.read_bytes()
+    return found
+
+
+@pytest.fixture
+def place(tmp_path, p0_folder, quark, monkeypatch):
+    """A folder with a pool, prompts, a reward and two models; commands are run in it."""
+    write_jsonl(tmp_path / "p.jsonl", [ROW, {**ROW, "reward": 0.7}])
+    write_jsonl(tmp_path / "pool" / "00.jsonl", [ROW, {**ROW, "reward": 0.7}])
+    write_jsonl(tmp_path / "q.jsonl", quantized_rows(quark))
+    (tmp_path / "mine.py").write_text(
+        "def reward(completions, **k): return [0.5 for _ in completions]\n"
+    )
+    shutil.copytree(p0_folder, tmp_path / "p0")
+    quark.save(tmp_path / "quark")
+    (tmp_path / "linked").symlink_to("pool", target_is_directory=True)
+    (tmp_path / "link.jsonl").symlink_to("p.jsonl")
+    os.link(tmp_path / "p.jsonl", tmp_path / "hard.jsonl")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+EXPLORE = "explore.py --model p0 --prompts p.jsonl --reward mine.py:reward --out"
+EVALUATE = "evaluate.py --model p0 --reference p0 --prompts p.jsonl --reward hash --out"
+GENERATIONS = "evaluate.py --generations p.jsonl --reference p0 --reward hash --out"
+LEARN = "learn.py --steps 1 --batch-size 2 --pool q.jsonl --out"
+
+READ = [  # each output is one of the inputs, by some name
+    f"{EXPLORE} p.jsonl",
+    f"{EXPLORE} ./pool/../p.jsonl",
+    f"{EXPLORE} hard.jsonl",
+    f"{EXPLORE} link.jsonl",
+    f"{EXPLORE} mine.py",
+    f"{EXPLORE} p0/config.json",
+    f"{EXPLORE} p0/new.jsonl",
+    f"{EVALUATE} p",
+    f"{EVALUATE} hard",
+    f"{EVALUATE} p0/config",
+    f"{GENERATIONS} p",
+    "quantize.py p.jsonl --quantiles 1 --out p.jsonl",
+    "quantize.py pool --quantiles 1 --out pool/00.jsonl",
+    "quantize.py pool --quantiles 1 --out pool/new.jsonl",
+    "quantize.py pool --quantiles 1 --out linked/new.jsonl",
+    "quantize.py linked --quantiles 1 --out pool/new.jsonl",
+    "quantize.py p.jsonl --quantiles 1 --out hard.jsonl",
+    "rewards.py --reward mine.py:reward --pool p.jsonl --out p.jsonl",
+    "rewards.py --reward mine.py:reward --pool p.jsonl --out mine.py",
+    f"{LEARN} p0 --model p0 --reference p0",
+    f"{LEARN} quark --model quark --reference p0",
+    f"{LEARN} p0 --model quark --reference p0",
+    f"{LEARN} p0/new --model quark --reference p0",
+    f"{LEARN} pool/../quark --model quark --reference p0",
+]
+
+
+@pytest.mark.parametrize("line", READ)
+def test_no_output_replaces_an_input(line, place, monkeypatch):
+    """By whatever name: a path with .., a hard link, a link, a file or folder inside a model."""
+    before = snapshot(place)
+    more = SHORT if line.startswith(("explore", "evaluate.py --model")) else []
+    exit = stage(monkeypatch, *line.split(), *more)
+    assert one_sentence(exit), exit
+    assert "this command reads" in exit or "is a link" in exit or "no checkpoint" in exit
+    assert snapshot(place) == before
+
+
+def test_links_pipes_and_devices(place, monkeypatch):
+    """A link as the last part is refused, also one that leads nowhere; folders before it are not."""
+    (place / "other.jsonl").write_text("other\n")
+    (place / "to_other.jsonl").symlink_to("other.jsonl")
+    (place / "nowhere.jsonl").symlink_to("nothing.jsonl")
+    (place / "folder").mkdir()
+    (place / "to_folder").symlink_to("folder", target_is_directory=True)
+    os.mkfifo(place / "pipe.jsonl")
+    before = snapshot(place)
+    quantize = "quantize.py p.jsonl --quantiles 1 --out"
+    for line in (
+        f"{quantize} to_other.jsonl",
+        f"{quantize} nowhere.jsonl",
+        f"{quantize} pipe.jsonl",
+        f"{quantize} /dev/null",
+        f"{quantize} /dev/stdout",
+        "rewards.py --reward hash --pool p.jsonl --out to_other.jsonl",
+        f"{EXPLORE} pipe.jsonl --max-new-tokens 3",
+        f"{LEARN} to_folder --model quark --reference p0",
+        f"{LEARN} pipe.jsonl --model quark --reference p0",
+    ):
+        exit = stage(monkeypatch, *line.split())
+        assert one_sentence(exit), (line, exit)
+        assert "cannot write" in exit or "is no checkpoint" in exit
+        assert snapshot(place) == before
+    assert (place / "pipe.jsonl").is_fifo()
+    assert Path("/dev/null").is_char_device()
+    assert stage(monkeypatch, *f"{quantize} to_folder/q.jsonl".split()) is None
+    assert len(read_rows(place / "folder" / "q.jsonl")) == 2
+    assert (place / "to_folder").is_symlink()
+
+
+def test_files_beside_an_output(place, monkeypatch):
+    """A user's own q.args.json, NAME.json or key stays. A stage's own are made anew."""
+    mine = {"out": "elsewhere", "note": "mine"}
+    for name in ("new.args.json", "table.json", "sheet.csv.key.json"):
+        (place / name).write_text(json.dumps(mine))
+    (place / "texts.jsonl").write_text("mine\n")
+    before = snapshot(place)
+    sheet = "evaluate.py --compare a.json b.json --human-sheet sheet.csv --pairs 1"
+    for line in (
+        "quantize.py p.jsonl --quantiles 1 --out new.jsonl",
+        f"{EXPLORE} new.jsonl --max-new-tokens 3",
+        f"{EVALUATE} table --max-new-tokens 3 --num-samples 1",
+        f"{EVALUATE} texts --max-new-tokens 3 --num-samples 1",
+        f"{GENERATIONS} new",
+        sheet,
+    ):
+        exit = stage(monkeypatch, *line.split())
+        assert one_sentence(exit), (line, exit)
+        assert snapshot(place) == before
+    for line in (
+        "quantize.py p.jsonl --quantiles 1 --out out/q.jsonl",
+        f"{GENERATIONS} out/theirs",
+    ):
+        for _ in range(2):  # the second time everything is there, and is replaced
+            assert stage(monkeypatch, *line.split()) is None
+
+
+def test_only_a_checkpoint_is_replaced(place, monkeypatch):
+    """n_quantiles in config.json, and no file that no stage writes."""
+    line = f"{LEARN} model --model quark --reference p0"
+    assert stage(monkeypatch, *line.split()) is None
+    assert stage(monkeypatch, *line.split()) is None  # one of ours: again
+    spoil = {
+        "a note of mine": lambda folder: (folder / "notes.txt").write_text("mine"),
+        "a folder": lambda folder: (folder / "more").mkdir(),
+        "a hidden file": lambda folder: (folder / ".git").write_text("x"),
+        "no mark": lambda folder: (folder / "config.json").write_text("{}"),
+        "no JSON": lambda folder: (folder / "config.json").write_text("n_quantiles"),
+        "no config": lambda folder: (folder / "config.json").unlink(),
+    }
+    for what, change in spoil.items():
+        shutil.rmtree(place / "model")
+        shutil.copytree(place / "quark", place / "model")
+        change(place / "model")
+        before = snapshot(place)
+        exit = stage(monkeypatch, *line.split())
+        assert one_sentence(exit), (what, exit)
+        assert "is no checkpoint of this project" in exit
+        assert snapshot(place) == before
+    shutil.rmtree(place / "model")
+    shutil.copytree(place / "p0", place / "model")  # somebody's GPT-2, not of this project
+    with pytest.raises(BadInput, match="no checkpoint of this project"):
+        check_replaceable(place / "model")
+
+
+def test_names_for_work_in_progress(place, monkeypatch):
+    """Files that merely look like a stage's temporary ones stay."""
+    for name in ("new.jsonl.tmp", "new.jsonl.part1", "new.jsonl.notes.part1", "new.jsonl.replaced"):
+        (place / name).write_text("mine")
+    for name in ("model.tmp", "model.replaced"):
+        shutil.copytree(place / "quark", place / name)
+    before = snapshot(place)
+    assert stage(monkeypatch, *f"{EXPLORE} new.jsonl".split(), *SHORT) is None
+    assert stage(monkeypatch, *f"{LEARN} model --model quark --reference p0".split()) is None
+    after = snapshot(place)
+    assert {path: after.get(path) for path in before} == before
+    assert not [path for path in after if path.name.startswith(".")]
+
+
+def test_check_outputs(tmp_path):
+    """The rule by itself: names that do not exist, other files, and folders around the input."""
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "x").write_text("x")
+    check_outputs([tmp_path / "b"], [tmp_path / "a", None, "gpt2", ""])
+    check_outputs([tmp_path / "ab"], [tmp_path / "a"])
+    for out, read in (("a", "a"), ("a/y", "a"), ("a", "a/x"), ("gone", "gone"), ("a/x", "a/x")):
+        with pytest.raises(BadInput, match="this command reads"):
+            check_outputs([tmp_path / out], [tmp_path / read])
+
+
+def test_check_own(tmp_path):
+    """The mark of our own settings file is the output's name in "out"."""
+    file = tmp_path / "q.args.json"
+    check_own(file, tmp_path / "q.jsonl")
+    for out in ("q.jsonl", "runs/try/q.jsonl"):
+        file.write_text(json.dumps({"out": out, "seed": 0}))
+        check_own(file, tmp_path / "q.jsonl")
+    for content in ("", "[]", "{}", '{"out": 3}', '{"out": "r.jsonl"}'):
+        file.write_text(content)
+        with pytest.raises(BadInput, match="no stage wrote it"):
+            check_own(file, tmp_path / "q.jsonl")
