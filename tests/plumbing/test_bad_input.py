@@ -144,6 +144,10 @@ def test_rows(reader, content, message, p0_folder, tmp_path, monkeypatch):
     assert out.read_text() == "before\n"
 
 
+ZEBRAS = [
+    "zebras quack quietly where the quick zebras quit, and a quiet duck quacks at the lazy dog",
+    "under a shady tree",
+]
 U_2028 = json.dumps({**ROW, "prompt": "a\u2028b\u0085c"}, ensure_ascii=False).encode() + b"\n"
 CONTROL = {"prompt": "<|reward_3|><|endoftext|>", "completion": "<|reward_1|><|endoftext|>"}
 FINE = {
@@ -381,9 +385,7 @@ def test_numbers_that_do_not_fit(p0_folder, quark_folder, tmp_path, monkeypatch)
     rows = write_jsonl(tmp_path / "rows.jsonl", [ROW, {**ROW, "reward": 0.7}])
     foreign = tmp_path / "foreign"
     shutil.copytree(p0_folder, foreign)
-    write_vocabulary(
-        foreign, *learn_merges(["a quick zebra quacks at the lazy duck in the shade " * 2], 41)
-    )
+    write_vocabulary(foreign, *learn_merges(ZEBRAS, 41))
     file, out = tmp_path / "file", tmp_path / "out"
     file.write_text("a file, no folder\n")
 
