@@ -183,10 +183,10 @@ refuse_other_settings() {
         name=${line%%=*}
         said=$(grep "^$name=" "$RUN/settings" || echo "no $name")
         said="$RUN was made with $said, and now it is $line"
-        if [[ $line == "checksum of "* ]]; then
-            name=${line#checksum of }
-            said="${name%=*} has changed since $RUN was made"
-        fi
+        name=${line#checksum of } name=${name%=*}
+        case $recorded in
+            *$'\n'"checksum of $name="*) said="$name has changed since $RUN was made" ;;
+        esac
         fail "$said; choose another folder, RUN=runs/another, or remove this one"
     done < <(print_settings)
 }
