@@ -2,8 +2,7 @@
 
 Each output holds its origin, what the stage was given, as JSON: for a model, the pool it learned
 from and the model it started from, each with its own origin, back to p0. `python_of` makes the
-program that PYTHON names. What is written down here is what the stages read and write, and nothing
-of the loop.
+program that PYTHON names.
 """
 
 import json

@@ -3,6 +3,7 @@
 A stand-in takes the place of python (stand_in.py). The expected commands are written out in full.
 """
 
+import importlib
 import json
 import os
 import shlex
@@ -332,6 +333,14 @@ PUBLIC |= {"PROMPTS": "tiny/prompts/train.jsonl", "TEST_PROMPTS": "tiny/prompts/
 def test_the_commands_of_a_run(task, settings, commands, tmp_path):
     """Each in its place, with every option and value."""
     assert split(run_all(tmp_path, task, **settings)) == written_out(commands)
+
+
+@pytest.mark.parametrize("commands", [SENTIMENT, TOXICITY, REPETITION, GPT2])
+def test_the_stages_take_these_commands(commands):
+    """The stand-in would take any option. The stages know all of these."""
+    for command in commands.strip().split("\n\n"):
+        script, *words = shlex.split(command)
+        importlib.import_module(script.removesuffix(".py")).parse_options(words)
 
 
 def test_every_setting_reaches_its_option(tmp_path):

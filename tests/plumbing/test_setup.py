@@ -61,7 +61,11 @@ def test_other_settings_want_another_folder(tmp_path):
         assert run(**settings).returncode == 0
         (folder / "pool").mkdir(exist_ok=True)
         (folder / "pool" / "00.jsonl").touch()
-    made = f"{folder} was made with "
+    settings, made = folder / "settings", f"{folder} was made with "
+    before = settings.read_text()
+    settings.write_text(re.sub("(?m)^checksum of tiny/lm=.*\n", "", before))
+    assert made + "no checksum of tiny/lm, and now" in refusal(run())  # an older run_all.sh's
+    settings.write_text(before)
     assert made + "K=5, and now it is K=7" in refusal(run(K="7"))
     quantize = "QUANTIZE=--per-prompt --keep-top 0.8, and now it is QUANTIZE=;"
     assert made + quantize in refusal(run(QUANTIZE=""))
@@ -219,7 +223,7 @@ def test_names_are_relative_to_where_the_user_stands(house, tmp_path):
     assert found["REWARD_MODEL"] == f"{here}/my judge"
     assert (found["MODEL"], found["PPL_MODEL"]) == ("of-the/hub", "tiny/lm")
 
-    run(here, REWARD="length")
+    run(here, REWARD="length", PYTHON="true")  # both are names, not files
     assert recorded(house / "runs" / "length-tiny")["REWARD"] == "length"
 
     run(house, PYTHON=f"{here}/python", TEST_PROMPTS="tiny/prompts/train.jsonl", RUN="r")
