@@ -6,7 +6,9 @@
 #   K=3 BETA=0.2 RUN=runs/try bash run_all.sh sentiment
 #   MODEL=gpt2 PROMPTS=train.jsonl TEST_PROMPTS=test.jsonl bash run_all.sh toxicity
 # A stage whose output exists is skipped, so a run that was stopped goes on where it stopped.
-set -euo pipefail
+set -euf -o pipefail                                     # -f: a * in a setting is no file pattern
+unset CDPATH
+started_in=$PWD
 cd "$(dirname "$0")"
 
 main() {
@@ -45,9 +47,9 @@ main() {
 explore() {                                              # explore ROUND MODEL OPTIONS...
     local round=$1 model=$2 out=$RUN/pool/$1.jsonl
     shift 2
-    stage "$out" explore.py --model "$model" --prompts "$PROMPTS" --reward "$REWARD" $judge \
-        --iteration $((10#$round)) ${NUM_PROMPTS:+--num-prompts $NUM_PROMPTS} \
-        --num-samples "$NUM_SAMPLES" $length "$@" --seed "$SEED" --out "$out"
+    stage "$out" explore.py --model "$model" --prompts "$PROMPTS" "${sampling[@]}" \
+        --iteration $((10#$round)) ${NUM_PROMPTS:+--num-prompts "$NUM_PROMPTS"} \
+        --num-samples "$NUM_SAMPLES" "$@" --seed "$SEED" --out "$out"
 }
 
 quantize() {                                             # quantize ROUND POOL...
@@ -70,13 +72,13 @@ evaluate() {                                             # evaluate NAME MODEL O
     local name=$1 model=$2
     shift 2
     stage "$RUN/eval/$name.json" evaluate.py --model "$model" --reference "$MODEL" \
-        --ppl-model "$PPL_MODEL" --prompts "$TEST_PROMPTS" --reward "$REWARD" $judge $length \
+        --ppl-model "$PPL_MODEL" --prompts "$TEST_PROMPTS" "${sampling[@]}" \
         --seed "$SEED" "$@" --out "$RUN/eval/$name"
 }
 
 dial() {                                                 # dial MODEL; it writes dial-none.json last
     stage "$RUN/eval/dial-none.json" evaluate.py --model "$1" --reference "$MODEL" \
-        --ppl-model none --prompts "$TEST_PROMPTS" --reward "$REWARD" $judge $length \
+        --ppl-model none --prompts "$TEST_PROMPTS" "${sampling[@]}" \
         --seed "$SEED" $EVALUATE --num-samples "$DIAL_SAMPLES" --reward-token all \
         --out "$RUN/eval/dial"
 }
@@ -86,7 +88,7 @@ stage() {                                                # stage OUTPUT SCRIPT O
     shift
     if [ -e "$output" ]; then
         echo "have $output"
-        rm -rf "$output".*.part* "$output.replaced"      # left if the run was killed right after it
+        remove_leftovers "$output"                       # of a run killed right after it
         return
     fi
     echo
@@ -99,9 +101,9 @@ stage() {                                                # stage OUTPUT SCRIPT O
 
 {   # bash reads this block whole before it runs it, so the file may be edited during a run
     source plumbing/setup.sh
-    length="--max-new-tokens $NEW_TOKENS --min-new-tokens $MIN_TOKENS"
-    length="$length --batch-size $SAMPLE_BATCH $BF16"
-    judge=${REWARD_MODEL:+--reward-model $REWARD_MODEL}
+    sampling=(--reward "$REWARD" ${REWARD_MODEL:+--reward-model "$REWARD_MODEL"}
+        --max-new-tokens "$NEW_TOKENS" --min-new-tokens "$MIN_TOKENS"
+        --batch-size "$SAMPLE_BATCH" $BF16)
     start=$SECONDS
     main
     echo

@@ -62,9 +62,9 @@ afterwards() {
     export -f evaluate bad_samples relearn
     export RELEARN
     for file in "$runs/$STUDY-p0.tsv" "$runs/$STUDY.tsv"; do
-        xargs -P "$JOBS" -d '\n' -n 1 bash -c 'log=$(cut -f 4 <<< "$0").hidden.log
-            bash -euc "relearn \"\$0\"" "$0" > "$log" 2>&1 ||
-                { echo "failed: $log" >&2; exit 1; }' < "$file"
+        for_each_line "$file" 'log=$(cut -f 4 <<< "$0").hidden.log
+            "$BASH" -euc "relearn \"\$0\"" "$0" > "$log" 2>&1 ||
+                { echo "failed: $log" >&2; exit 1; }'
     done
 }
 finish

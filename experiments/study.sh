@@ -10,6 +10,8 @@
 #
 #   SEEDS="0" TASKS=sentiment bash experiments/NAME.sh        # a part of a study, in minutes
 set -euo pipefail
+if [[ ${PYTHON:-} == [!/]*/* ]]; then PYTHON=$PWD/$PYTHON; fi        # before cd
+unset CDPATH
 # A study sets these itself.
 unset MODEL PROMPTS TEST_PROMPTS PPL_MODEL REWARD REWARD_MODEL K BETA KL ENTROPY BATCH LR WARMUP \
     CLIP GRAD_ACCUM BF16 QUANTIZE FORGET LEARN EXPLORE EXPLORE_P0 SAMPLE_BATCH NEW_TOKENS \
@@ -50,7 +52,7 @@ variant() {                                   # variant NAME SETTING=VALUE ...
                 tr -c 'A-Za-z0-9.=_-' _)
             lines+=("$(printf '%s\t' "$name" "$task" "$seed" "$runs/$task-seed$seed$folder" \
                 "$samples" "ITERATIONS=$ITERATIONS" "STEPS=$STEPS" "NUM_PROMPTS=$NUM_PROMPTS" \
-                "NUM_SAMPLES=$NUM_SAMPLES" "${@//TASK/$task}")")
+                "NUM_SAMPLES=$NUM_SAMPLES" ${1+"${@//TASK/$task}"})")
         done
     done
 }
@@ -77,6 +79,12 @@ run_line() {                                  # run_line LINE
     }
 }
 
+# Runs COMMAND once for each line of FILE, which is its $0, $JOBS at a time. Their functions come
+# from this shell, so it is the same bash: macOS has an old one, and often a new one beside it.
+for_each_line() {                             # for_each_line FILE COMMAND
+    tr '\n' '\0' < "$1" | xargs -0 -n 1 -P "$JOBS" "$BASH" -c "$2"
+}
+
 afterwards() { :; }                           # a study may do more with the finished runs
 
 finish() {
@@ -91,8 +99,8 @@ finish() {
                 "$task" "$seed" "$p0-$task-seed$seed" "$NUM_PROMPTS" "$NUM_SAMPLES"
         done
     done > "$runs/$STUDY-p0.tsv"
-    xargs -P "$JOBS" -d '\n' -n 1 bash -c 'run_line "$0"' < "$runs/$STUDY-p0.tsv"
-    xargs -P "$JOBS" -d '\n' -n 1 bash -c 'run_line "$0"' < "$runs/$STUDY.tsv"
+    for_each_line "$runs/$STUDY-p0.tsv" 'run_line "$0"'
+    for_each_line "$runs/$STUDY.tsv" 'run_line "$0"'
     afterwards
     "$PYTHON" "experiments/$REPORT.py" "$runs/$STUDY.tsv"
 }

@@ -88,8 +88,8 @@ def check_replaceable(path):
 
     A checkpoint has n_quantiles in its config.json and holds no file that no stage writes.
     """
-    path = Path(path)
     refuse_special(path)
+    path = Path(path).resolve()
     replaced = _beside(path, "replaced")
     if _is_checkpoint(replaced):  # whole_folder was killed between its renames
         if path.exists():

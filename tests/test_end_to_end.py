@@ -3,8 +3,7 @@
 import json
 from pathlib import Path
 
-import pytest
-from conftest import execute, read_rows, write_jsonl
+from conftest import read_rows, write_jsonl
 
 import evaluate
 import explore
@@ -76,34 +75,3 @@ def test_two_rounds_twice(p0_folder, tmp_path, monkeypatch):
     assert load_policy("model/02").n_quantiles == 4
     assert json.loads(first["eval/base.json"])["n_prompts"] == 6
     assert first["eval/base.jsonl"] != first["eval/quark.jsonl"]
-
-
-# --------------------------------------------------------------------------------------- run_all.sh
-
-ALL = ["pool/00", "pool/00 pool/01", "pool/00 pool/01 pool/02"]
-WITH_FORGET = ["pool/00", "quantized/00 pool/01", "quantized/01 pool/02"]
-ROUNDS = [
-    ("sentiment", {}, WITH_FORGET, " --per-prompt --keep-top 0.8"),
-    ("toxicity", {}, WITH_FORGET, " --per-prompt --keep-top 0.9"),
-    ("toxicity", {"FORGET": ""}, ALL, " --per-prompt --keep-top 0.9"),
-    ("toxicity", {"FORGET": "", "QUANTIZE": ""}, ALL, ""),
-]
-
-
-@pytest.mark.parametrize("task, settings, pools, options", ROUNDS)
-def test_what_a_round_learns_from(task, settings, pools, options, tmp_path):
-    """Every round's samples so far, as in the paper.
-
-    With FORGET: the newest, and what the round before learned from, so that what quantize.py left
-    out once stays out. `true` stands in for python, and the commands are printed.
-    """
-    folder = tmp_path / "run"
-    given = {"PYTHON": "true", "RUN": str(folder), "ITERATIONS": "3", **settings}
-    done = execute("bash", "run_all.sh", task, **given)
-    assert done.returncode == 0
-    expected = []
-    for pool in pools:
-        files = " ".join(f"{folder}/{name}.jsonl" for name in pool.split())
-        expected.append(f"+ quantize.py {files} --quantiles 5 --seed 0{options}")
-    printed = [line for line in done.stdout.splitlines() if line.startswith("+ quantize.py")]
-    assert [line.split(" --out ")[0] for line in printed] == expected

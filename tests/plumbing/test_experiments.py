@@ -132,6 +132,38 @@ def as_study(tmp_path):
     return run
 
 
+def test_every_run_of_a_study_is_started(tmp_path):
+    """Once for each variant, task and seed, after those of p0, wherever the user stands.
+
+    PYTHON is relative to that place. TASK in a setting is the task's name. A stand-in takes the
+    place of python.
+    """
+    here, house = tmp_path / "here", tmp_path / "the house"
+    (house / "experiments").mkdir(parents=True)
+    here.mkdir()
+    shutil.copy(EXPERIMENTS / "study.sh", house / "experiments")
+    script = (
+        'source "$(dirname "$0")/study.sh"\nvariant a\nvariant b "REWARD=my r.py:TASK"\nfinish\n'
+    )
+    (house / "experiments" / "s.sh").write_text(script)
+    (house / "run_all.sh").write_text(FAKE.replace("cp -r tiny/lm", "mkdir"))
+    (here / "python").write_text("#!/bin/sh\nexit 0\n")
+    (here / "python").chmod(0o755)
+    given = {"PYTHON": "./python", "SEEDS": "0 1", "TASKS": "toxicity", "JOBS": "1"}
+    done = execute("bash", house / "experiments" / "s.sh", cwd=here, **given)
+    assert done.returncode == 0, done.stderr
+    calls = (house / "calls").read_text().splitlines()
+    runs = [line.split(EVALUATE)[0].split(",320 ")[0] for line in calls]
+    assert runs == [
+        "toxicity 0 . . 0,",
+        "toxicity 1 . . 0,",
+        "toxicity 0 . . 4,50",
+        "toxicity 1 . . 4,50",
+        "toxicity 0 . my r.py:toxicity 4,50",
+        "toxicity 1 . my r.py:toxicity 4,50",
+    ]
+
+
 @pytest.mark.slow
 def test_a_study_goes_on_where_it_stopped(as_study, tmp_path):
     """Two variants: p0 is evaluated once for each task and seed, and its files are in every run.
