@@ -128,6 +128,9 @@ fi
 trap 'exit 130' INT                           # Ctrl-C ends the run, not only the stage
 
 # -------------------------------------------------------------------------------- the run's folder
+if [ -e "$RUN/settings" ] && ! grep -q '^TASK=' "$RUN/settings" 2>/dev/null; then
+    fail "$RUN holds something else: its settings are not those of a run; choose another RUN"
+fi
 mkdir -p "$RUN"
 exec 9<"$RUN"                                 # one run per folder: a lock, held until the run ends
 "$PYTHON" -c '

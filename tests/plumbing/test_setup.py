@@ -74,6 +74,19 @@ def test_other_settings_want_another_folder(tmp_path):
     assert made + "PROMPTS=tiny" in refusal(run(PROMPTS="README.md"))
 
 
+def test_a_folder_with_settings_of_something_else(tmp_path):
+    """RUN names a folder that holds a user's own file or folder `settings`: both stay."""
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "settings").write_text("mine=1\n")
+    (tmp_path / "b" / "settings").mkdir(parents=True)
+    for name in ("a", "b"):
+        done = execute("bash", "run_all.sh", RUN=str(tmp_path / name), PYTHON="true")
+        assert "are not those of a run" in refusal(done)
+        assert os.listdir(tmp_path / name) == ["settings"]
+    assert (tmp_path / "a" / "settings").read_text() == "mine=1\n"
+    assert os.listdir(tmp_path / "b" / "settings") == []
+
+
 @pytest.mark.parametrize(
     "made, counts",
     [
