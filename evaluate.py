@@ -35,7 +35,7 @@ from plumbing.results import (
     show_results,
     write_result,
 )
-from rewards import diversity, load_reward, rep_n, reward_files, score
+from rewards import diversity, load_reward, rep_n, score
 
 # -------------------------------------------------------------------------------------- the metrics
 #
@@ -234,12 +234,11 @@ def main(argv=None):
     out = Path(args.out)
     device = options.pick_device(args.device)
     reads = [args.model, args.reference, args.ppl_model, args.prompts, args.generations]
-    for name in args.reward:
-        reads += reward_files(name, args.reward_model)
     rewards = {}
     for name in args.reward:
         cache = out.parent / "remote.cache"
         rewards[name] = load_reward(name, args.reward_model, cache=cache, device=device)
+        reads += rewards[name].files
     ppl_model = None if args.ppl_model == "none" else args.ppl_model or args.reference
     ppl_policy = load_policy(ppl_model, device) if ppl_model else None
     if ppl_policy and device == "cpu":

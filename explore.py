@@ -25,13 +25,13 @@ from tqdm import tqdm
 
 from plumbing import options
 from plumbing.fast_cpu import prepack
-from plumbing.files import args_file, check_outputs, check_own, check_writable, whole_file
+from plumbing.files import check_output, whole_file
 from plumbing.policy import CachedModel, load_policy
 from plumbing.pool import BadInput, dump_row, read_prompts, shown
 from plumbing.processes import finish, gather, processes, wait_for_all
 from plumbing.resume import open_log, remove_logs
 from plumbing.summaries import print_pool
-from rewards import load_reward, reward_files, score
+from rewards import load_reward, score
 
 # ----------------------------------------------------------------------------------------- sampling
 
@@ -303,18 +303,15 @@ def sampling_settings(args):
 def main(argv=None):
     args = parse_options(argv)
     device = options.pick_device(args.device)
-    judge = reward_files(args.reward, args.reward_model) if args.reward else []
+    cache = Path(args.out).parent / "remote.cache" if args.out else None
+    reward = args.reward and load_reward(args.reward, args.reward_model, cache, device=device)
     if args.prompt is None:
         prompts = read_prompts(args.prompts, args.num_prompts, args.seed)
         if processes()[0] == 0:
-            check_outputs([args.out, args_file(args.out)], [args.prompts, args.model, *judge])
-            check_own(args_file(args.out), args.out)
-            check_writable(args.out)
-    cache = Path(args.out).parent / "remote.cache" if args.out else None
-    reward = args.reward and load_reward(args.reward, args.reward_model, cache, device=device)
+            check_output(args.out, [args.prompts, args.model, *reward.files])
     policy = load_policy(args.model, device)
     if args.prompt is None:
-        log, known = open_log(policy, prompts, args, judge)  # while the weights can be read
+        log, known = open_log(policy, prompts, args, reward.files)  # while the weights can be read
     if device == "cpu":
         prepack(policy.model, args.bf16)
     if args.prompt is not None:

@@ -20,7 +20,7 @@ from array import array
 import numpy as np
 
 from plumbing import options
-from plumbing.files import args_file, check_outputs, whole_file
+from plumbing.files import check_output, whole_file
 from plumbing.pool import BadInput, dump_row, pool_files, read_pool
 from plumbing.summaries import print_parts
 
@@ -109,7 +109,7 @@ def quantize(args):
     """
     K, ties = args.quantiles, args.ties
     files = pool_files(args.pool)
-    check_outputs([args.out, args_file(args.out)], args.pool)
+    check_output(args.out, args.pool)
     rewards, iterations, prompts = _read_columns(files, args.per_prompt, args.last)
     seed = [args.seed, int(iterations.max())]  # a row's luck in one round says nothing of the next
     keep = bounded(rewards, iterations, args.last, args.keep_top, [*seed, 1], args.keep_p0)

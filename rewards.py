@@ -30,8 +30,8 @@ from tqdm import tqdm
 
 from plumbing import options
 from plumbing.files import check_outputs, whole_file
-from plumbing.pool import FIELDS, BadInput, dump_row, read_texts
-from plumbing.reward_file import checked_reward, import_function
+from plumbing.pool import FIELDS, dump_row, read_texts
+from plumbing.reward_file import checked_reward, other_reward
 from plumbing.summaries import print_scores
 
 SHIPPED = Path(__file__).resolve().parent / "tiny"
@@ -125,13 +125,6 @@ JUDGES = {  # each with the small judge in tiny/ that is used unless another one
 }
 
 
-def reward_files(spec, reward_model=None):
-    """The paths that decide what a reward returns: a judge's folder, or a user's file."""
-    if spec in JUDGES:
-        return [reward_model or SHIPPED / JUDGES[spec][1]]
-    return [spec.rsplit(":", 1)[0]] if ":" in spec else []
-
-
 def load_reward(spec, reward_model=None, cache=None, **judge_options):
     """The reward called `spec`: a built-in name, or "path/to/file.py:function".
 
@@ -140,23 +133,12 @@ def load_reward(spec, reward_model=None, cache=None, **judge_options):
     of the same length. Whatever else a reward does is reported as BadInput.
     """
     if spec in PLAIN:
-        function = PLAIN[spec]
-    elif spec in JUDGES:
-        (judge,) = reward_files(spec, reward_model)
-        function = JUDGES[spec][0](str(judge), **judge_options)
-    elif spec == "remote":
-        from plumbing.remote import Remote
-
-        function = Remote(cache)
-    elif ":" in spec:
-        function = import_function(*spec.rsplit(":", 1))
-    else:
-        names = ", ".join([*PLAIN, *JUDGES, "remote"])
-        raise BadInput(
-            f"no reward is called {spec!r}; built in: {names}; "
-            "your own: --reward path/to/file.py:function"
-        )
-    return checked_reward(function, spec)
+        return checked_reward(PLAIN[spec], spec)
+    if spec in JUDGES:
+        make_reward, shipped = JUDGES[spec]
+        judge = str(reward_model or SHIPPED / shipped)
+        return checked_reward(make_reward(judge, **judge_options), spec, [judge])
+    return other_reward(spec, cache, [*PLAIN, *JUDGES])
 
 
 def score(rows, reward, chunk=4096):
@@ -193,14 +175,10 @@ def columns(rows):
 
 def main(argv=None):
     args = parse_options(argv)
+    reward = load_reward(args.reward, args.reward_model, cache=args.out and f"{args.out}.cache")
     if args.out:
-        check_outputs([args.out], [args.pool, *reward_files(args.reward, args.reward_model)])
-    cache = f"{args.out}.cache" if args.out else None
-    reward = load_reward(args.reward, args.reward_model, cache=cache)
+        check_outputs([args.out], [args.pool, *reward.files])
     rows = read_texts(args.pool)
-    without = sum(row.get("completion_ids") is None for row in rows)
-    if 0 < without < len(rows):
-        print(f"note: {without} of {len(rows)} rows have no completion_ids, only their text")
     scores = score(rows, reward)
     if args.out:
         with whole_file(args.out) as file:

@@ -1,6 +1,5 @@
 """A log that keeps finished work on the disk while a stage is still running."""
 
-import contextlib
 import glob
 import json
 import os
@@ -65,7 +64,11 @@ class AppendLog:
 
 def _lock(file):
     """Raises BlockingIOError while another process holds the lock."""
-    with contextlib.suppress(ImportError):  # Windows has no fcntl, and no lock here
+    try:
         import fcntl
 
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise
+    except (ImportError, OSError):  # Windows and some network drives have no such lock
+        pass

@@ -1,7 +1,7 @@
 """Output files: what they may replace, and that each appears whole or not at all.
 
-`check_outputs`, `check_own` and `check_replaceable` are the rule about what may be replaced.
-`whole_file` and `whole_folder` write beside the final name and rename at the end.
+`check_output` and `check_replaceable` are the rule about what may be replaced. `whole_file` and
+`whole_folder` write beside the final name and rename at the end.
 """
 
 import contextlib
@@ -22,6 +22,13 @@ CHECKPOINT_FILE = re.compile(
     r"(config|generation_config|tokenizer|tokenizer_config|special_tokens_map|vocab|args)\.json"
     r"|model.*\.safetensors(\.index\.json)?|merges\.txt|optimizer\.pt|metrics\.jsonl"
 )
+
+
+def check_output(path, reads):
+    """Raises BadInput unless the file `path` and the settings beside it can be written."""
+    check_outputs([path, args_file(path)], reads)
+    check_own(args_file(path), path)
+    check_writable(path)
 
 
 def check_outputs(outputs, reads):

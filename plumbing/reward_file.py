@@ -52,11 +52,27 @@ def _imported(path, content):
     return module
 
 
-def checked_reward(function, spec):
+def other_reward(spec, cache, built_in):
+    """The reward "remote" or "path/to/file.py:function", checked."""
+    if spec == "remote":
+        from plumbing.remote import Remote
+
+        return checked_reward(Remote(cache), spec)
+    if ":" not in spec:
+        raise BadInput(
+            f"no reward is called {spec!r}; built in: {', '.join([*built_in, 'remote'])}; "
+            "your own: --reward path/to/file.py:function"
+        )
+    path, name = spec.rsplit(":", 1)
+    return checked_reward(import_function(path, name), spec, [path])
+
+
+def checked_reward(function, spec, files=()):
     """`function`, called with the keywords that it accepts, its result checked.
 
     The result is a list of float or None, one for each completion. Anything else is BadInput, with
-    the reward's name, the index and the text.
+    the reward's name, the index and the text. files: what decides the result, a judge's folder or a
+    user's file.
     """
     parameters = inspect.signature(function).parameters.values()
     takes_all = any(p.kind is p.VAR_KEYWORD for p in parameters)
@@ -84,7 +100,7 @@ def checked_reward(function, spec):
             ) from error
         return _check_values(spec, values, completions)
 
-    reward.__name__ = spec
+    reward.__name__, reward.files = spec, list(files)
     return reward
 
 

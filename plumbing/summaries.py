@@ -44,6 +44,9 @@ def print_scores(rows, scores):
     """rewards.py: the mean, the spread, the worst and the best."""
     scored = sorted((s, i) for i, s in enumerate(scores) if s is not None)
     print(f"{len(scored)} of {len(rows)} scored")
+    without = sum(row.get("completion_ids") is None for row in rows)
+    if 0 < without < len(rows):
+        print(f"note: {without} of {len(rows)} rows have no completion_ids, only their text")
     if not scored:
         return
     quartiles = [scored[int(q * (len(scored) - 1))][0] for q in (0, 0.25, 0.5, 0.75, 1)]
