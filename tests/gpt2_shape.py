@@ -23,6 +23,8 @@ def main(argv=None):
     parser.add_argument("--out", required=True)
     parser.add_argument("--layers", type=int, default=12)
     args = parser.parse_args(argv)
+    if Path(args.out).exists():
+        parser.error(f"--out {args.out} exists; remove it, or choose another")
     torch.manual_seed(0)
     GPT2LMHeadModel(GPT2Config(n_layer=args.layers)).save_pretrained(args.out)
     for name in ("vocab.json", "merges.txt"):

@@ -804,7 +804,7 @@ def train_toxicity(folder, steps, seed=0):
 
 def save(model, tok, folder):
     """Into a folder beside it first, so that `folder` never holds half a judge."""
-    new = Path(str(folder) + ".new")
+    new = Path(folder).with_name(f".{Path(folder).name}.unfinished")
     shutil.rmtree(new, ignore_errors=True)
     model.half().save_pretrained(new)
     fast = PreTrainedTokenizerFast(
@@ -1028,6 +1028,10 @@ def parse_options(argv=None):
         parser.error("--notes needs --first, the judge that goes on")
     if args.notes and not (args.lm or Path(args.notes).exists()):
         parser.error(f"{args.notes} does not exist: name --lm, and it is made")
+    saved = {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"}
+    others = {f.name for f in Path(args.out).glob("*")} - saved
+    if others and not args.measure:
+        parser.error(f"--out {args.out} holds {min(others)}, which is no part of a judge")
     return args
 
 

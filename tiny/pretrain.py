@@ -164,7 +164,7 @@ def open_model(folder):
 
 def save(model, work, out):
     """Writes float16 weights, configuration and vocabulary. `out` is never half a model."""
-    beside = out.with_name(out.name + ".tmp")
+    beside = out.with_name(f".{out.name}.unfinished")
     shutil.rmtree(beside, ignore_errors=True)
     half = GPT2LMHeadModel(model.config)
     half.load_state_dict(model.state_dict())
@@ -479,6 +479,11 @@ def parse_options(argv=None):
         args.bfloat16 = args.device != "cpu" or has_bf16()
     if not (args.measure or args.mean or args.texts):
         parser.error("name --texts to train, --mean to join or --measure to measure")
+    saved = {"config.json", "generation_config.json", "model.safetensors", "vocab.json"}
+    saved |= {"merges.txt", "tokenizer_config.json"}
+    others = {f.name for f in Path(args.out).glob("*")} - saved
+    if others and not args.measure:
+        parser.error(f"--out {args.out} holds {min(others)}, which is no part of a model")
     return args
 
 

@@ -136,6 +136,22 @@ def test_bits_per_byte_is_the_slow_sum(p0_folder, n):
     assert two == pytest.approx(slow, rel=1e-5)
 
 
+@pytest.mark.parametrize("name", ["pretrain", "judges"])
+def test_out_holds_something_else(name, tmp_path, capsys):
+    """A folder is replaced as a whole, so it may hold nothing but a model of this kind."""
+    module = {"pretrain": pretrain, "judges": tiny_judges}[name]
+    argv = ["--texts", "x", "--out", str(tmp_path / "m")]
+    argv = ["sentiment", *argv] if name == "judges" else argv
+    module.parse_options(argv)
+    (tmp_path / "m").mkdir()
+    (tmp_path / "m" / "config.json").touch()
+    module.parse_options(argv)
+    (tmp_path / "m" / "thesis.txt").touch()
+    with pytest.raises(SystemExit):
+        module.parse_options(argv)
+    assert "holds thesis.txt" in capsys.readouterr().err
+
+
 def test_mean_of_two_models(p0_folder, tmp_path, monkeypatch):
     """One model has 1.5 times the weights of the other, so every mean is 1.25 times a weight.
 
