@@ -202,14 +202,9 @@ def load_policy(path_or_hub_name, device="cpu"):
         ) from None
     K = getattr(config, "n_quantiles", 0)
     encoding = build_encoding(files["vocab.json"], files["merges.txt"], K)
-    V = getattr(config, "base_vocab_size", config.vocab_size)
-    n_named = max(n_named, encoding.n_vocab)
-    padded = {n_named} | {math.ceil(n_named / m) * m for m in (8, 16, 32, 64, 128)}
-    if not hasattr(config, "base_vocab_size") and encoding.n_vocab < V in padded:
-        unused = V - encoding.n_vocab  # somebody's padding token, rows up to a multiple of 64
-        print(f"note: {name}: {unused} rows of the embedding belong to no text and are left out")
-        V = encoding.n_vocab
-        model.resize_token_embeddings(V)
+    if not hasattr(config, "base_vocab_size"):  # no checkpoint of this project
+        _leave_out_unused_rows(model, name, encoding.n_vocab, max(n_named, encoding.n_vocab))
+    V = getattr(config, "base_vocab_size", model.config.vocab_size)
     if encoding.n_vocab != V + K or model.config.vocab_size != V + K:
         raise BadInput(
             f"{name}: vocab.json has {encoding.n_vocab - K} tokens, config.json {V}; "
@@ -239,10 +234,21 @@ def _vocabulary_files(name):
             raise OSError("it has no vocabulary")
         files = vocabulary_files(tokenizer_json)
     added = json.loads(tokenizer_json or "{}").get("added_tokens") or []
-    added = [token["id"] for token in added] + [
-        *json.loads(content("added_tokens.json") or "{}").values()
-    ]
-    return files, max(added, default=-1) + 1
+    ids = [token["id"] for token in added]
+    ids += json.loads(content("added_tokens.json") or "{}").values()
+    return files, max(ids, default=-1) + 1
+
+
+def _leave_out_unused_rows(model, name, n_tokens, n_named):
+    """Cuts the embedding to the tokens that a text can have.
+
+    More rows are usual: a padding token that somebody added, rows up to a multiple of 64.
+    """
+    rows = model.config.vocab_size
+    if n_tokens < rows and rows in [n_named, *(math.ceil(n_named / m) * m for m in (8, 64, 128))]:
+        unused = rows - n_tokens
+        print(f"note: {name}: {unused} rows of the embedding belong to no text and are left out")
+        model.resize_token_embeddings(n_tokens)
 
 
 def _looks_like_a_path(name):

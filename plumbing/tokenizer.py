@@ -35,12 +35,8 @@ def vocabulary_files(tokenizer_json):
         if model["type"] != "BPE":
             raise ValueError(f"its model is {model['type']}, not BPE")
         added = {token["content"]: token["id"] for token in tokenizer.get("added_tokens") or []}
-        vocab = {t: i for t, i in model["vocab"].items() if t not in added or t == EOS}
-        vocab = dict(
-            sorted(
-                (vocab | {EOS: added.get(EOS, vocab.get(EOS))}).items(), key=lambda item: item[1]
-            )
-        )
+        vocab = {token: i for token, i in model["vocab"].items() if token not in added}
+        vocab[EOS] = added[EOS] if EOS in added else model["vocab"][EOS]
         merges = [m if isinstance(m, str) else " ".join(m) for m in model["merges"]]
     except (ValueError, KeyError, AttributeError, TypeError) as error:
         raise BadInput(
