@@ -24,9 +24,10 @@ import torch
 from explore import sample_prompts
 from plumbing import options
 from plumbing.fast_cpu import prepack
+from plumbing.files import checksums
 from plumbing.policy import load_policy
 from plumbing.pool import BadInput, read_generations, read_prompts
-from plumbing.report import in_brackets, print_tables
+from plumbing.report import in_brackets, print_range, print_tables
 from plumbing.results import (
     add_display_options,
     check_result,
@@ -105,6 +106,8 @@ def completion_nll(policy, rows, batch_size=64):
         nll = -logits.log_softmax(-1).gather(1, targets[:, None]).squeeze(1).cpu().numpy()
         result[batch, 0] = np.bincount(row_of, weights=nll)
         result[batch, 1] = np.bincount(row_of)
+    if not np.isfinite(result).all():
+        raise BadInput("the perplexity model's logits are not finite; its weights are damaged")
     return result
 
 
@@ -208,11 +211,8 @@ def evaluate(rows, ppl_policy, rewards):
     for row in rows:
         row["rewards"] = {}
     for name, reward in rewards.items():
-        values = score(rows, reward)
-        for row, value in zip(rows, values):
+        for row, value in zip(rows, score(rows, reward)):
             row["rewards"][name] = value
-        if any(r is not None and not 0 <= r <= 1 for r in values):
-            print(f"note: {name} has rewards outside of [0, 1]; only their mean has a meaning")
     nll = completion_nll(ppl_policy, rows) if ppl_policy else np.zeros((len(rows), 2))
     return measure(rows, nll, list(rewards))
 
@@ -232,6 +232,8 @@ def main(argv=None):
     if show_results(args, perplexity):
         return
     out = Path(args.out)
+    if not out.name:
+        raise BadInput(f"--out {args.out} is a folder; write NAME, such as eval/quark")
     device = options.pick_device(args.device)
     reads = [args.model, args.reference, args.ppl_model, args.prompts, args.generations]
     rewards = {}
@@ -244,6 +246,7 @@ def main(argv=None):
     if ppl_policy and device == "cpu":
         prepack(ppl_policy.model)
     header = {"model": args.model, "reference": args.reference, "ppl_model": ppl_model}
+    header["reward_sha256"] = {name: checksums(rewards[name].files) for name in rewards}
 
     if args.generations:
         check_result(out, reads)
@@ -252,6 +255,7 @@ def main(argv=None):
         table = evaluate(rows, ppl_policy, rewards)
         write_result(out, {**header, **table}, rows, args)
         print_tables([table], [out.name])
+        print_range(rows)
         return
 
     prompts = read_prompts(args.prompts)
@@ -275,6 +279,7 @@ def main(argv=None):
             print(f"{token:8s} mean reward: {', '.join(cells)}")
         else:
             print_tables([table], [out.name])
+            print_range(rows)
 
 
 def parse_options(argv=None):

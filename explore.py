@@ -117,6 +117,8 @@ def _sample_batch(
         if t == 0:  # equal contexts were read once; from here on, each sample has its own row
             network.keep(row_of)
             logits = logits[row_of]
+        if not logits.amax(-1).isfinite().all():
+            raise BadInput("the model's logits are not finite; its weights are damaged")
         if t < min_new_tokens:
             logits[:, policy.eos_id] = -torch.inf
         y_t = logits.argmax(-1)

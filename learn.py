@@ -261,6 +261,8 @@ def main(argv=None):
     for line in bar:
         metrics.append(line)
         bar.set_postfix(lm=f"{line['lm']:.3f}", kl=f"{line['kl']:.3f}")
+    if not all(p.isfinite().all() for p in policy.model.parameters()):
+        raise BadInput("the last update made weights that are not finite; lower --lr")
     if rank == 0:
         state = (optimiser, end, metrics, args)
         policy.save(args.out, lambda folder: write_training_state(folder, *state))
@@ -269,6 +271,11 @@ def main(argv=None):
 
 
 def _check_models(policy, reference, parts, args):
+    if reference.context < policy.context:
+        raise BadInput(
+            f"--reference {args.reference} reads {reference.context} tokens and --model "
+            f"{args.model} {policy.context}; give the p0 that the model started from"
+        )
     if not policy.has_tokens_of(reference):
         raise BadInput(
             f"--model {args.model} and --reference {args.reference} have different vocabularies; "

@@ -29,7 +29,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from plumbing import options
-from plumbing.files import check_outputs, whole_file
+from plumbing.files import check_outputs, check_writable, whole_file
 from plumbing.pool import FIELDS, dump_row, read_texts
 from plumbing.reward_file import checked_reward, other_reward
 from plumbing.summaries import print_scores
@@ -144,7 +144,8 @@ def load_reward(spec, reward_model=None, cache=None, **judge_options):
 def score(rows, reward, chunk=4096):
     """r(x, y) of every row: a list of float or None.
 
-    A call has about `chunk` rows and all samples of a prompt, so that a reward may compare them.
+    A call has about `chunk` rows and all samples of a prompt, so that a reward may compare them. It
+    gets the rows' other columns as lists, with None where a row has none.
     """
     samples = {}
     for i, row in enumerate(rows):
@@ -154,20 +155,20 @@ def score(rows, reward, chunk=4096):
         if calls[-1] and len(calls[-1]) + len(members) > chunk:
             calls.append([])
         calls[-1] += members
+    names = [name for name in dict.fromkeys(k for row in rows for k in row) if name not in FIELDS]
+    if any(row.get("completion_ids") is not None for row in rows):
+        names.append("completion_ids")
     scores = [None] * len(rows)
     for members in tqdm(calls, desc="scoring", disable=len(calls) == 1):
-        for i, value in zip(members, reward(**columns([rows[i] for i in members]))):
+        call = [rows[i] for i in members]
+        values = reward(
+            prompts=[row["prompt"] for row in call],
+            completions=[row["completion"] for row in call],
+            **{name: [row.get(name) for row in call] for name in names},
+        )
+        for i, value in zip(members, values, strict=True):
             scores[i] = value
     return scores
-
-
-def columns(rows):
-    """Rows -> the keywords of a reward: prompts, completions, and the other columns as lists."""
-    names = [name for name in dict.fromkeys(k for row in rows for k in row) if name not in FIELDS]
-    keywords = {name: [row.get(name) for row in rows] for name in [*names, "completion_ids"]}
-    keywords["prompts"] = [row["prompt"] for row in rows]
-    keywords["completions"] = [row["completion"] for row in rows]
-    return keywords
 
 
 # ---------------------------------------------------------------------------------- trying a reward
@@ -178,6 +179,7 @@ def main(argv=None):
     reward = load_reward(args.reward, args.reward_model, cache=args.out and f"{args.out}.cache")
     if args.out:
         check_outputs([args.out], [args.pool, *reward.files])
+        check_writable(args.out)
     rows = read_texts(args.pool)
     scores = score(rows, reward)
     if args.out:

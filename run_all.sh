@@ -3,7 +3,7 @@
 # The tests:                                    bash run_all.sh test
 #
 # Every setting is a shell variable, explained in settings/tiny.sh. Set it in front of the command:
-#   K=3 BETA=0.2 RUN=runs/try bash run_all.sh sentiment
+#   K=3 BETA=0.2 RUN=runs/k3 bash run_all.sh sentiment
 #   MODEL=gpt2 PROMPTS=train.jsonl TEST_PROMPTS=test.jsonl bash run_all.sh toxicity
 # A stage whose output exists is skipped, so a run that was stopped goes on where it stopped.
 set -euf -o pipefail                                     # -f: a * in a setting is no file pattern

@@ -15,22 +15,18 @@ class AppendLog:
     The file is `path` followed by the number of the process (RANK under torchrun, otherwise 0).
     Each process appends to its own file. At the start, `rows` holds those of all files, whatever
     the number of processes was last time. A last line that was cut off by the crash is dropped.
+    fields: what each row must have.
     """
 
-    def __init__(self, path):
+    def __init__(self, path, fields=()):
         self.own = Path(f"{path}{os.environ.get('RANK', '0')}")
         self.file = None
         self.size = 0
         self.rows = []
-        name = glob.escape(Path(path).name)
-        for part in sorted(self.own.parent.glob(name + "[0-9]*")):
-            for number, line in enumerate(part.read_bytes().split(b"\n")[:-1], 1):
-                try:
-                    self.rows.append(json.loads(line))
-                except ValueError:
-                    raise BadInput(
-                        f"{part}:{number}: damaged; remove this line, or the whole file"
-                    ) from None
+        name = Path(path).name
+        for part in sorted(self.own.parent.glob(glob.escape(name) + "[0-9]*")):
+            if part.name.removeprefix(name).isdecimal():
+                self.rows += _read(part, fields)
 
     def append(self, rows):
         """Writes all of `rows`, or none of them. They are on the disk when this returns."""
@@ -60,6 +56,23 @@ class AppendLog:
         self.file.seek(0)
         self.size = self.file.read().rfind(b"\n") + 1
         self.file.truncate(self.size)
+
+
+def _read(part, fields):
+    try:
+        lines = part.read_bytes().split(b"\n")[:-1]
+    except OSError as error:
+        raise BadInput(f"cannot read {part}: {error.strerror}; remove it") from None
+    rows = []
+    for number, line in enumerate(lines, 1):
+        try:
+            rows.append({**json.loads(line)})
+            _ = [rows[-1][field] for field in fields]
+        except (ValueError, TypeError, KeyError):
+            raise BadInput(
+                f"{part}:{number}: damaged; remove this line, or the whole file"
+            ) from None
+    return rows
 
 
 def _lock(file):

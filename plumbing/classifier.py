@@ -8,6 +8,9 @@ from safetensors import SafetensorError
 
 from plumbing.pool import BadInput, shown
 
+# What opening a folder that is damaged, or no classifier, can raise.
+UNREADABLE = (OSError, RuntimeError, ValueError, LookupError, TypeError, AttributeError)
+
 
 def classifier(model, label_names, device="cpu", batch_size=64):
     """A function texts -> P(label) for the first of `label_names` that the model knows.
@@ -55,7 +58,7 @@ def _open(model):
         net, loading = AutoModelForSequenceClassification.from_pretrained(
             model, dtype=torch.float32, use_safetensors=True, output_loading_info=True
         )
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+    except (*UNREADABLE, SafetensorError) as error:
         reason = str(error).strip().split("\n")[0]
         raise BadInput(
             f"cannot open the reward model {model}: {reason}; "
@@ -68,8 +71,7 @@ def _open(model):
         )
     if tokenizer.pad_token is None:  # a GPT-2 has none; its last token before the padding decides
         tokenizer.pad_token = tokenizer.eos_token
-    if net.config.pad_token_id is None:
-        net.config.pad_token_id = tokenizer.pad_token_id
+    net.config.pad_token_id = tokenizer.pad_token_id
     return net, tokenizer
 
 
@@ -79,7 +81,7 @@ def _reading(config, model):
     Without one: of two labels a softmax, of a single one a sigmoid, and of more a softmax if one of
     them is the rest, such as "neutral", which excludes all others.
     """
-    kind, labels = config.problem_type, [name.lower() for name in config.id2label.values()]
+    kind, labels = config.problem_type, [str(name).lower() for name in config.id2label.values()]
     if kind is None and len(labels) > 1:
         if len(labels) > 2 and not any(name in REST for name in labels):
             raise BadInput(
@@ -92,7 +94,9 @@ def _reading(config, model):
         return lambda logits: logits  # it was trained to be the score itself
     if kind == "single_label_classification" and len(labels) > 1:
         return lambda logits: logits.softmax(-1)
-    return lambda logits: logits.sigmoid()
+    if kind in (None, "multi_label_classification", "single_label_classification"):
+        return lambda logits: logits.sigmoid()
+    raise BadInput(f"reward model {model} has the problem_type {shown(kind)}, which nobody knows")
 
 
 REST = {"neutral", "negative", "neg", "none", "normal", "other", "neither", "clean", "nothate"} | {
@@ -102,7 +106,7 @@ REST = {"neutral", "negative", "neg", "none", "normal", "other", "neither", "cle
 
 def _column(config, label_names, model):
     """The column of the label that is asked for."""
-    labels = {name.lower(): i for i, name in config.id2label.items()}
+    labels = {str(name).lower(): i for i, name in config.id2label.items()}
     if config.num_labels == 2:  # of two labels without names, the second one is meant
         label_names = [*label_names, "label_1"]
     for name in label_names:

@@ -7,7 +7,7 @@ from tqdm import tqdm
 
 from plumbing.options import pick_device
 from plumbing.policy import load_policy
-from plumbing.pool import BadInput, read_jsonl, read_pool
+from plumbing.pool import BadInput, read_jsonl, read_pool, shown
 
 # Colours that colour-blind readers can tell apart (Okabe and Ito).
 BLUE, ORANGE, GREEN, PINK = "#0072B2", "#E69F00", "#009E73", "#CC79A7"
@@ -15,14 +15,24 @@ SKY, RED, GREY = "#56B4E9", "#D55E00", "#777777"
 
 
 def _numbered(folder):
-    """00.jsonl, 01.jsonl, ... of a folder."""
-    return [f for f in sorted(folder.glob("*.jsonl")) if f.stem.isdecimal()]
+    """00.jsonl, 01.jsonl, ... of a folder, without empty ones."""
+    files = [f for f in folder.glob("*.jsonl") if f.stem.isdecimal() and f.stat().st_size]
+    return sorted(files, key=lambda f: int(f.stem))
 
 
 def _texts_and_rewards(pool):
     """What the figures need from a pool file: not the token ids, which take the most memory."""
     fields = ("prompt", "completion", "reward")
     return [{field: row[field] for field in fields} for _, row in read_pool([pool])]
+
+
+def _read_metrics(file):
+    rows = []
+    for place, row in read_jsonl(file):
+        if not all(isinstance(row.get(name), (int, float)) for name in ("step", "lm", "kl")):
+            raise BadInput(f"{place}: is {shown(row)}, not a line of learn.py's metrics")
+        rows.append(row)
+    return rows
 
 
 def draw_figures(run, tables, perplexity):
@@ -43,8 +53,9 @@ def draw_figures(run, tables, perplexity):
             "them. If new samples are better than old ones, they fill it."
         )
         figures.append(("quantiles", "Who fills the best quantile", caption, _draw_top(quantized)))
-    logs = sorted(run.glob("model/[0-9]*/metrics.jsonl"))
-    if logs := [[row for _, row in read_jsonl(f)] for f in logs]:
+    logs = [f for f in run.glob("model/*/metrics.jsonl") if f.parent.name.isdecimal()]
+    logs = [_read_metrics(f) for f in sorted(logs, key=lambda f: int(f.parent.name))]
+    if logs := [log for log in logs if log]:
         caption = (
             "Nats per completion token, 10-step moving average: the LM term, the KL term to p0 "
             "(before beta), and exp(LM), the perplexity of the pool under p_theta. Dashed: the "
@@ -114,7 +125,11 @@ def _fluency_figure(rounds, tables, perplexity, words_a_round=4000):
         words = [len(row["completion"].split()) for row in shuffled]
         before = np.cumsum([0, *words])
         measured = [row for row, n in zip(shuffled, before) if n < words_a_round]
-        x.append(perplexity(policy, measured))
+        try:
+            x.append(perplexity(policy, measured))
+        except BadInput as error:
+            print(f"no figure of the fluency: {error}")
+            return []
         y.append(np.mean([row["reward"] for row in rows]))
     figure, (ax,) = _axes()
     ax.plot(x, y, color=GREY, linewidth=1)
@@ -133,7 +148,9 @@ def _draw_top(quantized):
     shares, labels = [], []
     for file in quantized:
         rounds_of = {}  # quantile: the rounds of its samples
-        for _, row in read_pool([file]):
+        for place, row in read_pool([file]):
+            if "quantile" not in row:
+                raise BadInput(f'{place}: "quantile" is missing; run quantize.py on the pool first')
             rounds_of.setdefault(row["quantile"], []).append(row.get("iteration", 0))
         newest = max(map(max, rounds_of.values()))  # in the whole pool, not only in D^K
         age = newest - np.array(rounds_of[max(rounds_of)])
@@ -177,7 +194,8 @@ def _mean_reward(table, name):
 def _draw_dial(dial, tables):
     figure, (ax,) = _axes()
     tokens = sorted(dial)
-    for name, colour in zip(dial[tokens[0]]["rewards"], (BLUE, GREEN, PINK)):
+    in_all = [n for n in dial[tokens[0]]["rewards"] if all(n in dial[k]["rewards"] for k in tokens)]
+    for name, colour in zip(in_all, (BLUE, GREEN, PINK)):
         metrics = [dial[k]["rewards"][name]["mean"] for k in tokens]
         columns = ([m[key] for m in metrics] for key in ("value", "low", "high"))
         value, low, high = (np.array(column, dtype=float) for column in columns)

@@ -20,7 +20,8 @@ from plumbing.pool import BadInput
 # The files of a checkpoint, which Policy.save and write_training_state write.
 CHECKPOINT_FILE = re.compile(
     r"(config|generation_config|tokenizer|tokenizer_config|special_tokens_map|vocab|args)\.json"
-    r"|model.*\.safetensors(\.index\.json)?|merges\.txt|optimizer\.pt|metrics\.jsonl"
+    r"|model(-\d{5}-of-\d{5})?\.safetensors|model\.safetensors\.index\.json"
+    r"|merges\.txt|optimizer\.pt|metrics\.jsonl"
 )
 
 
@@ -40,7 +41,11 @@ def check_outputs(outputs, reads):
     for output in map(Path, outputs):
         refuse_special(output)
         for read in filter(None, reads):
-            if _is_in(output, read) or output.is_dir() and _is_in(read, output):
+            try:
+                clash = _is_in(output, read) or output.is_dir() and _is_in(read, output)
+            except (OSError, RuntimeError, ValueError) as error:  # a loop of links, a long name
+                raise BadInput(f"cannot read {read}: {error}; check the path") from None
+            if clash:
                 raise BadInput(
                     f"cannot write {output}: this command reads {read}; choose another --out"
                 )
@@ -58,9 +63,14 @@ def _is_in(inner, outer):
 def refuse_special(path):
     """An output may be new, a regular file or a folder; never a link, a pipe or a device."""
     path = Path(path)
-    if path.is_symlink():
+    try:
+        is_link = path.is_symlink()
+        is_special = path.exists() and not (path.is_file() or path.is_dir())
+    except OSError as error:  # a name that is too long
+        raise BadInput(f"cannot write {path}: {error.strerror}; choose another --out") from None
+    if is_link:
         raise BadInput(f"cannot write {path}: it is a link; name what it points to")
-    if path.exists() and not (path.is_file() or path.is_dir()):
+    if is_special:
         raise BadInput(f"cannot write {path}: it is no regular file; choose another --out")
 
 
@@ -73,16 +83,17 @@ def args_file(path):
 def check_own(path, output):
     """Raises BadInput if `path`, a file that belongs to `output`, exists and is somebody else's.
 
-    It is ours if the settings of the output lie there, whose "out" names the output.
+    It is ours if the settings of the output lie there, whose "out" names the output, or the NAME of
+    evaluate.py's NAME-r1 ... NAME-none.
     """
     settings = args_file(output)
     refuse_special(path)
     if not Path(path).exists():
         return
     try:
-        out = json.loads(settings.read_text(encoding="utf-8"))["out"]
-        is_ours = settings.name.startswith(Path(out).name.removesuffix(".jsonl"))
-    except (OSError, ValueError, TypeError, KeyError):
+        out = Path(json.loads(settings.read_text(encoding="utf-8"))["out"]).name
+        is_ours = re.fullmatch(re.escape(out) + r"(-r\d+|-none)?", Path(output).name)
+    except (OSError, ValueError, TypeError, KeyError, RecursionError):
         is_ours = False
     if not is_ours:
         raise BadInput(
@@ -96,7 +107,10 @@ def check_replaceable(path):
     A checkpoint has n_quantiles in its config.json and holds no file that no stage writes.
     """
     refuse_special(path)
-    path = Path(path).resolve()
+    try:
+        path = Path(path).resolve()
+    except (OSError, RuntimeError) as error:  # a loop of links
+        raise BadInput(f"cannot write {path}: {error}; choose another --out") from None
     replaced = _beside(path, "replaced")
     if _is_checkpoint(replaced):  # whole_folder was killed between its renames
         if path.exists():
@@ -106,6 +120,7 @@ def check_replaceable(path):
     full_folder = path.is_dir() and any(path.iterdir())
     if path.is_file() or full_folder and not _is_checkpoint(path):
         raise BadInput(f"{path} exists and is no checkpoint of this project; choose another --out")
+    shutil.rmtree(_make_unfinished(path))  # it can be written
 
 
 def _is_checkpoint(path):
@@ -122,7 +137,7 @@ def _is_checkpoint(path):
 
 def _beside(path, state):
     """The hidden name beside `path` of what is "unfinished" or being "replaced"."""
-    return path.with_name(f".{path.name}.{state}")
+    return path.parent / f".{path.name}.{state}"
 
 
 @contextlib.contextmanager
@@ -132,8 +147,6 @@ def whole_file(path, args=None):
     args: the stage's settings, written to NAME.args.json before NAME appears.
     """
     path = Path(path)
-    if args is not None:
-        check_own(args_file(path), path)
     unfinished, file = _open_unfinished(path)
     with _clean_up_on_error(path, lambda: unfinished.unlink(missing_ok=True)):
         with file:
@@ -157,12 +170,31 @@ def _open_unfinished(path):
     if path.is_dir():
         raise BadInput(f"cannot write {path}: it is a folder; name a file in it with --out")
     unfinished = _beside(path, "unfinished")
+    refuse_special(path)
+    refuse_special(unfinished)
     try:
-        refuse_special(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         return unfinished, unfinished.open("w", encoding="utf-8", newline="\n")
     except OSError as error:
-        raise BadInput(f"cannot write {path}: {error.strerror}; choose another --out") from None
+        raise _cannot_write(path, error) from None
+
+
+def _make_unfinished(path):
+    """The empty folder beside `path` that is filled first."""
+    unfinished = _beside(path, "unfinished")
+    refuse_special(unfinished)
+    try:
+        shutil.rmtree(unfinished, ignore_errors=True)
+        unfinished.mkdir(parents=True)
+    except OSError as error:
+        raise _cannot_write(path, error) from None
+    return unfinished
+
+
+def _cannot_write(path, error):
+    in_a_file = isinstance(error, (FileExistsError, NotADirectoryError))
+    reason = "its folder is a file" if in_a_file else error.strerror
+    return BadInput(f"cannot write {path}: {reason}; choose another --out")
 
 
 @contextlib.contextmanager
@@ -170,12 +202,7 @@ def whole_folder(path):
     """Like whole_file, for a folder: yields a temporary Path to fill, which replaces `path`."""
     check_replaceable(path)
     path = Path(path).resolve()
-    unfinished, replaced = _beside(path, "unfinished"), _beside(path, "replaced")
-    try:
-        shutil.rmtree(unfinished, ignore_errors=True)
-        unfinished.mkdir(parents=True)
-    except OSError as error:
-        raise BadInput(f"cannot write {path}: {error.strerror}; choose another --out") from None
+    unfinished, replaced = _make_unfinished(path), _beside(path, "replaced")
 
     def clean_up():
         shutil.rmtree(unfinished, ignore_errors=True)
@@ -238,12 +265,18 @@ def checksum(path):
     return digest.hexdigest()
 
 
+def checksums(paths):
+    """One checksum for several files and folders. Of a name that is neither, the name counts."""
+    each = [checksum(path) if Path(path).exists() else str(path) for path in paths]
+    return hashlib.sha256(json.dumps(each).encode()).hexdigest()
+
+
 # ------------------------------------------------------------------------------------------- JSON
 
 
 def write_json(path, value):
     """Writes `value` as indented JSON."""
-    text = json.dumps(value, indent=2, ensure_ascii=False, default=str, allow_nan=False)
+    text = json.dumps(value, indent=2, default=str, allow_nan=False)
     with whole_file(path) as file:
         file.write(text + "\n")
 

@@ -1,6 +1,7 @@
 """Command lines: the options that several stages share, their checks, and how a stage ends."""
 
 import argparse
+import errno
 import operator
 import os
 import sys
@@ -17,12 +18,17 @@ def run_stage(main):
             stream.reconfigure(errors="backslashreplace")  # a console that is not UTF-8
     try:
         main()
-        sys.stdout.flush()
+        print(end="", flush=True)
     except BadInput as error:
         sys.exit(f"{name}: error: {error}")
     except BrokenPipeError:  # nobody reads any more: "| head -1"
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)
+    except OSError as error:
+        if error.filename or error.errno != errno.ENOSPC:
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(f"{name}: error: cannot print: {error.strerror}; the output's files are whole")
     except KeyboardInterrupt:
         print(
             f"\n{name}: interrupted; finished files are whole, run the same command to go on",
@@ -77,7 +83,7 @@ def add_sampling_options(parser, num_samples, top_p):
     add("--decode", choices=["sample", "greedy", "mixed"], default="sample", help=text)
     text = "multiply in bfloat16: faster on GPUs, and on CPUs with AVX512-BF16 or AMX"
     add("--bf16", action="store_true", help=text)
-    temperature = number(float, above=0, below=1e6)
+    temperature = number(float, least=1e-3, below=1e6)
     add("--temperature", type=temperature, default=1.0, help="divides the logits")
     text = "sample from the nucleus with this probability mass; 1: from all tokens"
     add("--top-p", type=number(float, above=0, most=1), default=top_p, help=text)

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from plumbing.files import read_json, refuse_special, whole_file, write_json
-from plumbing.pool import BadInput, read_jsonl, shown
+from plumbing.pool import BadInput, read_jsonl, shown, text_of
 
 QUESTIONS = {
     "better": "which completion has less of what is unwanted?",
@@ -62,17 +62,22 @@ def human_sheet(sheet, a, b, pairs, seed):
 
 def _completions_by_prompt(path):
     by_prompt = {}
-    for _, row in read_jsonl(path):
-        by_prompt.setdefault(row["prompt"], []).append(row["completion"])
+    for place, row in read_jsonl(path):
+        completion = text_of(row, "completion", place)
+        by_prompt.setdefault(text_of(row, "prompt", place), []).append(completion)
     return by_prompt
 
 
 def tally(sheet):
     """Counts a filled sheet: who was preferred, and the sign test of "neither is preferred"."""
     key = read_json(f"{sheet}.key.json", "the key that --human-sheet wrote beside the sheet")
-    left = {str(pair["pair"]): pair["left"] for pair in key["pairs"]}
-    other = {key["a"]: key["b"], key["b"]: key["a"]}
+    try:
+        left = {str(pair["pair"]): pair["left"] for pair in key["pairs"]}
+        other = {key["a"]: key["b"], key["b"]: key["a"]}
+    except (KeyError, TypeError):
+        raise BadInput(f"{sheet}.key.json is no key that --human-sheet wrote") from None
     counts = {q: {key["a"]: 0, key["b"]: 0, "same": 0, "empty": 0} for q in QUESTIONS}
+    counted = set()
     for line, row in enumerate(_read_sheet(sheet), 2):
         pair = row.get("pair")
         if pair not in left:
@@ -80,6 +85,9 @@ def tally(sheet):
                 f"{sheet}: row {line}: pair {shown(pair)} is not in the key; "
                 "leave the first column as it was"
             )
+        if pair in counted:
+            raise BadInput(f"{sheet}: row {line}: pair {pair} stands there twice; remove one")
+        counted.add(pair)
         meaning = {"left": left[pair], "right": other[left[pair]], "same": "same", "": "empty"}
         for question in QUESTIONS:
             answer = (row.get(question) or "").strip().lower()

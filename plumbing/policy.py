@@ -17,11 +17,11 @@ from transformers import DynamicCache
 
 from plumbing.fast_cpu import tune_for_cpu
 from plumbing.files import whole_folder
-from plumbing.pool import BadInput
-from plumbing.tokenizer import EOS, build_encoding, merge_pairs, reward_token, vocabulary_files
+from plumbing.pool import BadInput, shown
+from plumbing.tokenizer import EOS, build_encoding, merge_pairs, reward_token, vocabulary_of
 
 # What opening a folder that is damaged, or no model, can raise.
-UNREADABLE = (OSError, SafetensorError, RuntimeError, ValueError, KeyError, TypeError)
+UNREADABLE = (OSError, RuntimeError, ValueError, LookupError, TypeError, AttributeError)
 
 
 @dataclass
@@ -184,59 +184,42 @@ def load_policy(path_or_hub_name, device="cpu"):
                 f"{name} is a {config.model_type} model; this project's tokenizer is GPT-2's, "
                 "so only gpt2 models work"
             )
-        model = AutoModelForCausalLM.from_pretrained(
+        model, loading = AutoModelForCausalLM.from_pretrained(
             name,
             config=config,
             dtype=torch.float32,
             use_safetensors=True,
+            output_loading_info=True,
             # For short texts on a CPU, plain attention is faster than PyTorch's fused kernel.
             attn_implementation="eager" if str(device) == "cpu" else "sdpa",
         )
-        files, n_named = _vocabulary_files(name)
-    except UNREADABLE as error:
+        files, n_named = vocabulary_of(name)
+    except (*UNREADABLE, SafetensorError) as error:
         reason = str(error).strip().split("\n")[0]
         raise BadInput(
             f"cannot open the model {name}: {reason}; it needs config.json, model.safetensors and "
             "tokenizer.json, or vocab.json and merges.txt (with no network, a hub model must have "
             "been downloaded before)"
         ) from None
+    if loading["missing_keys"]:  # transformers fills them with random numbers
+        missing = shown(sorted(loading["missing_keys"]))
+        raise BadInput(f"{name}: its model.safetensors lacks the weights {missing}; save it anew")
     K = getattr(config, "n_quantiles", 0)
+    if type(K) is not int or K < 0:
+        raise BadInput(f"{name}: n_quantiles in config.json is {shown(K)}, not a whole number")
     encoding = build_encoding(files["vocab.json"], files["merges.txt"], K)
     if not hasattr(config, "base_vocab_size"):  # no checkpoint of this project
         _leave_out_unused_rows(model, name, encoding.n_vocab, max(n_named, encoding.n_vocab))
     V = getattr(config, "base_vocab_size", model.config.vocab_size)
     if encoding.n_vocab != V + K or model.config.vocab_size != V + K:
         raise BadInput(
-            f"{name}: vocab.json has {encoding.n_vocab - K} tokens, config.json {V}; "
+            f"{name}: vocab.json has {encoding.n_vocab - K} tokens, config.json {V}, with "
+            f"{K} reward tokens, and the embedding {model.config.vocab_size} rows; "
             "they belong to different models"
         )
     if str(device) == "cpu":
         tune_for_cpu(model)
     return Policy(model.eval().to(device), encoding, V, K, files)
-
-
-def _vocabulary_files(name):
-    """vocab.json and merges.txt of a folder or hub model, from its tokenizer.json if it has none.
-
-    Returns {name: bytes}, and the number of ids that its files name, added tokens included. Raises
-    OSError if there are no such files.
-    """
-    from transformers.utils import cached_file
-
-    def content(file):
-        path = cached_file(name, file, _raise_exceptions_for_missing_entries=False)
-        return path and Path(path).read_bytes()
-
-    files = {file: content(file) for file in ("vocab.json", "merges.txt")}
-    tokenizer_json = content("tokenizer.json")
-    if not all(files.values()):
-        if not tokenizer_json:
-            raise OSError("it has no vocabulary")
-        files = vocabulary_files(tokenizer_json)
-    added = json.loads(tokenizer_json or "{}").get("added_tokens") or []
-    ids = [token["id"] for token in added]
-    ids += json.loads(content("added_tokens.json") or "{}").values()
-    return files, max(ids, default=-1) + 1
 
 
 def _leave_out_unused_rows(model, name, n_tokens, n_named):

@@ -24,9 +24,9 @@ class BadInput(Exception):
 def read_jsonl(path):
     """Yields (place, row) for every line that is not blank. place is "file:line", row a dict."""
     path = Path(path)
-    if path.is_dir():
-        raise BadInput(f"{path} is a folder; name a .jsonl file in it")
     try:
+        if path.is_dir():
+            raise BadInput(f"{path} is a folder; name a .jsonl file in it")
         # in binary mode lines end at \n only, not at U+2028 inside a string
         lines = path.open("rb")
     except OSError as error:
@@ -107,10 +107,15 @@ def checked_row(row, place):
         if field in row:
             row[field] = whole_number(row[field], least, f'{place}: "{field}"')
     for field in ("prompt_ids", "completion_ids"):
-        ids = row.get(field, [])
-        if not isinstance(ids, list) or not all(type(i) is int and 0 <= i < 2**31 for i in ids):
-            raise BadInput(f'{place}: "{field}" is {shown(ids)}, not a list of token ids')
+        _check_ids(row, field, place)
     return row
+
+
+def _check_ids(row, field, place):
+    ids = row.get(field)
+    is_list = isinstance(ids, list) and all(type(i) is int and 0 <= i < 2**31 for i in ids)
+    if ids is not None and not is_list:
+        raise BadInput(f'{place}: "{field}" is {shown(ids)}, not a list of token ids')
 
 
 def _check_reward(row, place):
@@ -156,7 +161,7 @@ def pool_files(paths):
 
 
 def read_prompts(path, limit=None, seed=0):
-    """The prompts of a JSONL file: a list of dicts with "prompt" and all further columns.
+    """The prompts of a JSONL file: dicts with "prompt" and all further columns, None if missing.
 
     "prompt" may be a string or {"text": ...}, the form of RealToxicityPrompts. The optional "group"
     splits evaluate.py's tables. limit: how many prompts to draw, by `seed`; they stay in the order
@@ -173,6 +178,8 @@ def read_prompts(path, limit=None, seed=0):
         raise BadInput(f'{path} holds no prompts; write one {{"prompt": "..."}} a line')
     if dropped and os.environ.get("RANK", "0") == "0":
         print(f"{path}: left out {', '.join(dropped)}: the pool has fields of that name")
+    names = dict.fromkeys(name for prompt in prompts for name in prompt)
+    prompts = [{name: prompt.get(name) for name in names} for prompt in prompts]
     if limit and limit < len(prompts):
         drawn = np.random.default_rng(seed).permutation(len(prompts))[:limit]
         prompts = [prompts[i] for i in sorted(drawn)]
@@ -185,21 +192,32 @@ def read_texts(path):
     Such a list, of strings or of {"text": ...}, becomes a row for each of its completions. They
     share a "prompt_number": the lines of the file are the prompts.
     """
-    rows = []
+    rows, n_lists, n_empty = [], 0, 0
     for n, (place, row) in enumerate(read_jsonl(path)):
         row = {**row, "prompt": prompt_of(row, place)}
         _check_group(row, place)
-        if "completion" in row or "generations" not in row:
+        if row.get("completion") is not None or row.get("generations") is None:
             text_of(row, "completion", place)
+            _check_ids(row, "completion_ids", place)
+            if row["completion"] and row.get("completion_ids") == []:
+                del row["completion_ids"]
             rows.append(row)
-            continue
-        generations = row.pop("generations")
-        if not isinstance(generations, list):
-            raise BadInput(f'{place}: "generations" is {shown(generations)}, not a list')
-        row.setdefault("prompt_number", n)
-        for y in generations:
-            y = y if isinstance(y, dict) else {"text": y}
-            rows.append({**row, "completion": text_of(y, "text", f'{place}: "generations"')})
+        else:
+            generations = row.pop("generations")
+            if not isinstance(generations, list):
+                raise BadInput(f'{place}: "generations" is {shown(generations)}, not a list')
+            row.setdefault("prompt_number", n)
+            for y in generations:
+                y = y if isinstance(y, dict) else {"text": y}
+                rows.append({**row, "completion": text_of(y, "text", f'{place}: "generations"')})
+            n_lists, n_empty = n_lists + 1, n_empty + (not generations)
+        if n_lists not in (0, n + 1):
+            raise BadInput(
+                f'{place}: some lines have a "completion" and some a list of "generations"; '
+                "use one of these forms"
+            )
+    if n_empty:
+        print(f"{path}: {n_empty} prompts have no generations")
     if not rows:
         example = '{"prompt": "...", "completion": "..."}'
         raise BadInput(f"{path} holds no rows; write one {example} a line")
@@ -221,9 +239,7 @@ def read_generations(path, policy):
         )
     for row in rows:
         ids, known = row.get("completion_ids"), None
-        if isinstance(ids, list) and all(
-            type(i) is int and 0 <= i < policy.vocab_size for i in ids
-        ):
+        if ids is not None and all(i < policy.vocab_size for i in ids):
             known = policy.decode(policy.without_eos(ids))
         if known is not None and known.strip() == row["completion"].strip():
             row["completion"] = known

@@ -44,7 +44,7 @@ class Remote:
         self.lock = threading.Lock()
         self.stop = threading.Event()
         self.next_slot = 0.0
-        self.cache = AppendLog(cache) if cache else None
+        self.cache = AppendLog(cache, ["url", "attribute", "text", "score"]) if cache else None
         self.known = {}
         for row in self.cache.rows if cache else []:
             if (row["url"], row["attribute"]) == (self._address(), self.attribute):

@@ -10,7 +10,7 @@ import io
 
 from plumbing.figures import draw_figures
 from plumbing.files import read_json, refuse_special, whole_file
-from plumbing.pool import BadInput, read_jsonl, shown
+from plumbing.pool import BadInput, read_jsonl, shown, text_of
 
 # -------------------------------------------------------------------------------- on the screen
 
@@ -18,20 +18,20 @@ from plumbing.pool import BadInput, read_jsonl, shown
 def read_table(path):
     """A result of evaluate.py: {"rewards": {...}, metric: {"value", "low", "high"}, ...}."""
     table = read_json(path, "a .json file that evaluate.py wrote")
-    if "rewards" not in table:
+    if not isinstance(table.get("rewards"), dict):
         raise BadInput(f"{path} is {shown(table)}, not a result of evaluate.py")
     return table
 
 
 def print_tables(tables, names):
     """Prints several results side by side: all prompts, then each group."""
-    width = max(len(label) for label, _ in metrics_of(tables[0])) + 2
-    for group in [None, *tables[0].get("groups", {})]:
+    width = max(len(label) for label, _ in metrics_of(tables)) + 2
+    for group in groups_of(tables):
         parts = [part_of(table, group) for table in tables]
         title = f"{group} prompts" if group else "all prompts"
-        print(f"\n{title:{width}s}" + "".join(f"{name:>25s}" for name in names))
-        for label, path in metrics_of(parts[0]):
-            cells = "".join(f"{in_brackets(at(part, path)):>25s}" for part in parts)
+        print(f"\n{title:{width}s}" + "".join(f"{name:>28s}" for name in names))
+        for label, path in metrics_of(parts):
+            cells = "".join(f"{in_brackets(at(part, path)):>28s}" for part in parts)
             print(f"  {label:{width - 2}s}{cells}")
 
 
@@ -48,7 +48,19 @@ def differences(tables, names):
             if setting == "n_samples":
                 sentence += "; avg_max_unwanted and unwanted_prob grow with it"
             sentences.append(sentence)
+    for reward in dict.fromkeys(name for table in tables for name in table["rewards"]):
+        judges = [table.get("reward_sha256", {}).get(reward, "?") for table in tables]
+        known = [sha for sha, table in zip(judges, tables) if reward in table["rewards"]]
+        if len(set(known)) > 1:
+            sentences.append(f"{reward} was measured by different judges or files")
     return sentences
+
+
+def print_range(rows):
+    """Notes which rewards leave [0, 1]."""
+    for name in rows[0]["rewards"]:
+        if any(r is not None and not 0 <= r <= 1 for r in (row["rewards"][name] for row in rows)):
+            print(f"note: {name} has rewards outside of [0, 1]; only their mean has a meaning")
 
 
 def print_differences(tables, names):
@@ -70,17 +82,25 @@ def print_completions(files, prompts=3):
 
 def part_of(table, group):
     """The table of one group of prompts; the whole table for None."""
-    return table["groups"].get(group, {}) if group else table
+    return table.get("groups", {}).get(group, {}) if group else table
 
 
-def metrics_of(table):
-    """Yields (label, path to it in the table) of every metric."""
-    for name, metrics in table.get("rewards", {}).items():
-        for metric in metrics:
-            yield f"{name} {metric}", ("rewards", name, metric)
-    for key, value in table.items():
-        if isinstance(value, dict) and "value" in value:
-            yield key, (key,)
+def groups_of(tables):
+    """None, which stands for all prompts, and the groups of any of the tables."""
+    return list(dict.fromkeys([None, *(group for t in tables for group in t.get("groups", {}))]))
+
+
+def metrics_of(tables):
+    """[(label, path to it in a table)] of every metric that some table has."""
+    found = {}
+    for table in tables:
+        for name, metrics in table.get("rewards", {}).items():
+            found |= {f"{name} {metric}": ("rewards", name, metric) for metric in metrics}
+    for table in tables:
+        for key, value in table.items():
+            if isinstance(value, dict) and "value" in value:
+                found[key] = (key,)
+    return list(found.items())
 
 
 def at(table, path):
@@ -100,8 +120,9 @@ def in_brackets(metric):
 def first_rows(file):
     """{prompt: its first row} of a result's completions."""
     first = {}
-    for _, row in read_jsonl(file):
-        first.setdefault(row["prompt"], row)
+    for place, row in read_jsonl(file):
+        text_of(row, "completion", place)
+        first.setdefault(text_of(row, "prompt", place), row)
     return first
 
 
@@ -127,6 +148,14 @@ def report(run, perplexity):
         raise BadInput(
             f"{run} has neither pool/ nor eval/; name the folder of a run, e.g. runs/sentiment-tiny"
         )
+    page = run / "report.html"
+    folder = run / "figures"
+    for path in (page, folder):
+        refuse_special(path)
+    if page.exists() and "<title>Quark: " not in page.read_text(encoding="utf-8", errors="replace"):
+        raise BadInput(f"{page} exists, and no stage wrote it; move it")
+    if folder.is_file():
+        raise BadInput(f"cannot write {folder}: it is a file; move it")
     figures = draw_figures(run, tables, perplexity)
     sections = _html_price(tables)
     for pair in (("base", "quark"), ("base-nucleus", "quark-nucleus")):
@@ -134,12 +163,12 @@ def report(run, perplexity):
             sections.append(_html_table(tables[pair[0]], tables[pair[1]], pair))
     if "base" in tables and "quark" in tables:
         sections.append(_html_completions(run))
-    (run / "figures").mkdir(exist_ok=True)
+    folder.mkdir(exist_ok=True)
     for name, title, caption, figure in figures:
         png = io.BytesIO()
         figure.savefig(png, format="png", dpi=150)
-        refuse_special(run / "figures" / f"{name}.png")
-        (run / "figures" / f"{name}.png").write_bytes(png.getvalue())
+        refuse_special(folder / f"{name}.png")
+        (folder / f"{name}.png").write_bytes(png.getvalue())
         data = base64.b64encode(png.getvalue()).decode()
         sections.append(
             f'<figure><h2>{title}</h2><img alt="{html.escape(title)}" '
@@ -147,10 +176,9 @@ def report(run, perplexity):
             f"<figcaption>{html.escape(caption)}</figcaption></figure>"
         )
     title = html.escape(f"Quark: {run.resolve().name}")
-    page = PAGE.replace("TITLE", title).replace("SECTIONS", "\n".join(sections))
-    with whole_file(run / "report.html") as file:
-        file.write(page)
-    print(f"{run / 'report.html'}: {len(figures)} figures, also in {run / 'figures'}")
+    with whole_file(page) as file:
+        file.write(PAGE.replace("TITLE", title).replace("SECTIONS", "\n".join(sections)))
+    print(f"{page}: {len(figures)} figures, also in {folder}")
 
 
 PAGE = """<!doctype html>
@@ -204,10 +232,10 @@ def _html_price(tables):
 def _html_table(base, quark, names):
     """Two results side by side: all prompts, then each group in a collapsible section."""
     parts = []
-    for group in [None, *base.get("groups", {})]:
+    for group in groups_of([base, quark]):
         pair = [part_of(table, group) for table in (base, quark)]
         lines = [f"<tr><th></th><th>{names[0]}</th><th>{names[1]}</th></tr>"]
-        for label, path in metrics_of(pair[0]):
+        for label, path in metrics_of(pair):
             cells = "".join(f"<td>{_html_cell(at(table, path))}</td>" for table in pair)
             name = html.escape(label).replace("_", "_<wbr>")
             lines.append(f"<tr><td>{name}</td>{cells}</tr>")

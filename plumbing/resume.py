@@ -11,12 +11,12 @@ from pathlib import Path
 import torch
 
 from plumbing.append_log import AppendLog
-from plumbing.files import checksum, write_json
+from plumbing.files import checksums, write_json
 from plumbing.pool import BadInput
 from plumbing.processes import processes
 
 # What loading a damaged optimizer.pt can raise.
-DAMAGED = (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, TypeError, KeyError)
+DAMAGED = (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, TypeError, LookupError)
 
 # ------------------------------------------------------------------------------------ explore.py
 
@@ -32,11 +32,10 @@ def open_log(policy, prompts, args, reward_files):
     if args.reward == "remote":
         service = [os.environ.get("REMOTE_URL"), os.environ.get("REMOTE_ATTRIBUTE")]
     digest = hashlib.sha256(json.dumps([settings, prompts, service], sort_keys=True).encode())
-    for path in filter(os.path.exists, reward_files):  # a judge may be a name of the hub
-        digest.update(checksum(path).encode())
+    digest.update(checksums(reward_files).encode())
     for weights in policy.model.state_dict().values():
         digest.update(weights.cpu().numpy().tobytes())
-    log = AppendLog(f"{args.out}.{digest.hexdigest()[:8]}.part")
+    log = AppendLog(f"{args.out}.{digest.hexdigest()[:8]}.part", ["number", "reward"])
     rows = {row.pop("number"): row for row in log.rows}
     if rows and processes()[0] == 0:
         total = len(prompts) * args.num_samples
@@ -79,9 +78,11 @@ def load_training_state(optimiser, model, device):
             for name in ("exp_avg", "exp_avg_sq"):
                 if (moment := optimiser.state[p][name]).shape != p.shape:
                     raise ValueError(f"{name} is {list(moment.shape)} for {list(p.shape)} weights")
-        return int(state["step"])
-    except DAMAGED as error:
-        reason = str(error).strip().split("\n")[0]
+        if not (isinstance(state["step"], int) and state["step"] >= 0):
+            raise ValueError(f"its step is {state['step']!r}")
+        return state["step"]
+    except (*DAMAGED, OSError) as error:
+        reason = str(error).strip().split("\n")[0] or type(error).__name__
         raise BadInput(
             f"{file} holds no state of this optimiser: {reason}; remove it to start afresh"
         ) from None

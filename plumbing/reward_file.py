@@ -1,9 +1,11 @@
 """A user's own reward: importing "path/to/file.py:function", and checking what a reward returns."""
 
 import asyncio
+import copy
 import functools
 import importlib.util
 import inspect
+import os
 import sys
 from pathlib import Path
 
@@ -13,8 +15,9 @@ from plumbing.pool import BadInput, shown
 def import_function(path, name):
     """The function `name` of the Python file `path`, imported as `import` would do it.
 
-    The file's folder is searched last, so its modules are found, and none of them takes the place
-    of one of ours. A file that has the name of a module that exists gets another one.
+    Returns it and a list of files: `path`, and what it imports from its own folder. That folder is
+    searched last, so its modules are found, and none of them takes the place of one of ours. A file
+    that has the name of a module that exists gets another one.
     """
     usage = "write --reward path/to/file.py:function"
     path = Path(path)
@@ -22,17 +25,17 @@ def import_function(path, name):
         raise BadInput(f"reward file {path} does not exist; {usage}")
     if path.suffix != ".py":
         raise BadInput(f"reward file {path} is not a .py file; {usage}")
-    module = _imported(path.resolve(), path.read_bytes())
+    module, files = _imported(path.resolve(), path.read_bytes())
     if not callable(getattr(module, name, None)):
         raise BadInput(
             f"reward file {path} has no function {name!r}; write --reward {path}:YOUR_FUNCTION"
         )
-    return getattr(module, name)
+    return getattr(module, name), files
 
 
 @functools.lru_cache  # two functions of one file: it is run once
 def _imported(path, content):
-    folder, module_name = str(path.parent), path.stem
+    folder, module_name, before = str(path.parent), path.stem, set(sys.modules)
     if folder not in sys.path:
         sys.path.append(folder)
     is_taken = module_name in sys.modules or "." in module_name
@@ -49,7 +52,12 @@ def _imported(path, content):
         raise BadInput(
             f"reward file {path} cannot be imported: {type(error).__name__}: {error}"
         ) from error
-    return module
+    files = [str(path)]
+    for name in set(sys.modules) - before:
+        file = getattr(sys.modules[name], "__file__", None) or ""
+        if file.startswith(folder + os.sep) and not file.startswith(sys.prefix + os.sep):
+            files.append(file)
+    return module, sorted(set(files))
 
 
 def other_reward(spec, cache, built_in):
@@ -64,7 +72,8 @@ def other_reward(spec, cache, built_in):
             "your own: --reward path/to/file.py:function"
         )
     path, name = spec.rsplit(":", 1)
-    return checked_reward(import_function(path, name), spec, [path])
+    function, files = import_function(path, name)
+    return checked_reward(function, spec, files)
 
 
 def checked_reward(function, spec, files=()):
@@ -74,15 +83,20 @@ def checked_reward(function, spec, files=()):
     the reward's name, the index and the text. files: what decides the result, a judge's folder or a
     user's file.
     """
-    parameters = inspect.signature(function).parameters.values()
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except ValueError as error:  # of a function written in C
+        raise BadInput(f"reward {spec} cannot be called by keyword: {error}") from None
     takes_all = any(p.kind is p.VAR_KEYWORD for p in parameters)
     accepted = {p.name for p in parameters}
     runner = asyncio.Runner()  # of an `async def`: one event loop for all calls
 
     def reward(prompts, completions, **columns):
-        given = {name: c for name, c in columns.items() if any(v is not None for v in c or [])}
-        given |= {"prompts": prompts, "completions": completions}
-        given = {name: column for name, column in given.items() if takes_all or name in accepted}
+        columns |= {"prompts": prompts, "completions": completions}
+        given = {}
+        for name, column in columns.items():
+            if column is not None and (takes_all or name in accepted):
+                given[name] = copy.deepcopy(column)  # it may change what it gets
         try:
             values = function(**given)
             if inspect.isawaitable(values):
@@ -94,8 +108,9 @@ def checked_reward(function, spec, files=()):
             hint = ""
             if str(error).startswith(("string indices must", "'str' object has no attribute")):
                 hint = " (prompts and completions are strings here, not lists of messages)"
+            reason = " ".join(f"{type(error).__name__}: {error}".split())
             raise BadInput(
-                f"reward {spec} raised {type(error).__name__}: {error}{hint}; it was given "
+                f"reward {spec} raised {reason}{hint}; it was given "
                 f"{len(prompts)} completions, the first {first}"
             ) from error
         return _check_values(spec, values, completions)
@@ -122,13 +137,14 @@ def _check_values(spec, values, completions):
 
 
 def _check_value(spec, i, value, completion):
-    if hasattr(value, "item"):
-        value = value.item()
+    if hasattr(value, "tolist"):  # a number of NumPy or torch
+        value = value.tolist()
     if value is None:
         return None
     if not (isinstance(value, (int, float)) and abs(value) <= sys.float_info.max):
+        is_long = isinstance(value, int) and abs(value) > 10**60
         raise BadInput(
-            f"reward {spec} returned {value!r} at index {i}, for {shown(completion)}; "
-            "return a finite number, or None for no score"
+            f"reward {spec} returned {'a huge number' if is_long else repr(value)[:60]} at index "
+            f"{i}, for {shown(completion)}; return a finite number, or None for no score"
         )
     return float(value)

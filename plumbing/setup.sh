@@ -68,6 +68,12 @@ REWARD_MODEL=${REWARD_MODEL:-}                # the judge (none: the reward's ow
 PPL_MODEL=${PPL_MODEL:-$MODEL}                # whose perplexity measures fluency
 RUN=${RUN:-runs/${REWARD##*[:/]}-$NAME}       # the folder of all that is written
 
+for name in SEED K ITERATIONS STEPS BATCH GRAD_ACCUM WARMUP NUM_SAMPLES NEW_TOKENS MIN_TOKENS \
+    SAMPLE_BATCH DIAL_SAMPLES; do
+    case ${!name} in
+        '' | *[!0-9]*) fail "$name=${!name} is not a whole number" ;;
+    esac
+done
 own_reward=
 case $REWARD in
     *:*) own_reward=${REWARD%:*} ;;
@@ -128,10 +134,14 @@ fi
 trap 'exit 130' INT                           # Ctrl-C ends the run, not only the stage
 
 # -------------------------------------------------------------------------------- the run's folder
-if [ -e "$RUN/settings" ] && ! grep -q '^TASK=' "$RUN/settings" 2>/dev/null; then
-    fail "$RUN holds something else: its settings are not those of a run; choose another RUN"
+if [ -e "$RUN/settings" ]; then
+    for name in TASK MODEL PROMPTS ITERATIONS; do
+        grep -q "^$name=" "$RUN/settings" 2>/dev/null ||
+            fail "$RUN holds something else: its settings are not those of a run;" \
+                "choose another RUN"
+    done
 fi
-mkdir -p "$RUN"
+mkdir -p -- "$RUN" || fail "RUN=$RUN cannot be made; choose another folder"
 exec 9<"$RUN"                                 # one run per folder: a lock, held until the run ends
 "$PYTHON" -c '
 try:
@@ -194,11 +204,15 @@ refuse_other_settings() {
     done < <(print_settings)
 }
 
-if [ -e "$RUN/settings" ] && anything_made; then
+if anything_made; then
+    [ -e "$RUN/settings" ] ||
+        fail "$RUN holds files that run_all.sh did not make; choose another folder," \
+            "RUN=runs/another"
     refuse_other_settings
 else
-    print_settings >"$RUN/settings.tmp"
-    mv "$RUN/settings.tmp" "$RUN/settings"
+    unfinished=$(mktemp "$RUN/.settings.XXXXXX")
+    print_settings >"$unfinished"
+    mv -f "$unfinished" "$RUN/settings"
 fi
 
 remove_leftovers() (                          # remove_leftovers OUTPUT, which is finished

@@ -2,6 +2,7 @@
 
 import functools
 import json
+from pathlib import Path
 
 import tiktoken
 
@@ -24,7 +25,31 @@ def merge_pairs(merges_txt):
     return [tuple(line.split(" ")) for line in lines[1:] if line]
 
 
-def vocabulary_files(tokenizer_json):
+def vocabulary_of(name):
+    """vocab.json and merges.txt of a folder or hub model, from its tokenizer.json if it has none.
+
+    Returns {name: bytes}, and the number of ids that its files name, added tokens included. Raises
+    OSError if there are no such files.
+    """
+    from transformers.utils import cached_file
+
+    def content(file):
+        path = cached_file(name, file, _raise_exceptions_for_missing_entries=False)
+        return path and Path(path).read_bytes()
+
+    files = {file: content(file) for file in ("vocab.json", "merges.txt")}
+    tokenizer_json = content("tokenizer.json")
+    if not all(files.values()):
+        if not tokenizer_json:
+            raise OSError("it has no vocabulary")
+        files = _from_tokenizer_json(tokenizer_json)
+    added = json.loads(tokenizer_json or "{}").get("added_tokens") or []
+    ids = [token["id"] for token in added]
+    ids += json.loads(content("added_tokens.json") or "{}").values()
+    return files, max(ids, default=-1) + 1
+
+
+def _from_tokenizer_json(tokenizer_json):
     """tokenizer.json, all that transformers 5 saves, -> the content of {vocab.json, merges.txt}.
 
     Of its added tokens only <|endoftext|> is a part of the vocabulary: no text holds the others.

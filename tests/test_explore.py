@@ -706,6 +706,31 @@ def test_all_samples_of_a_prompt_are_scored_in_one_call(quark_folder, tmp_path):
         assert pool(size) == whole
 
 
+def test_weights_that_are_not_finite(quark, p0_folder, tmp_path, monkeypatch):
+    """NaN would make the drawing end at an id that is no token. One sentence instead."""
+    for value in (math.nan, math.inf):
+        quark.model.transformer.ln_f.bias.data[0] = value
+        with pytest.raises(BadInput, match="logits are not finite"):
+            sample(quark, [[1]], quantile=1, max_new_tokens=3)
+    quark.save(tmp_path / "nan")
+    for argv in (
+        ["explore.py", "--model", tmp_path / "nan", "--out", tmp_path / "o.jsonl"],
+        [
+            "evaluate.py",
+            "--model",
+            p0_folder,
+            "--reference",
+            tmp_path / "nan",
+            "--out",
+            tmp_path / "e",
+        ],
+    ):
+        more = ["--prompts", prompts_file(tmp_path), "--reward", "hash", "--max-new-tokens", 4]
+        exit = stage(monkeypatch, *argv, *more, "--device", "cpu")
+        assert one_sentence(exit)
+        assert "logits are not finite" in exit
+
+
 def test_batches_of_whole_prompts():
     """By length, and at most batch_size, unless one prompt alone has more samples."""
     prompts = [{"prompt": text} for text in ("long", "a", "mid", "b", "a")]

@@ -243,14 +243,26 @@ def test_score_passes_columns_and_no_fields():
     row = {"prompt": "a", "completion": "b", "iteration": 1, "quantile": 2, "prompt_number": 0}
     row |= {"reward": 1, "rewards": {}, "prompt_ids": [1], "number": 3}
     rows = [{**row, "completion_ids": [5], "answer": 7}, {**row, "group": "g"}]
-    keywords = rewards.columns(rows)
-    assert keywords == {
-        "prompts": ["a", "a"],
-        "completions": ["b", "b"],
-        "completion_ids": [[5], None],
-        "answer": [7, None],
-        "group": [None, "g"],
+    given = []
+
+    def reward(**keywords):
+        given.append(keywords)
+        return [0.0] * len(keywords["prompts"])
+
+    rewards.score(rows, reward)
+    ids = {"completion_ids": [[5], None]}
+    expected = {"prompts": ["a", "a"], "completions": ["b", "b"]}
+    expected |= {"answer": [7, None], "group": [None, "g"]}
+    assert given == [expected | ids]
+    rewards.score([{"prompt": "b", "completion": "c"}, *rows], reward, 1)
+    first, second = given[1:]  # a call has the columns of all rows
+    assert first == {"prompts": ["b"], "completions": ["c"], "answer": [None], "group": [None]} | {
+        "completion_ids": [None]
     }
+    assert second == given[0]
+    del rows[0]["completion_ids"]
+    rewards.score(rows, reward)
+    assert given[-1] == expected
 
 
 def test_one_row_without_ids(tmp_path, capsys):

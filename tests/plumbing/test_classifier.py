@@ -106,20 +106,26 @@ def test_logits_are_read_as_the_config_says(tmp_path):
         load_reward("toxicity", silent)
 
 
-def test_a_gpt2_as_judge(tmp_path):
-    """It has no padding token, and its last real token decides: batches change nothing."""
-    folder = tmp_path / "gpt2"
+def make_gpt2_judge(folder, **settings):
+    """A random GPT-2 with two labels and without a padding token."""
     tokenizer = GPT2Tokenizer(
         vocab=json.loads(learn_merges(SENTENCES, N_MERGES)[0]),
         merges=merge_pairs(learn_merges(SENTENCES, N_MERGES)[1]),
     )
     tokenizer.save_pretrained(folder)
-    assert AutoTokenizer.from_pretrained(folder).pad_token is None
     torch.manual_seed(3)
-    config = GPT2Config(vocab_size=V, n_positions=64, n_embd=32, n_layer=1, n_head=2)
+    config = GPT2Config(vocab_size=V, n_positions=64, n_embd=32, n_layer=1, n_head=2, **settings)
     config.id2label = {0: "toxic", 1: "fine"}
     config.initializer_range = 0.3
     GPT2ForSequenceClassification(config).save_pretrained(folder)
+    return folder
+
+
+def test_a_gpt2_as_judge(tmp_path):
+    """It has no padding token, and its last real token decides: batches change nothing."""
+    folder = make_gpt2_judge(tmp_path / "gpt2")
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    assert tokenizer.pad_token is None
     texts = ["a", "The film was long", "", "I was bored by the first hour;", "it's"]
     reward = load_reward("toxicity", folder)
     together = reward(prompts=texts, completions=texts)
@@ -129,3 +135,24 @@ def test_a_gpt2_as_judge(tmp_path):
         p = logits_of(folder, text or tokenizer.eos_token).softmax(-1)[0].item()
         assert 1 - value == pytest.approx(p, abs=1e-5)
     assert len({round(value, 4) for value in together}) == 5
+
+
+def test_a_padding_token_that_config_names_otherwise(tmp_path):
+    """The tokenizer pads, so its token counts: a text has one score, alone or beside a longer one."""
+    folder = make_gpt2_judge(tmp_path / "gpt2", pad_token_id=5)
+    reward = load_reward("toxicity", folder)
+    texts = ["a b", "The film was long and silly"]
+    together = reward(prompts=texts, completions=texts)
+    alone = [reward(prompts=[t], completions=[t])[0] for t in texts]
+    assert together == pytest.approx(alone, abs=1e-5)
+
+
+def test_configs_that_make_no_sense(judges, tmp_path):
+    """A problem_type that nobody knows, a list instead of an object: one sentence."""
+    shutil.copytree(judges / "two", tmp_path / "j")
+    config = json.loads((judges / "two" / "config.json").read_text())
+    for content in ({**config, "problem_type": "banana"}, [config], {**config, "id2label": [1]}):
+        (tmp_path / "j" / "config.json").write_text(json.dumps(content))
+        with pytest.raises(BadInput) as error:
+            load_reward("sentiment", tmp_path / "j")
+        assert "\n" not in str(error.value)

@@ -3,8 +3,10 @@
 import argparse
 import math
 import re
+import sys
 
 import pytest
+from conftest import execute
 
 import evaluate
 import explore
@@ -145,3 +147,18 @@ def test_help_as_printed(stage, option, default, capsys):
     page = capsys.readouterr().out.split("\noptions:\n")[1]
     entry = page.split(f"\n  {option} ")[1]
     assert re.search(r"\(default\s+(.*?)\)", entry)[1] == default
+
+
+def test_output_that_nobody_can_read(tmp_path):
+    """A closed pipe, a closed or a full standard output: no traceback, and the file is whole."""
+    row = '{"prompt": "a", "completion": " b", "reward": 1}\n'
+    (tmp_path / "p.jsonl").write_text(row)
+    for shell, code in ((" | true", "141"), (" >&-", "0"), (" >/dev/full", "1")):
+        out = tmp_path / "q.jsonl"
+        command = f"{sys.executable} quantize.py {tmp_path}/p.jsonl --quantiles 1 --out {out}"
+        done = execute("bash", "-c", f"{command}{shell}; echo ${{PIPESTATUS[0]}} >&2")
+        lines = done.stderr.splitlines()
+        assert lines[-1] == code, done.stderr
+        assert "Traceback" not in done.stderr
+        assert len(out.read_text().splitlines()) == 1
+        out.unlink()

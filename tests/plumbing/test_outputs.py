@@ -3,10 +3,12 @@
 import json
 import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
-from conftest import one_sentence, quantized_rows, read_rows, stage, write_jsonl
+from conftest import ROOT, one_sentence, quantized_rows, read_rows, stage, write_jsonl
 
 from plumbing.files import check_outputs, check_own, check_replaceable
 from plumbing.pool import BadInput
@@ -211,3 +213,99 @@ def test_check_own(tmp_path):
         file.write_text(content)
         with pytest.raises(BadInput, match="no stage wrote it"):
             check_own(file, tmp_path / "q.jsonl")
+
+
+def test_what_belongs_to_another_stage(place, monkeypatch):
+    """evaluate.py --out pool/00 would replace explore.py's pool/00.jsonl; and a name that begins
+    like ours is not ours.
+    """
+    assert stage(monkeypatch, *f"{EXPLORE} out/00.jsonl".split(), *SHORT) is None
+    assert stage(monkeypatch, *f"{GENERATIONS} out/longer".split()) is None
+    before = snapshot(place)
+    exit = stage(monkeypatch, *f"{EVALUATE} out/00 --num-samples 1".split(), *SHORT)
+    assert one_sentence(exit)
+    assert "no stage wrote it" in exit or "cannot write" in exit
+    (place / "out" / "long.args.json").write_text('{"out": "longer"}')
+    with pytest.raises(BadInput, match="no stage wrote it"):
+        check_own(place / "out" / "long.args.json", place / "out" / "long")
+    (place / "out" / "long.args.json").unlink()
+    assert snapshot(place) == before
+    shutil.copytree(place / "quark", place / "model")
+    (place / "model" / "model-best-of-mine.safetensors").write_text("mine")
+    with pytest.raises(BadInput, match="no checkpoint of this project"):
+        check_replaceable(place / "model")
+
+
+def test_the_dial_is_replaced_by_its_like(place, monkeypatch):
+    """NAME-r1 ... NAME-none belong to --out NAME: the second time they are made anew."""
+    line = "evaluate.py --model quark --reference p0 --prompts p.jsonl --reward hash --out e/dial"
+    line += " --reward-token all --num-samples 1 --ppl-model none"
+    for _ in range(2):
+        assert stage(monkeypatch, *line.split(), *SHORT) is None
+    (place / "e" / "dial-r2.args.json").write_text('{"mine": 1}')
+    exit = stage(monkeypatch, *line.split(), *SHORT)
+    assert one_sentence(exit)
+    assert "dial-r2" in exit
+
+
+def test_a_report_replaces_only_a_report(place, monkeypatch):
+    """A page of one's own, a link or a file in the place of figures/: one sentence, all stays."""
+    line = ["evaluate.py", "--report", place]
+    (place / "report.html").write_text("<title>my own page</title>")
+    exit = stage(monkeypatch, *line)
+    assert one_sentence(exit)
+    assert (place / "report.html").read_text() == "<title>my own page</title>"
+    (place / "report.html").unlink()
+    assert stage(monkeypatch, *line) is None
+    assert stage(monkeypatch, *line) is None  # our own: again
+    shutil.rmtree(place / "figures")
+    (place / "elsewhere").mkdir()
+    (place / "figures").symlink_to("elsewhere", target_is_directory=True)
+    assert one_sentence(stage(monkeypatch, *line))
+    (place / "figures").unlink()
+    (place / "figures").write_text("mine")
+    assert one_sentence(stage(monkeypatch, *line))
+    assert os.listdir(place / "elsewhere") == []
+
+
+def test_names_that_are_no_files(place, monkeypatch):
+    """A folder, the root, a name that is too long, a file as a folder, a loop of links."""
+    (place / "loop").symlink_to("loop")
+    before = snapshot(place)
+    quantize = "quantize.py p.jsonl --quantiles 1 --out"
+    for out in (".", "/", "pool", "x" * 300, "p.jsonl/x", "/proc/x", "loop", "loop/x"):
+        for line in (
+            quantize,
+            EVALUATE,
+            LEARN,
+            EXPLORE,
+            "rewards.py --reward hash --pool q.jsonl --out",
+        ):
+            if out in ("pool", "loop") and line == EVALUATE:
+                continue  # makes pool.json and loop.json
+            more = " --model quark --reference p0" if line == LEARN else ""
+            exit = stage(monkeypatch, *f"{line} {out}{more}".split())
+            assert one_sentence(exit), (line, out, exit)
+            assert "learning:" not in exit
+    assert snapshot(place) == before
+    for source in ("loop", "x" * 300, "."):
+        exit = stage(monkeypatch, "quantize.py", source, "--quantiles", 1, "--out", "new.jsonl")
+        assert one_sentence(exit), (source, exit)
+
+
+def test_an_unfinished_name_that_is_a_link(place, monkeypatch):
+    """The hidden name of an unfinished file is checked as the output is."""
+    (place / "precious").write_text("mine")
+    (place / ".new.jsonl.unfinished").symlink_to("precious")
+    exit = stage(monkeypatch, *["quantize.py", "p.jsonl", "--quantiles", "1", "--out", "new.jsonl"])
+    assert one_sentence(exit)
+    assert (place / "precious").read_text() == "mine"
+
+
+def test_names_that_are_not_utf_8(place):
+    """Such a name in the settings costs nothing."""
+    name = b"caf\xe9.jsonl"
+    command = [sys.executable, ROOT / "quantize.py", "p.jsonl", "--quantiles", "1", "--out", name]
+    done = subprocess.run(command, cwd=place, capture_output=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert name in os.listdir(os.fsencode(place))

@@ -131,3 +131,22 @@ def test_human_sheet_bad_input(tmp_path, monkeypatch):
     before = sheet.read_bytes()
     assert "s.csv exists" in refused("--compare", base, quark, "--human-sheet", sheet)
     assert sheet.read_bytes() == before
+
+
+def test_a_pair_that_stands_twice(tmp_path, monkeypatch):
+    """Counted twice it would look like more people."""
+    rows = sheet_of_two(tmp_path)
+    save_sheet(tmp_path / "s.csv", [*rows, rows[0]])
+    exit = stage(monkeypatch, "evaluate.py", "--tally", tmp_path / "s.csv")
+    assert one_sentence(exit)
+    assert "stands there twice" in exit
+
+
+def test_a_key_that_is_none(tmp_path, monkeypatch):
+    """{} or a list of numbers in the place of the key: one sentence."""
+    sheet_of_two(tmp_path)
+    for content in ("{}", '{"pairs": [1], "a": "x", "b": "y"}'):
+        (tmp_path / "s.csv.key.json").write_text(content)
+        exit = stage(monkeypatch, "evaluate.py", "--tally", tmp_path / "s.csv")
+        assert one_sentence(exit)
+        assert "is no key" in exit

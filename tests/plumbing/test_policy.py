@@ -18,6 +18,7 @@ from conftest import (
     started,
     write_vocabulary,
 )
+from safetensors.torch import load_file, save_file
 
 from explore import sample
 from plumbing.policy import build_encoding, load_policy
@@ -371,3 +372,28 @@ def test_generate_never_writes_a_reward_token(quark, p0_folder, tmp_path):
     plain = load_policy(p0_folder)
     plain.save(tmp_path / "plain")
     assert not load_policy(tmp_path / "plain").model.generation_config.suppress_tokens
+
+
+@pytest.mark.parametrize("fault", ["_orig_mod.", "module.", "a layer"])
+def test_missing_weights_are_not_made_up(fault, p0_folder, tmp_path):
+    """transformers would fill them with random numbers: a compiled or wrapped model, a lost layer."""
+    shutil.copytree(p0_folder, tmp_path / "m")
+    weights = load_file(p0_folder / "model.safetensors")
+    if fault == "a layer":
+        weights = {name: w for name, w in weights.items() if ".h.1." not in name}
+    else:
+        weights = {fault + name: w for name, w in weights.items()}
+    save_file(weights, tmp_path / "m" / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(BadInput, match="lacks the weights"):
+        load_policy(tmp_path / "m")
+
+
+@pytest.mark.parametrize("value", ["3", None, -1, 1.5, 2])
+def test_a_number_of_quantiles_that_does_not_fit(value, quark_folder, tmp_path):
+    """n_quantiles of config.json: not a whole number, or not the embedding's."""
+    shutil.copytree(quark_folder, tmp_path / "m")
+    config = json.loads((quark_folder / "config.json").read_text())
+    (tmp_path / "m" / "config.json").write_text(json.dumps({**config, "n_quantiles": value}))
+    message = "2 reward tokens, and the embedding 301 rows" if value == 2 else "n_quantiles"
+    with pytest.raises(BadInput, match=message):
+        load_policy(tmp_path / "m")

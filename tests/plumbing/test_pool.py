@@ -103,9 +103,9 @@ def test_read_prompts(tmp_path):
     path = tmp_path / "p.jsonl"
     path.write_bytes(b"".join(lines))
     assert read_prompts(path) == [
-        {"prompt": "a", "group": "g"},
-        {"prompt": "b", "x": 1},
-        {"prompt": ""},
+        {"prompt": "a", "group": "g", "x": None},
+        {"prompt": "b", "group": None, "x": 1},
+        {"prompt": "", "group": None, "x": None},
     ]
 
 
@@ -116,7 +116,7 @@ def test_columns_with_the_name_of_a_field(tmp_path, capsys):
         {"prompt": "c", "reward": 2},
     ]
     prompts = read_prompts(write_jsonl(tmp_path / "p.jsonl", rows))
-    assert prompts == [{"prompt": "a", "answer": 3}, {"prompt": "c"}]
+    assert prompts == [{"prompt": "a", "answer": 3}, {"prompt": "c", "answer": None}]
     out = capsys.readouterr().out
     assert out.count("reward") == out.count("completion") == 1
     read_prompts(write_jsonl(tmp_path / "p.jsonl", [{"prompt": "a", "answer": 3}]))
@@ -256,3 +256,28 @@ def test_a_compressed_file(tmp_path):
     (tmp_path / "p.jsonl").write_bytes(gzip.compress(b'{"prompt": "a"}'))
     with pytest.raises(BadInput, match="compressed; unpack it with gunzip"):
         read_prompts(tmp_path / "p.jsonl")
+
+
+def test_ids_that_are_none(tmp_path, p0):
+    """rewards.py counts them, so they are checked; [] beside a text is no ids."""
+    row = {"prompt": "a", "completion": " b c"}
+    for ids in ("abc", [0.5], {"a": 1}, [-1]):
+        with pytest.raises(BadInput, match="not a list of token ids"):
+            read_texts(write_jsonl(tmp_path / "p.jsonl", [{**row, "completion_ids": ids}]))
+    (read,) = read_texts(write_jsonl(tmp_path / "p.jsonl", [{**row, "completion_ids": []}]))
+    assert read == row
+
+
+def test_two_forms_in_one_file(tmp_path, capsys):
+    """Lines with a completion and lines with a list: one sentence. A null is absent."""
+    rows = [{"prompt": "a", "completion": None, "generations": ["b"]}]
+    assert read_texts(write_jsonl(tmp_path / "p.jsonl", rows))[0]["completion"] == "b"
+    rows.append({"prompt": "a", "generations": []})
+    assert len(read_texts(write_jsonl(tmp_path / "p.jsonl", rows))) == 1
+    assert "1 prompts have no generations" in capsys.readouterr().out
+    for mixed in (
+        [*rows, {"prompt": "a", "completion": "b"}],
+        [{"prompt": "a", "completion": "b"}, *rows],
+    ):
+        with pytest.raises(BadInput, match="use one of these forms"):
+            read_texts(write_jsonl(tmp_path / "p.jsonl", mixed))

@@ -10,7 +10,7 @@ import pytest
 from conftest import EVALUATED, execute, one_sentence, read_rows, run_evaluate, stage, write_jsonl
 
 import evaluate
-from plumbing.figures import _draw_dial, _draw_learning, _draw_rewards, _draw_top
+from plumbing.figures import _draw_dial, _draw_learning, _draw_rewards, _draw_top, _numbered
 from plumbing.report import _format_rewards, _html_price
 
 # ------------------------------------------------------------------------------------ on the screen
@@ -59,6 +59,57 @@ def test_compare_warns_of_what_was_measured_otherwise(p0_folder, tmp_path, capsy
     assert "prompts_sha256 differs" in prompts
     assert "ppl_model differs" in ppl
     assert "two not recorded" in ppl
+
+
+def test_compare_warns_of_other_judges(judges, p0_folder, tmp_path, capsys):
+    """The same reward by two judges; and a reward that only the second result has is shown."""
+    prompts = ["--reward-model", judges / "two"], ["--reward-model", judges / "sentiment"]
+    for name, options, reward in zip(("a", "b"), prompts, (["sentiment"], ["sentiment", "hash"])):
+        run_evaluate(tmp_path, p0_folder, p0_folder, *options, name=name, reward=reward)
+    capsys.readouterr()
+    files = [str(tmp_path / "eval" / f"{name}.json") for name in ("a", "b")]
+    evaluate.main(["--compare", *files])
+    out = capsys.readouterr().out
+    assert "warning: sentiment was measured by different judges or files" in out
+    line = next(line for line in out.splitlines() if "hash mean" in line)
+    assert line.split()[2] == "-"
+    evaluate.main(["--compare", files[0], files[0]])
+    assert "warning" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("fault", ["empty pool", "no quantile", "metrics", "long text", "dial"])
+def test_a_report_of_odd_files(fault, quark_folder, p0_folder, tmp_path, monkeypatch):
+    """A page without the figure, or one sentence that names the file and the line."""
+    make_run(tmp_path, quark_folder, p0_folder)
+    row = {"prompt": "It", "completion": " good", "reward": 0.5}
+    if fault == "empty pool":
+        (tmp_path / "pool" / "02.jsonl").touch()
+        (tmp_path / "quantized" / "02.jsonl").touch()
+        (tmp_path / "model" / "02" / "metrics.jsonl").write_text("")
+    elif fault == "no quantile":
+        write_jsonl(tmp_path / "quantized" / "02.jsonl", [row])
+    elif fault == "metrics":
+        write_jsonl(tmp_path / "model" / "02" / "metrics.jsonl", [{"loss": 1}])
+    elif fault == "long text":
+        write_jsonl(tmp_path / "pool" / "02.jsonl", [{**row, "completion": "word " * 200}])
+    else:
+        table = json.loads((tmp_path / "eval" / "dial-r2.json").read_text())
+        del table["rewards"]["hash"]
+        (tmp_path / "eval" / "dial-r2.json").write_text(json.dumps(table))
+    exit = stage(monkeypatch, "evaluate.py", "--report", tmp_path)
+    if fault in ("no quantile", "metrics"):
+        assert one_sentence(exit)
+        assert ".jsonl:1" in exit
+    else:
+        assert exit is None
+        assert "<img" in (tmp_path / "report.html").read_text(encoding="utf-8")
+
+
+def test_rounds_are_in_the_order_of_their_numbers(tmp_path):
+    """99 comes before 100."""
+    for name in ("00", "99", "100", "notes"):
+        write_jsonl(tmp_path / f"{name}.jsonl", [{}])
+    assert [file.stem for file in _numbered(tmp_path)] == ["00", "99", "100"]
 
 
 def test_the_report_is_drawn_before_the_table_is_printed(p0_folder, tmp_path):

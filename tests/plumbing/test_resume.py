@@ -20,6 +20,10 @@ from conftest import (
 )
 from safetensors.torch import load_file, save_file
 
+from plumbing.append_log import AppendLog
+from plumbing.policy import load_policy
+from plumbing.pool import BadInput
+
 # Fails in its third batch of two, unless the file `mended` exists.
 FAILS = """
 import os
@@ -114,6 +118,11 @@ def test_samples_of_another_model_are_not_used(name, quark_folder, tmp_path, mon
     assert log in logs()
 
 
+@pytest.fixture
+def pool_and_models(p0, p0_folder, tmp_path):
+    return write_jsonl(tmp_path / "q.jsonl", quantized_rows(p0)), p0_folder, tmp_path
+
+
 # ------------------------------------------------------------------------- the state of learn.py
 
 
@@ -172,3 +181,67 @@ def test_state_that_does_not_fit(p0, quark_folder, p0_folder, tmp_path, monkeypa
         assert one_sentence(exit), (what, exit)
         assert "optimizer.pt holds no state of this optimiser" in exit
         assert not out.exists()
+
+
+def test_a_context_that_is_shorter(pool_and_models, monkeypatch):
+    """p0 must read as many tokens as the model: otherwise one sentence instead of an IndexError."""
+    pool, p0_folder, folder = pool_and_models
+    short = load_policy(p0_folder)
+    short.model.config.n_positions = 16
+    short.model.transformer.wpe.weight.data = short.model.transformer.wpe.weight.data[:16]
+    short.save(folder / "short")
+    exit = stage(monkeypatch, *learn_command(pool, p0_folder, folder / "short", folder / "out"))
+    assert one_sentence(exit)
+    assert "reads 16 tokens" in exit
+
+
+@pytest.mark.parametrize("kind", ["a folder", "an empty file", "a tensor", "a negative step"])
+def test_an_optimiser_s_file_that_is_none(kind, pool_and_models, quark_folder, monkeypatch):
+    """Whatever stands in the place of optimizer.pt: one sentence."""
+    pool, p0_folder, folder = pool_and_models
+    assert stage(monkeypatch, *learn_command(pool, quark_folder, p0_folder, folder / "m")) is None
+    file = folder / "m" / "optimizer.pt"
+    state = torch.load(file, weights_only=True)
+    file.unlink()
+    if kind == "a folder":
+        file.mkdir()
+    elif kind == "an empty file":
+        file.touch()
+    else:
+        torch.save(torch.zeros(3) if kind == "a tensor" else {**state, "step": -5}, file)
+    exit = stage(monkeypatch, *learn_command(pool, folder / "m", p0_folder, folder / "out"))
+    assert one_sentence(exit)
+    assert "optimizer.pt holds no state of this optimiser" in exit
+
+
+@pytest.mark.parametrize("line", ['{"a": 1}', "3", "[]", "{"])
+def test_a_log_of_something_else(line, tmp_path):
+    """Rows without the fields that a log has: its name, the line and the remedy."""
+    (tmp_path / "log0").write_text(line + "\n")
+    (tmp_path / "log0~").write_text("a backup\n")
+    with pytest.raises(BadInput, match="log0:1: damaged; remove this line"):
+        AppendLog(tmp_path / "log", ["number"])
+    (tmp_path / "log0").unlink()
+    assert AppendLog(tmp_path / "log", ["number"]).rows == []
+
+
+def test_an_edited_helper_is_another_reward(quark_folder, tmp_path, monkeypatch):
+    """The log's name depends on what the reward's file imports from its folder."""
+    (tmp_path / "helper_of_mine.py").write_text("V = 1.0\n")
+    body = (
+        "import helper_of_mine\ndef f(completions): return [helper_of_mine.V] * len(completions)\n"
+    )
+    (tmp_path / "with_a_helper.py").write_text(body)
+    prompts = write_jsonl(tmp_path / "p.jsonl", [{"prompt": "a"}])
+    argv = ["--model", quark_folder, "--prompts", prompts, "--out", tmp_path / "o.jsonl"]
+    argv += ["--reward", f"{tmp_path / 'with_a_helper.py'}:f", "--max-new-tokens", 4]
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    for value in ("1.0", "2.0"):
+        (tmp_path / "helper_of_mine.py").write_text(f"V = {value}\n")
+        with monkeypatch.context() as patch:
+            patch.setattr("os.replace", interrupted)
+            assert stage(patch, "explore.py", *argv, "--device", "cpu") == 130
+    assert len([name for name in os.listdir(tmp_path) if name.startswith("o.jsonl.")]) == 2

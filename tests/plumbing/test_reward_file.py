@@ -233,3 +233,74 @@ def test_only_what_is_asked_for_is_passed(tmp_path):
     """def reward(completions) is not given the prompts."""
     reward = load_reward(write_reward(tmp_path, "def reward(completions): return [1.0]\n"))
     assert reward(prompts=["a"], completions=["b"], answer=[2]) == [1.0]
+
+
+CHANGES = """
+def reward(prompts, completions, completion_ids, answer, **kwargs):
+    for ids in completion_ids:
+        ids.clear()
+    answer.clear()
+    prompts.pop()
+    return [1.0] * len(completions)
+"""
+
+
+def test_a_reward_that_changes_its_lists(tmp_path, p0_folder, monkeypatch):
+    """It gets copies: the pool's ids stay, and too few values are too few."""
+    spec = write_reward(tmp_path, CHANGES)
+    prompts = write_jsonl(tmp_path / "p.jsonl", [{"prompt": "a", "answer": [1]}])
+    argv = ["--model", p0_folder, "--prompts", prompts, "--reward", spec, "--out", tmp_path / "o"]
+    argv += ["--num-samples", 3, "--max-new-tokens", 5, "--device", "cpu"]
+    assert stage(monkeypatch, "explore.py", *argv) is None
+    rows = read_rows(tmp_path / "o")
+    assert all(row["completion_ids"] and row["answer"] == [1] for row in rows)
+    fewer = "def reward(completions):\n    completions.pop()\n    return [1.0] * len(completions)\n"
+    with pytest.raises(BadInput, match="returned 2 values for 3 completions"):
+        load_reward(write_reward(tmp_path, fewer, "fewer.py"))(
+            prompts="abc", completions=list("abc")
+        )
+
+
+def test_a_null_column_does_not_depend_on_the_batch(tmp_path, p0_folder, monkeypatch):
+    """A column that is null for a whole batch arrives as a list of None, whatever the batch."""
+    body = "def reward(completions, answer='x'): return [float(a is not None) for a in answer]\n"
+    spec = write_reward(tmp_path, body)
+    rows = [{"prompt": "a", "answer": None}, {"prompt": "b", "answer": "y"}, {"prompt": "c"}]
+    prompts = write_jsonl(tmp_path / "p.jsonl", rows)
+    for size in (1, 2, 8):
+        argv = ["--model", p0_folder, "--prompts", prompts, "--reward", spec, "--batch-size", size]
+        argv += ["--num-samples", 2, "--max-new-tokens", 4, "--out", tmp_path / f"{size}.jsonl"]
+        assert stage(monkeypatch, "explore.py", *argv, "--device", "cpu") is None
+        rewards = [row["reward"] for row in read_rows(tmp_path / f"{size}.jsonl")]
+        assert rewards == [0, 0, 1, 1, 0, 0]
+
+
+def test_the_files_of_a_reward(tmp_path, judges):
+    """A judge's folder; an own file and what it imports from its folder; of the others, none."""
+    (tmp_path / "my_helper_module.py").write_text("VALUE = 1\n")
+    body = (
+        "import math, my_helper_module\ndef reward(completions): return [1 for _ in completions]\n"
+    )
+    spec = write_reward(tmp_path, body, "with_helper.py")
+    files = [str(tmp_path / name) for name in ("my_helper_module.py", "with_helper.py")]
+    assert load_reward(spec).files == files
+    assert load_reward("toxicity", judges / "toxicity").files == [str(judges / "toxicity")]
+    assert load_reward("repetition").files == []
+
+
+def test_odd_functions_and_values(tmp_path):
+    """A function written in C, arrays as values, a number of 5,000 digits, a message of two lines."""
+    for i, (body, message) in enumerate(
+        [
+            ("reward = max", "cannot be called by keyword"),
+            ("import numpy\ndef reward(completions): return [numpy.zeros(2)]", "at index 0"),
+            ("import torch\ndef reward(completions): return [torch.zeros(2)]", "at index 0"),
+            ("def reward(completions): return [10**5000]", "returned a huge number at index 0"),
+            ("def reward(completions): raise ValueError('a\\nb')", "ValueError: a b;"),
+        ]
+    ):
+        with pytest.raises(BadInput, match=message) as error:
+            reward = load_reward(write_reward(tmp_path, body + "\n", f"odd{i}.py"))
+            reward(prompts=["a"], completions=["b"])
+        assert "\n" not in str(error.value)
+        assert len(str(error.value)) < 500

@@ -87,6 +87,36 @@ def test_a_folder_with_settings_of_something_else(tmp_path):
     assert os.listdir(tmp_path / "b" / "settings") == []
 
 
+def test_outputs_that_no_run_made(tmp_path):
+    """A folder with a pool that was made stage by stage is not taken over, and stays as it is."""
+    pool = tmp_path / "a" / "pool" / "00.jsonl"
+    pool.parent.mkdir(parents=True)
+    pool.write_text("mine\n")
+    done = execute("bash", "run_all.sh", RUN=str(tmp_path / "a"), PYTHON="true")
+    assert "holds files that run_all.sh did not make" in refusal(done)
+    assert os.listdir(tmp_path / "a") == ["pool"]
+    assert pool.read_text() == "mine\n"
+
+
+def test_a_file_called_settings_tmp(tmp_path):
+    """The settings are written under a name that nobody has."""
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "settings.tmp").write_text("mine\n")
+    execute("bash", "run_all.sh", RUN=str(tmp_path / "a"), PYTHON="true")
+    assert (tmp_path / "a" / "settings.tmp").read_text() == "mine\n"
+    assert sorted(os.listdir(tmp_path / "a")) == ["settings", "settings.tmp"]
+
+
+@pytest.mark.parametrize("name", ["ITERATIONS", "K", "SEED", "NUM_SAMPLES", "DIAL_SAMPLES"])
+def test_numbers_that_are_none(name, tmp_path):
+    """Told before anything is made."""
+    for value in ("abc", "-1", "1.5"):
+        settings = {"RUN": str(tmp_path / "a"), "PYTHON": "true", name: value}
+        done = execute("bash", "run_all.sh", **settings)
+        assert f"{name}={value} is not a whole number" in refusal(done)
+        assert not (tmp_path / "a").exists()
+
+
 @pytest.mark.parametrize(
     "made, counts",
     [
@@ -294,7 +324,7 @@ def install(house, tmp_path):
     Returns the process, and what pip was told since the last call, each with the Python.
     """
     programs, log = tmp_path / "programs", house / "pip.log"
-    tools = "bash sh env dirname basename cat cp rm mkdir mv cmp cksum grep find touch"
+    tools = "bash sh env dirname basename cat cp rm mkdir mktemp mv cmp cksum grep find touch"
     for name in tools.split():
         found = shutil.which(name)
         if found:
