@@ -157,7 +157,7 @@ def pool_files(paths):
                 f"{path} holds no .jsonl file; name the folder that explore.py writes to"
             )
         files += inside
-    return list({file.resolve(): file for file in files}.values())
+    return list({os.path.realpath(file): file for file in files}.values())
 
 
 def read_prompts(path, limit=None, seed=0):
