@@ -151,7 +151,7 @@ def pool_files(paths):
     """The .jsonl files that `paths` name. A file that is named twice counts once."""
     files = []
     for path in map(Path, paths):
-        inside = sorted(path.glob("*.jsonl")) if path.is_dir() else [path]
+        inside = sorted(path.glob("*.jsonl")) if os.path.isdir(path) else [path]
         if not inside:
             raise BadInput(
                 f"{path} holds no .jsonl file; name the folder that explore.py writes to"
