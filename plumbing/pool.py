@@ -13,8 +13,9 @@ import numpy as np
 
 # The fields of a row that stages write. All others are columns of the prompt file.
 OPTIONAL = ("iteration", "quantile", "prompt_ids", "completion_ids")
-# "number" is in explore.py's log, the last two are in the texts of evaluate.py.
-FIELDS = ("prompt", "completion", "reward", *OPTIONAL, "number", "prompt_number", "rewards")
+OF_A_POOL = ("prompt", "completion", "reward", *OPTIONAL)
+OF_OTHER_FILES = ("number", "prompt_number", "rewards")  # explore.py's log, evaluate.py's texts
+FIELDS = (*OF_A_POOL, *OF_OTHER_FILES, "prompts", "completions")  # keywords of a reward
 
 
 class BadInput(Exception):

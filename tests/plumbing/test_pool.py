@@ -121,6 +121,8 @@ def test_columns_with_the_name_of_a_field(tmp_path, capsys):
     assert out.count("reward") == out.count("completion") == 1
     read_prompts(write_jsonl(tmp_path / "p.jsonl", [{"prompt": "a", "answer": 3}]))
     assert not capsys.readouterr().out
+    keywords = [{"prompt": "a", "completions": [], "prompts": 1, "completion_ids": [1]}]
+    assert read_prompts(write_jsonl(tmp_path / "p.jsonl", keywords)) == [{"prompt": "a"}]
 
 
 BAD_PROMPTS = [
