@@ -210,10 +210,12 @@ def test_base_stands_left_and_quark_right(quark_folder, p0_folder, tmp_path):
         values = [f">{table['perplexity']['value']:.3f}<" for table in tables]
         assert values[0] != values[1]
         assert row.index(values[0]) < row.index(values[1])
+    places = []
     for name in ("base", "quark"):
-        for row in read_rows(tmp_path / "eval" / f"{name}.jsonl")[:1]:
-            label = f'<span class="small">{name} {_format_rewards(row)}</span>'
-            assert f"{label} {html.escape(row['completion'])}</p>" in page
+        row = read_rows(tmp_path / "eval" / f"{name}.jsonl")[0]
+        label = f'<span class="small">{name} {_format_rewards(row)}</span>'
+        places.append(page.index(f"{label} {html.escape(row['completion'])}</p>"))
+    assert places[0] < places[1]
 
 
 def test_report_of_a_run_that_goes_on(tmp_path):
