@@ -1,5 +1,6 @@
 """A reward of one's own: how its file is found, how it is called, and what it may return."""
 
+import importlib
 import sys
 
 import pytest
@@ -164,6 +165,14 @@ def test_nothing_of_the_user_s_displaces_a_stage(tmp_path, p0_folder):
         )
         assert done.returncode == 0, done.stderr
         assert [row["reward"] for row in read_rows(out)] == [2.0]
+
+
+def test_the_folder_of_a_reward_is_searched_last(tmp_path):
+    """What is imported after the reward was loaded is still the library's."""
+    assert "colorsys" not in sys.modules
+    (tmp_path / "colorsys.py").write_text("raise RuntimeError('the wrong module')\n")
+    load_reward(write_reward(tmp_path, "def reward(completions): return [0]\n", "beside.py"))
+    assert hasattr(importlib.import_module("colorsys"), "rgb_to_hsv")
 
 
 def test_columns_arrive_as_lists(tmp_path, p0_folder, monkeypatch):
