@@ -169,10 +169,10 @@ def test_nothing_of_the_user_s_displaces_a_stage(tmp_path, p0_folder):
 
 def test_the_folder_of_a_reward_is_searched_last(tmp_path):
     """What is imported after the reward was loaded is still the library's."""
-    assert "colorsys" not in sys.modules
-    (tmp_path / "colorsys.py").write_text("raise RuntimeError('the wrong module')\n")
+    sys.modules.pop("zipapp", None)
+    (tmp_path / "zipapp.py").write_text("raise RuntimeError('the wrong module')\n")
     load_reward(write_reward(tmp_path, "def reward(completions): return [0]\n", "beside.py"))
-    assert hasattr(importlib.import_module("colorsys"), "rgb_to_hsv")
+    assert hasattr(importlib.import_module("zipapp"), "create_archive")
 
 
 def test_columns_arrive_as_lists(tmp_path, p0_folder, monkeypatch):
