@@ -71,7 +71,7 @@ run_line() {                                  # run_line LINE
         fi
     done
     echo "$run"
-    env "${settings[@]:5}" SEED="$seed" RUN="$run" \
+    env "${settings[@]:5}" SEED="$seed" RUN="$run" ADOPT=1 \
         EVALUATE="--decode sample --top-p 0.9 --num-samples 5 --reward $task" \
         bash run_all.sh "$task" > "$run.log" 2>&1 || {
         echo "$run failed: $run.log" >&2

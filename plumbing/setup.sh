@@ -204,11 +204,11 @@ refuse_other_settings() {
     done < <(print_settings)
 }
 
-if anything_made; then
-    [ -e "$RUN/settings" ] ||
-        fail "$RUN holds files that run_all.sh did not make; choose another folder," \
-            "RUN=runs/another"
+if anything_made && [ -e "$RUN/settings" ]; then
     refuse_other_settings
+elif anything_made && [ "${ADOPT:-}" != 1 ]; then
+    fail "$RUN holds files that run_all.sh did not make; choose another folder," \
+        "RUN=runs/another, or take them over with ADOPT=1"
 else
     unfinished=$(mktemp "$RUN/.settings.XXXXXX")
     print_settings >"$unfinished"

@@ -96,6 +96,10 @@ def test_outputs_that_no_run_made(tmp_path):
     assert "holds files that run_all.sh did not make" in refusal(done)
     assert os.listdir(tmp_path / "a") == ["pool"]
     assert pool.read_text() == "mine\n"
+    done = execute("bash", "run_all.sh", RUN=str(tmp_path / "a"), PYTHON="true", ADOPT="1")
+    assert done.returncode == 0
+    assert (tmp_path / "a" / "settings").exists()
+    assert pool.read_text() == "mine\n"
 
 
 def test_a_file_called_settings_tmp(tmp_path):
