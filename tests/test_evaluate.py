@@ -678,3 +678,16 @@ def test_what_is_missing_is_named(missing, capsys):
         evaluate.main(argv)
     assert exit.value.code == 2
     assert missing in capsys.readouterr().err.split("error:")[1]
+
+
+def test_the_answers_of_a_service_are_kept_beside_the_output(p0_folder, tmp_path, monkeypatch):
+    """eval/remote.cache serves all results of a folder."""
+    caches, load = [], evaluate.load_reward
+
+    def recording(name, *more, cache, **options):
+        caches.append(cache)
+        return load(name)
+
+    monkeypatch.setattr(evaluate, "load_reward", recording)
+    run_evaluate(tmp_path, p0_folder, p0_folder, reward=["hash"])
+    assert caches == [tmp_path / "eval" / "remote.cache"]

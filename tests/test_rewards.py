@@ -275,3 +275,21 @@ def test_one_row_without_ids(tmp_path, capsys):
     assert [r["reward"] for r in read_rows(out)] == pytest.approx([diversity(ids), 1])
     assert diversity(ids) < 0.5
     assert "1 of 2 rows have no completion_ids" in capsys.readouterr().out
+
+
+def test_main_keeps_the_answers_of_a_service_beside_the_output(tmp_path, monkeypatch):
+    """OUT.cache with --out, and nothing without it."""
+    caches = []
+
+    def load(spec, reward_model, cache):
+        caches.append(cache)
+        return load_reward("length")
+
+    monkeypatch.setattr(rewards, "load_reward", load)
+    pool = str(write_jsonl(tmp_path / "p.jsonl", [{"prompt": "p", "completion": "c"}]))
+    rewards.main(["--reward", "remote", "--pool", pool])
+    rewards.main(["--reward", "remote", "--pool", pool, "--out", str(tmp_path / "o")])
+    assert caches == [None, f"{tmp_path / 'o'}.cache"]
+    for missing in (["--reward", "length"], ["--pool", pool]):
+        with pytest.raises(SystemExit):
+            rewards.main(missing)
