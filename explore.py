@@ -31,7 +31,7 @@ from plumbing.pool import BadInput, dump_row, read_prompts, shown
 from plumbing.processes import finish, gather, processes, wait_for_all
 from plumbing.resume import open_log, remove_logs
 from plumbing.summaries import print_pool
-from rewards import load_reward, score
+from rewards import load_reward, score, whole_prompts
 
 # ----------------------------------------------------------------------------------------- sampling
 
@@ -274,12 +274,7 @@ def _batches_of_prompts(prompts, encoded, num_samples, batch_size):
     for i in sorted(range(len(prompts)), key=lambda i: len(encoded[i])):
         own = range(i * num_samples, (i + 1) * num_samples)
         numbers.setdefault(prompts[i]["prompt"], []).extend(own)
-    batches = [[]]
-    for own in numbers.values():
-        if batches[-1] and len(batches[-1]) + len(own) > batch_size:
-            batches.append([])
-        batches[-1] += own
-    return batches
+    return whole_prompts(numbers, batch_size)
 
 
 def show_prompt(policy, reward, args):

@@ -150,11 +150,7 @@ def score(rows, reward, chunk=4096):
     samples = {}
     for i, row in enumerate(rows):
         samples.setdefault(row["prompt"], []).append(i)
-    calls = [[]]
-    for members in samples.values():
-        if calls[-1] and len(calls[-1]) + len(members) > chunk:
-            calls.append([])
-        calls[-1] += members
+    calls = whole_prompts(samples, chunk)
     names = [name for name in dict.fromkeys(k for row in rows for k in row) if name not in FIELDS]
     if any(row.get("completion_ids") is not None for row in rows):
         names.append("completion_ids")
@@ -169,6 +165,16 @@ def score(rows, reward, chunk=4096):
         for i, value in zip(members, values, strict=True):
             scores[i] = value
     return scores
+
+
+def whole_prompts(samples, size):
+    """{prompt: its samples} -> lists of `size` samples at most, or of one prompt's."""
+    batches = [[]]
+    for own in samples.values():
+        if batches[-1] and len(batches[-1]) + len(own) > size:
+            batches.append([])
+        batches[-1] += own
+    return batches
 
 
 # ---------------------------------------------------------------------------------- trying a reward
