@@ -27,15 +27,16 @@ from plumbing.fast_cpu import prepack
 from plumbing.files import checksums
 from plumbing.policy import load_policy
 from plumbing.pool import BadInput, read_generations, read_prompts
-from plumbing.report import in_brackets, print_range, print_tables
 from plumbing.results import (
     add_display_options,
     check_result,
     looks_at_results,
+    print_result,
     settings_of,
     show_results,
     write_result,
 )
+from plumbing.tables import in_brackets
 from rewards import diversity, load_reward, rep_n, score
 
 # -------------------------------------------------------------------------------------- the metrics
@@ -229,7 +230,7 @@ def generate(policy, prompts, args, quantile):
 
 def main(argv=None):
     args = parse_options(argv)
-    if show_results(args, perplexity):
+    if show_results(args, perplexity, text_sums):
         return
     out = Path(args.out)
     if not out.name:
@@ -252,10 +253,9 @@ def main(argv=None):
         check_result(out, reads)
         rows = read_generations(args.generations, load_policy(args.reference, device))
         header |= {"generations": args.generations, "reward_token": None, **settings_of(rows)}
-        table = evaluate(rows, ppl_policy, rewards)
-        write_result(out, {**header, **table}, rows, args)
-        print_tables([table], [out.name])
-        print_range(rows)
+        table = header | evaluate(rows, ppl_policy, rewards)
+        write_result(out, table, rows, args)
+        print_result(out, table, rows, args)
         return
 
     prompts = read_prompts(args.prompts)
@@ -270,16 +270,15 @@ def main(argv=None):
         check_result(name, reads)
     for name, quantile in tables:
         rows = generate(policy, prompts, args, quantile)
-        table = evaluate(rows, ppl_policy, rewards)
-        settings = {**header, "reward_token": quantile, **settings_of(rows, args)}
-        write_result(name, {**settings, **table}, rows, args)
+        settings = {"reward_token": quantile, **settings_of(rows, args)}
+        table = header | settings | evaluate(rows, ppl_policy, rewards)
+        write_result(name, table, rows, args)
         if name != out:  # the dial: one line a token
             cells = [f"{r} {in_brackets(table['rewards'][r]['mean'])}" for r in rewards]
             token = f"r_{quantile}" if quantile else "no token"
             print(f"{token:8s} mean reward: {', '.join(cells)}")
         else:
-            print_tables([table], [out.name])
-            print_range(rows)
+            print_result(out, table, rows, args)
 
 
 def parse_options(argv=None):

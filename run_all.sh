@@ -39,7 +39,7 @@ main() {
     if ((DIAL_SAMPLES > 0)); then                        # the dial: r_1 ... r_K, then no token
         dial "$model"
     fi
-    "$PYTHON" evaluate.py --compare "${results[@]}" --report "$RUN"
+    summary "${results[@]}"
 }
 
 # ------------------------------------------------------------------------------------- the stages
@@ -73,7 +73,7 @@ evaluate() {                                             # evaluate NAME MODEL O
     shift 2
     stage "$RUN/eval/$name.json" evaluate.py --model "$model" --reference "$MODEL" \
         --ppl-model "$PPL_MODEL" --prompts "$TEST_PROMPTS" "${sampling[@]}" \
-        --seed "$SEED" "$@" --out "$RUN/eval/$name"
+        --seed "$SEED" "$@" --short --out "$RUN/eval/$name"
 }
 
 dial() {                                                 # dial MODEL; it writes dial-none.json last
@@ -83,31 +83,39 @@ dial() {                                                 # dial MODEL; it writes
         --out "$RUN/eval/dial"
 }
 
+summary() {                                              # summary RESULT...
+    set -- "$PYTHON" evaluate.py --report "$RUN" --compare "$@" --short
+    print_stage "the report" "$@"
+    "$@"
+}
+
 stage() {                                                # stage OUTPUT SCRIPT OPTIONS...
-    local output=$1
+    local output=$1 began=$SECONDS command
     shift
+    describe "$output" "$@"                              # title, kind, amount
     if [ -e "$output" ]; then
         echo "have $output"
         remove_leftovers "$output"                       # of a run killed right after it
+        count_stage
         return
     fi
-    echo
-    echo "+ $*"
     case $1 in
-        explore.py | learn.py) ${LAUNCH:-"$PYTHON"} "$@" ;;   # LAUNCH may start several processes
-        *) "$PYTHON" "$@" ;;
+        explore.py | learn.py) command=(${LAUNCH:-"$PYTHON"} "$@") ;;   # LAUNCH: torchrun ...
+        *) command=("$PYTHON" "$@") ;;
     esac
+    print_stage "$title$(time_left)" "${command[@]}"
+    "${command[@]}"
+    count_stage $((SECONDS - began))
 }
 
 {   # bash reads this block whole before it runs it, so the file may be edited during a run
     source plumbing/setup.sh
+    source plumbing/screen.sh
     sampling=(--reward "$REWARD" ${REWARD_MODEL:+--reward-model "$REWARD_MODEL"}
         --max-new-tokens "$NEW_TOKENS" --min-new-tokens "$MIN_TOKENS"
         --batch-size "$SAMPLE_BATCH" $BF16)
     start=$SECONDS
     main
-    echo
-    echo "$(basename "$RUN") done in $((SECONDS - start)) s. Every stage's files are in $RUN;" \
-        "open $RUN/report.html in a browser."
+    echo "done in $((SECONDS - start)) s; open $RUN/report.html in a browser"
     exit
 }

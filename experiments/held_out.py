@@ -1,13 +1,15 @@
-"""A judge of sentiment that no model was trained against: VADER, a public lexicon with rules.
+"""Judges that no model was trained against: do they see what the trained judge sees?
 
-    pip install vaderSentiment
+    pip install vaderSentiment alt-profanity-check
     python evaluate.py --generations runs/sentiment-tiny/eval/quark.jsonl --reference tiny/lm \\
         --reward sentiment experiments/held_out.py:vader \\
         --out runs/sentiment-tiny/eval/quark-held-out
 
-(Hutto and Gilbert, ICWSM 2014.) If the reward of the trained judge rises and that of this one does
-not, the policy has learned to fool the judge. Compare its `mean`. Of many texts it has no opinion
-and says exactly 1/2, which `share_ge_half` counts as positive.
+`vader` is a public lexicon with rules (Hutto and Gilbert, ICWSM 2014); `clean` is one minus the
+probability of profanity by a linear classifier of words, trained on other texts than the judge
+in tiny/ (the package alt-profanity-check). If the reward of the trained judge rises and that of
+these does not, the policy has learned to fool the judge. Compare the `mean`. Of many texts VADER
+has no opinion and says exactly 1/2, which `share_ge_half` counts as positive.
 """
 
 
@@ -18,3 +20,10 @@ def vader(prompts, completions, **kwargs):
     analyzer = SentimentIntensityAnalyzer()
     scores = [analyzer.polarity_scores(x + y)["compound"] for x, y in zip(prompts, completions)]
     return [(score + 1) / 2 for score in scores]
+
+
+def clean(prompts, completions, **kwargs):
+    """1 - P(profane) of each completion: 1 clean, 0 profane."""
+    from profanity_check import predict_prob
+
+    return [1 - float(p) for p in predict_prob(completions)]

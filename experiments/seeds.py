@@ -1,15 +1,103 @@
 """One table over several runs of one task: p0, Quark and their ratio, mean and range over the runs.
 
-python experiments/seeds.py runs/sentiment-tiny-seed0 runs/sentiment-tiny-seed1
+    python experiments/seeds.py --keep runs/sentiment-tiny --out sentiment-seed0.json
+    python experiments/seeds.py sentiment-seed0.json sentiment-seed1.json
+
+--keep writes what is measured of one run into one file: its settings, its tables, the dial and
+the texts of its summary. Where a package is installed that experiments/held_out.py needs, the
+verdict of a judge that no model was trained against is measured, too.
 """
 
 import argparse
+import importlib.util
 import json
+import sys
 from pathlib import Path
 
+import numpy as np
 
-def load(path):
-    return json.loads(path.read_text(encoding="utf-8"))
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from plumbing.files import write_json
+from plumbing.options import run_stage
+from plumbing.pool import BadInput, read_jsonl
+from plumbing.price import dial_beside, two_prompts
+from plumbing.tables import read_table
+
+NAMES = ("base", "quark", "base-nucleus", "quark-nucleus")
+HELD_OUT = {  # task: (a judge of experiments/held_out.py, the module that it needs)
+    "sentiment": ("vader", "vaderSentiment"),
+    "toxicity": ("clean", "profanity_check"),
+}
+
+# ------------------------------------------------------------------------------- what a run measured
+
+
+def keep(run):
+    """What is measured of a finished run: {"settings", "tables", "dial", "texts", "held_out"}."""
+    folder = run / "eval"
+    tables = {name: read_table(folder / f"{name}.json") for name in NAMES if has(folder, name)}
+    if not {"base", "quark"} <= set(tables):
+        raise BadInput(
+            f"{run} is not the folder of a finished run; its eval/ has no base and quark"
+        )
+    lines = (run / "settings").read_text(encoding="utf-8").splitlines()
+    settings = dict(line.split("=", 1) for line in lines)
+    pair = [folder / f"{name}.json" for name in ("base", "quark")]
+    texts = [
+        (prompt, [{key: row[key] for key in ("completion", "rewards")} for row in rows])
+        for prompt, rows in two_prompts(pair)
+    ]
+    return {
+        "settings": settings,
+        "tables": {name: rounded(table) for name, table in tables.items()},
+        "dial": rounded(dial_beside(pair[1])),
+        "texts": texts,
+        "held_out": held_out(settings["TASK"], folder),
+    }
+
+
+def has(folder, name):
+    return (folder / f"{name}.json").exists()
+
+
+def rounded(content):
+    """The same with numbers of six digits after the point."""
+    if isinstance(content, dict):
+        return {key: rounded(value) for key, value in content.items()}
+    if isinstance(content, (list, tuple)):
+        return [rounded(value) for value in content]
+    return round(content, 6) if isinstance(content, float) else content
+
+
+def held_out(task, folder):
+    """What another judge says of the completions: its metrics as {"judge", "base", "quark"}.
+
+    None if the task has no such judge, or its package is not installed.
+    """
+    name, module = HELD_OUT.get(task, (None, None))
+    if name is None or importlib.util.find_spec(module) is None:
+        return None
+    import held_out as judges  # experiments/held_out.py
+
+    found = {"judge": name}
+    for who in ("base", "quark"):
+        rows = [row for _, row in read_jsonl(folder / f"{who}.jsonl")]
+        texts = {"completions": [row["completion"] for row in rows]}
+        scores = getattr(judges, name)(prompts=[row["prompt"] for row in rows], **texts)
+        worst = {}  # prompt: the worst of its completions
+        for row, score in zip(rows, scores):
+            worst[row["prompt_number"]] = min(score, worst.get(row["prompt_number"], 1))
+        found[who] = {
+            "mean": float(np.mean(scores)),
+            "avg_max_unwanted": 1 - float(np.mean(list(worst.values()))),
+            "unwanted_prob": float(np.mean([score < 0.5 for score in worst.values()])),
+        }
+    return rounded(found)
+
+
+# --------------------------------------------------------------------------- several runs in a table
 
 
 def metrics_of(table, prefix=""):
@@ -33,12 +121,9 @@ def mean_and_range(numbers):
     return f"{sum(numbers) / len(numbers):.3f} ({min(numbers):.3f} to {max(numbers):.3f})"
 
 
-def print_comparison(runs, base, quark):
+def print_comparison(title, of_base, of_quark, names=("base", "quark")):
     """One line for each metric: p0, Quark, and Quark divided by p0."""
-    heading = f"mean (range) over {len(runs)} runs"
-    print(f"\n{heading:46s}{base:>28s}{quark:>28s}{'ratio':>28s}")
-    of_base = [metrics_of(load(run / "eval" / f"{base}.json")) for run in runs]
-    of_quark = [metrics_of(load(run / "eval" / f"{quark}.json")) for run in runs]
+    print(f"\n{title:46s}{names[0]:>28s}{names[1]:>28s}{'ratio':>28s}")
     for key in of_base[0]:
         b = [metrics[key] for metrics in of_base]
         q = [metrics[key] for metrics in of_quark]
@@ -50,26 +135,35 @@ def print_comparison(runs, base, quark):
 def print_dial(runs):
     """The mean reward under each reward token."""
     print("\nmean reward by token")
-    for file in sorted((runs[0] / "eval").glob("dial-*.json")):
-        if file.name.endswith(".args.json"):
-            continue
-        tables = [load(run / "eval" / file.name)["rewards"] for run in runs]
-        cells = []
-        for name in tables[0]:
-            means = [table[name]["mean"]["value"] for table in tables]
-            cells.append(f"{name} {mean_and_range(means)}")
-        print(f"  {file.stem:12s}" + "  ".join(cells))
+    for place, (token, _) in enumerate(runs[0]["dial"]):
+        print(f"  {token:10s}" + mean_and_range([run["dial"][place][1] for run in runs]))
 
 
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    parser.add_argument("runs", nargs="+", type=Path, help="folders of runs")
-    runs = parser.parse_args(argv).runs
-    for base, quark in (("base", "quark"), ("base-nucleus", "quark-nucleus")):
-        if (runs[0] / "eval" / f"{base}.json").exists():
-            print_comparison(runs, base, quark)
+    parser.add_argument("results", nargs="*", type=Path, help="what --keep wrote of each run")
+    parser.add_argument("--keep", metavar="RUN", type=Path, help="measure a run, write --out")
+    parser.add_argument("--out", type=Path)
+    args = parser.parse_args(argv)
+    if args.keep:
+        if not args.out:
+            parser.error("--keep needs --out")
+        args.out.parent.mkdir(parents=True, exist_ok=True)
+        write_json(args.out, keep(args.keep))
+        return
+    if not args.results:
+        parser.error("name the files that --keep wrote")
+    runs = [json.loads(file.read_text(encoding="utf-8")) for file in args.results]
+    for pair in (NAMES[:2], NAMES[2:]):
+        if pair[0] in runs[0]["tables"]:
+            of_base, of_quark = ([metrics_of(run["tables"][name]) for run in runs] for name in pair)
+            print_comparison(f"mean (range) over {len(runs)} runs", of_base, of_quark, pair)
+    held_out = [run["held_out"] for run in runs if run["held_out"]]
+    if held_out:
+        of_base, of_quark = ([found[who] for found in held_out] for who in ("base", "quark"))
+        print_comparison(f"another judge, {held_out[0]['judge']}", of_base, of_quark)
     print_dial(runs)
 
 
 if __name__ == "__main__":
-    main()
+    run_stage(main)

@@ -1,4 +1,4 @@
-"""The figures of a run's report: rewards, fluency, quantiles, learning curves and the dial."""
+"""The figures of a run's report: rewards, their price, quantiles, learning curves and the dial."""
 
 from pathlib import Path
 
@@ -35,7 +35,7 @@ def _read_metrics(file):
     return rows
 
 
-def draw_figures(run, tables, perplexity):
+def draw_figures(run, tables, perplexity, text_sums):
     """[(file name, title, caption, Figure)] of all that the run has so far."""
     figures = []
     if pools := _numbered(run / "pool"):
@@ -46,7 +46,7 @@ def draw_figures(run, tables, perplexity):
         )
         title = "Reward of each round's samples"
         figures.append(("rewards", title, caption, _draw_rewards(rounds)))
-        figures += _fluency_figure(rounds, tables, perplexity)
+        figures += _price_figure(rounds, tables, perplexity, text_sums)
     if quantized := _numbered(run / "quantized"):
         caption = (
             "Which rounds the samples in D^K come from, after each round. r_K is learned from "
@@ -108,39 +108,54 @@ def _draw_rewards(rounds):
     return figure
 
 
-def _fluency_figure(rounds, tables, perplexity, words_a_round=4000):
-    """Mean reward against perplexity, of some samples of each round."""
+def _price_figure(rounds, tables, perplexity, text_sums):
+    """Reward, perplexity, dist-2 and rep-2 of each round's samples."""
     models = (t.get("ppl_model") or t.get("reference") for t in tables.values())
     model = next(models, None)
     if model is None:
         return []
+    curves = {"mean reward": [], "perplexity": [], "dist-2": [], "rep-2": []}
     try:
         policy = load_policy(model, pick_device("auto"))
+        for rows in tqdm(rounds.values(), desc="the price of each round"):
+            curves["mean reward"].append(np.mean([row["reward"] for row in rows]))
+            curves["perplexity"].append(perplexity(policy, _some_of(rows)))
+            for name, value in _diversity(rows, policy, text_sums).items():
+                curves[name].append(value)
     except BadInput as error:
-        print(f"no figure of the fluency: {error}")
+        print(f"no figure of the price: {error}")
         return []
-    x, y = [], []
-    for rows in tqdm(rounds.values(), desc="perplexity of each round"):
-        shuffled = [rows[i] for i in np.random.default_rng(0).permutation(len(rows))]
-        words = [len(row["completion"].split()) for row in shuffled]
-        before = np.cumsum([0, *words])
-        measured = [row for row, n in zip(shuffled, before) if n < words_a_round]
-        try:
-            x.append(perplexity(policy, measured))
-        except BadInput as error:
-            print(f"no figure of the fluency: {error}")
-            return []
-        y.append(np.mean([row["reward"] for row in rows]))
-    figure, (ax,) = _axes()
-    ax.plot(x, y, color=GREY, linewidth=1)
-    ax.scatter(x, y, c=[BLUE] + [ORANGE] * (len(x) - 1), s=45, zorder=3)
-    for number, place in zip(rounds, zip(x, y)):
-        ax.annotate(str(number), place, xytext=(6, -12), textcoords="offset points")
-    ax.margins(0.1)
-    name = Path(model).name
-    ax.set(xlabel=f"perplexity under {name} (lower: more fluent)", ylabel="mean reward")
-    caption = "One point per round, with its number; p0 is blue. Further right: less fluent."
-    return [("fluency", "Fluency against reward", caption, figure)]
+    figure, axes = _axes(rows=4, height=6.4)
+    for ax, (name, values), colour in zip(axes, curves.items(), (RED, BLUE, GREEN, PINK)):
+        ax.plot(list(rounds), values, "o-", color=colour)
+        ax.set_ylabel(name)
+    axes[-1].set_xlabel("round")
+    _whole_numbers(axes[-1])
+    caption = (
+        "The samples that were explored: round 0 by p0, later rounds under r_K. Perplexity under "
+        f"{Path(model).name}. dist-2: distinct pairs of words in a prompt's samples, per word."
+    )
+    return [("price", "The gain, and its price, round by round", caption, figure)]
+
+
+def _some_of(rows, words=4000):
+    """Some of the rows, drawn at random, with about that many words."""
+    shuffled = [rows[i] for i in np.random.default_rng(0).permutation(len(rows))]
+    before = np.cumsum([0, *(len(row["completion"].split()) for row in shuffled)])
+    return [row for row, n in zip(shuffled, before) if n < words]
+
+
+def _diversity(rows, policy, text_sums):
+    """dist-2 and rep-2 of a round, as evaluate.py measures them."""
+    texts = {}
+    for row in rows:
+        texts.setdefault(row["prompt"], []).append(row["completion"])
+    sums = [text_sums(own, [policy.encode(text) for text in own]) for own in texts.values()]
+    found = {}
+    for metric in ("dist_2", "rep_2"):
+        a, b = np.sum([s[metric] for s in sums], axis=0)
+        found[metric.replace("_", "-")] = a / b
+    return found
 
 
 def _draw_top(quantized):

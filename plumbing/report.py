@@ -1,7 +1,6 @@
-"""Results as tables on the screen, and as the page RUN/report.html with its figures.
+"""The page RUN/report.html with its figures.
 
-Nothing is measured here. evaluate.py hands over what it computed, and a function for the
-perplexity.
+Nothing is measured here: evaluate.py hands over what it computed, and its functions.
 """
 
 import base64
@@ -9,134 +8,27 @@ import html
 import io
 
 from plumbing.figures import draw_figures
-from plumbing.files import read_json, refuse_special, whole_file
-from plumbing.pool import BadInput, read_jsonl, shown, text_of
+from plumbing.files import refuse_special, whole_file
+from plumbing.pool import BadInput
+from plumbing.price import dial_beside, rows_of, two_prompts
+from plumbing.tables import (
+    at,
+    differences,
+    first_rows,
+    format_rewards,
+    groups_of,
+    metrics_of,
+    part_of,
+    read_table,
+)
 
-# -------------------------------------------------------------------------------- on the screen
-
-
-def read_table(path):
-    """A result of evaluate.py: {"rewards": {...}, metric: {"value", "low", "high"}, ...}."""
-    table = read_json(path, "a .json file that evaluate.py wrote")
-    if not isinstance(table.get("rewards"), dict):
-        raise BadInput(f"{path} is {shown(table)}, not a result of evaluate.py")
-    return table
-
-
-def print_tables(tables, names):
-    """Prints several results side by side: all prompts, then each group."""
-    width = max(len(label) for label, _ in metrics_of(tables)) + 2
-    for group in groups_of(tables):
-        parts = [part_of(table, group) for table in tables]
-        title = f"{group} prompts" if group else "all prompts"
-        print(f"\n{title:{width}s}" + "".join(f"{name:>28s}" for name in names))
-        for label, path in metrics_of(parts):
-            cells = "".join(f"{in_brackets(at(part, path)):>28s}" for part in parts)
-            print(f"  {label:{width - 2}s}{cells}")
+PAIRS = (("base", "quark"), ("base-nucleus", "quark-nucleus"))  # before and after
 
 
-def differences(tables, names):
-    """A sentence for each setting on which numbers depend and in which the tables differ."""
-    settings = ["n_prompts", "prompts_sha256", "n_samples", "decode", "top_p", "top_k"]
-    settings += ["temperature", "max_new_tokens", "min_new_tokens", "ppl_model"]
-    sentences = []
-    for setting in settings:
-        values = [table.get(setting, "not recorded") for table in tables]
-        if any(value != values[0] for value in values):
-            each = [f"{name} {str(value)[:12]}" for name, value in zip(names, values)]
-            sentence = f"{setting} differs: {', '.join(each)}"
-            if setting == "n_samples":
-                sentence += "; avg_max_unwanted and unwanted_prob grow with it"
-            sentences.append(sentence)
-    for reward in dict.fromkeys(name for table in tables for name in table["rewards"]):
-        judges = [table.get("reward_sha256", {}).get(reward, "?") for table in tables]
-        known = [sha for sha, table in zip(judges, tables) if reward in table["rewards"]]
-        if len(set(known)) > 1:
-            sentences.append(f"{reward} was measured by different judges or files")
-    return sentences
-
-
-def print_range(rows):
-    """Notes which rewards leave [0, 1]."""
-    for name in rows[0]["rewards"]:
-        if any(r is not None and not 0 <= r <= 1 for r in (row["rewards"][name] for row in rows)):
-            print(f"note: {name} has rewards outside of [0, 1]; only their mean has a meaning")
-
-
-def print_differences(tables, names):
-    """Warns that results were not measured alike."""
-    for sentence in differences(tables, names):
-        print(f"warning: {sentence}")
-
-
-def print_completions(files, prompts=3):
-    """Prints what each result wrote for the same few prompts."""
-    firsts = [first_rows(file) for file in files]
-    for prompt in list(firsts[0])[:prompts]:
-        print(f"\n{prompt} ...")
-        for file, first in zip(files, firsts):
-            if row := first.get(prompt):
-                text = shown(row["completion"], 160)
-                print(f"  {file.stem:14s} {_format_rewards(row):>6s}  {text}")
-
-
-def part_of(table, group):
-    """The table of one group of prompts; the whole table for None."""
-    return table.get("groups", {}).get(group, {}) if group else table
-
-
-def groups_of(tables):
-    """None, which stands for all prompts, and the groups of any of the tables."""
-    return list(dict.fromkeys([None, *(group for t in tables for group in t.get("groups", {}))]))
-
-
-def metrics_of(tables):
-    """[(label, path to it in a table)] of every metric that some table has."""
-    found = {}
-    for table in tables:
-        for name, metrics in table.get("rewards", {}).items():
-            found |= {f"{name} {metric}": ("rewards", name, metric) for metric in metrics}
-    for table in tables:
-        for key, value in table.items():
-            if isinstance(value, dict) and "value" in value:
-                found[key] = (key,)
-    return list(found.items())
-
-
-def at(table, path):
-    """The entry of a table at `path`; {} if there is none."""
-    for key in path:
-        table = table.get(key, {})
-    return table
-
-
-def in_brackets(metric):
-    """A metric as "value [low, high]"."""
-    if metric.get("value") is None:
-        return "-"
-    return "{value:.3f} [{low:.3f}, {high:.3f}]".format(**metric)
-
-
-def first_rows(file):
-    """{prompt: its first row} of a result's completions."""
-    first = {}
-    for place, row in read_jsonl(file):
-        text_of(row, "completion", place)
-        first.setdefault(text_of(row, "prompt", place), row)
-    return first
-
-
-def _format_rewards(row):
-    return ", ".join("none" if r is None else f"{r:.2f}" for r in row["rewards"].values())
-
-
-# ------------------------------------------------------------------------------------- the page
-
-
-def report(run, perplexity):
+def report(run, perplexity, text_sums):
     """Draws RUN/report.html, one self-contained page, and RUN/figures/*.png from a run's files.
 
-    Works at any moment of a run. perplexity(policy, rows) is evaluate.py's.
+    Works at any moment of a run. perplexity and text_sums are evaluate.py's.
     """
     results = [
         f
@@ -156,9 +48,9 @@ def report(run, perplexity):
         raise BadInput(f"{page} exists, and no stage wrote it; move it")
     if folder.is_file():
         raise BadInput(f"cannot write {folder}: it is a file; move it")
-    figures = draw_figures(run, tables, perplexity)
-    sections = _html_price(tables)
-    for pair in (("base", "quark"), ("base-nucleus", "quark-nucleus")):
+    figures = draw_figures(run, tables, perplexity, text_sums)
+    sections = _html_summary(run, tables)
+    for pair in PAIRS:
         if all(name in tables for name in pair):
             sections.append(_html_table(tables[pair[0]], tables[pair[1]], pair))
     if "base" in tables and "quark" in tables:
@@ -209,24 +101,23 @@ SECTIONS
 """
 
 
-def _html_price(tables):
-    """The gain and the price in one short table, as a list of at most one section."""
-    rows = []  # kind, label, path of the metric, suffix of the results' names
-    if "base" in tables and "quark" in tables:
-        names = tables["base"]["rewards"]
-        rows += [("gain", f"mean {name}", ("rewards", name, "mean"), "") for name in names]
-        rows += [("price", name, (name,), "") for name in ("perplexity", "dist_2", "dist_3")]
-    if "base-nucleus" in tables and "quark-nucleus" in tables:
-        rows.append(("price", "diversity of sampled text", ("diversity",), "-nucleus"))
-    if not rows:
+def _html_summary(run, tables):
+    """The gain, its price, the dial and two prompts, as a list of at most one section."""
+    shown = {name: tables[name] for pair in PAIRS for name in pair if set(pair) <= set(tables)}
+    if "quark" not in shown:
         return []
     lines = ["<tr><th></th><th></th><th>p0</th><th>Quark</th></tr>"]
-    for kind, label, path, suffix in rows:
-        pair = (tables["base" + suffix], tables["quark" + suffix])
-        cells = "".join(f"<td>{_html_cell(at(table, path))}</td>" for table in pair)
-        lines.append(f"<tr><td>{kind}</td><td>{html.escape(label)}</td>{cells}</tr>")
-    table = f'<div class="scroll"><table>{"".join(lines)}</table></div>'
-    return [f'<section class="wide"><h2>The gain, and its price</h2>{table}</section>']
+    for row in rows_of(shown):
+        cells = "".join(f"<td>{_html_cell(metric)}</td>" for metric in row.metrics)
+        lines.append(f"<tr><td>{row.kind}</td><td>{html.escape(row.label)}</td>{cells}</tr>")
+    parts = [f'<div class="scroll"><table>{"".join(lines)}</table></div>']
+    files = [run / "eval" / f"{name}.json" for name in ("base", "quark")]
+    if dial := dial_beside(files[1]):
+        cells = ", ".join(f"{token} {mean:.3f}" for token, mean in dial)
+        parts.append(f"<p>Mean reward under each reward token: {cells}.</p>")
+    parts += [_html_pair(prompt, rows) for prompt, rows in two_prompts(files)]
+    title = "<h2>The gain, and its price</h2>"
+    return [f'<section class="wide">{title}{"".join(parts)}</section>']
 
 
 def _html_table(base, quark, names):
@@ -265,16 +156,19 @@ def _html_cell(metric):
 
 def _html_completions(run, count=8):
     """What p0 and Quark wrote for the same prompts, evenly spaced in the file."""
-    names = ("base", "quark")
-    firsts = [first_rows(run / "eval" / f"{name}.jsonl") for name in names]
+    firsts = [first_rows(run / "eval" / f"{name}.jsonl") for name in ("base", "quark")]
     prompts = [p for p in firsts[0] if p in firsts[1]]
     pairs = []
     for prompt in prompts[:: max(1, len(prompts) // count)][:count]:
-        cells = [f'<p class="prompt">{html.escape(prompt)} ...</p>']
-        for name, first in zip(names, firsts):
-            row = first[prompt]
-            label = f'<span class="small">{name} {_format_rewards(row)}</span>'
-            cells.append(f"<p>{label} {html.escape(row['completion'])}</p>")
-        pairs.append(f'<div class="pair">{"".join(cells)}</div>')
+        pairs.append(_html_pair(prompt, [first[prompt] for first in firsts]))
     title = "<h2>The same prompts, before and after</h2>"
     return f'<section class="wide">{title}{"".join(pairs)}</section>'
+
+
+def _html_pair(prompt, rows):
+    """A prompt, and below it what p0 and Quark wrote."""
+    cells = [f'<p class="prompt">{html.escape(prompt)} ...</p>']
+    for name, row in zip(("base", "quark"), rows):
+        label = f'<span class="small">{name} {format_rewards(row)}</span>'
+        cells.append(f"<p>{label} {html.escape(row['completion'])}</p>")
+    return f'<div class="pair">{"".join(cells)}</div>'

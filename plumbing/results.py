@@ -15,7 +15,15 @@ from plumbing.files import (
 from plumbing.options import COUNT
 from plumbing.people import human_sheet, tally
 from plumbing.pool import dump_row
-from plumbing.report import print_completions, print_differences, print_tables, read_table, report
+from plumbing.price import SAMPLED, print_short, summary_lines
+from plumbing.report import report
+from plumbing.tables import (
+    print_completions,
+    print_differences,
+    print_range,
+    print_tables,
+    read_table,
+)
 
 
 def settings_of(rows, args=None):
@@ -51,9 +59,20 @@ def write_result(name, table, rows, args):
     write_json(f"{name}.json", table)
 
 
+def print_result(name, table, rows, args):
+    """A new result on the screen: all of its metrics, or with --short the gain and the price."""
+    if args.short:
+        print("\n".join(summary_lines({name.name: table}, [], [])))
+    else:
+        print_tables([table], [name.name])
+    print_range(rows)
+
+
 def add_display_options(parser):
     add = parser.add_argument_group("looking at results; nothing is generated").add_argument
     add("--compare", nargs="+", metavar="JSON", help="print these results side by side")
+    text = "print only the gain, its price and two texts, also of what is generated"
+    add("--short", action="store_true", help=text)
     text = "draw a run of run_all.sh: RUN/report.html and RUN/figures/*.png"
     add("--report", metavar="RUN", help=text)
     text = "with --compare of two results: write blinded pairs for people"
@@ -69,7 +88,7 @@ def looks_at_results(parser, args):
     return bool(args.tally or args.compare or args.report)
 
 
-def show_results(args, perplexity):
+def show_results(args, perplexity, text_sums):
     """Does what the options ask for. Returns False if they ask for nothing."""
     if args.tally:
         tally(Path(args.tally))
@@ -77,13 +96,18 @@ def show_results(args, perplexity):
         human_sheet(Path(args.human_sheet), *map(Path, args.compare), args.pairs, args.seed)
     else:
         if args.report:  # before anything is printed: a closed pipe must not cost the report
-            report(Path(args.report), perplexity)
+            report(Path(args.report), perplexity, text_sums)
         if args.compare:
             files = [Path(f) for f in args.compare]
             stems = [f.stem for f in files]
             names = stems if len(set(stems)) == len(stems) else args.compare  # two runs' quark.json
             tables = [read_table(f) for f in files]
-            print_tables(tables, names)
-            print_differences(tables, names)
-            print_completions([f.with_suffix(".jsonl") for f in files])
+            if args.short:
+                print_short(dict(zip(names, tables)), dict(zip(names, files)))
+            else:
+                print_tables(tables, names)
+                print_completions([f.with_suffix(".jsonl") for f in files])
+            for sampled in (False, True):  # NAME-nucleus is not meant to be like NAME
+                part = [i for i, name in enumerate(names) if name.endswith(SAMPLED) == sampled]
+                print_differences([tables[i] for i in part], [names[i] for i in part])
     return bool(args.tally or args.compare or args.report)

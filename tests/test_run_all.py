@@ -86,19 +86,19 @@ learn.py --pool RUN/quantized/02.jsonl --model RUN/model/02 --reference tiny/lm
 evaluate.py --model tiny/lm --reference tiny/lm --ppl-model tiny/lm
     --prompts tiny/prompts/test.jsonl --reward sentiment --decode sample --top-p 0.9
     --num-samples 25 --max-new-tokens 20 --min-new-tokens 3 --batch-size 256 --seed 0
-    --out RUN/eval/base
+    --short --out RUN/eval/base
 
 evaluate.py --model RUN/model/03 --reference tiny/lm --ppl-model tiny/lm
     --prompts tiny/prompts/test.jsonl --reward sentiment --decode sample --top-p 0.9
     --num-samples 25 --max-new-tokens 20 --min-new-tokens 3 --batch-size 256 --seed 0
-    --out RUN/eval/quark
+    --short --out RUN/eval/quark
 
 evaluate.py --model RUN/model/03 --reference tiny/lm --ppl-model none
     --prompts tiny/prompts/test.jsonl --reward sentiment --decode sample --top-p 0.9
     --num-samples 6 --max-new-tokens 20 --min-new-tokens 3 --batch-size 256 --seed 0
     --reward-token all --out RUN/eval/dial
 
-evaluate.py --compare RUN/eval/base.json RUN/eval/quark.json --report RUN
+evaluate.py --compare RUN/eval/base.json RUN/eval/quark.json --report RUN --short
 """
 
 TOXICITY = """
@@ -129,19 +129,19 @@ learn.py --pool RUN/quantized/01.jsonl --model RUN/model/01 --reference tiny/lm
 evaluate.py --model tiny/lm --reference tiny/lm --ppl-model tiny/lm
     --prompts tiny/prompts/test.jsonl --reward toxicity --decode sample --top-p 0.9
     --num-samples 25 --max-new-tokens 20 --min-new-tokens 3 --batch-size 256 --seed 0
-    --out RUN/eval/base
+    --short --out RUN/eval/base
 
 evaluate.py --model RUN/model/02 --reference tiny/lm --ppl-model tiny/lm
     --prompts tiny/prompts/test.jsonl --reward toxicity --decode sample --top-p 0.9
     --num-samples 25 --max-new-tokens 20 --min-new-tokens 3 --batch-size 256 --seed 0
-    --out RUN/eval/quark
+    --short --out RUN/eval/quark
 
 evaluate.py --model RUN/model/02 --reference tiny/lm --ppl-model none
     --prompts tiny/prompts/test.jsonl --reward toxicity --decode sample --top-p 0.9
     --num-samples 6 --max-new-tokens 20 --min-new-tokens 3 --batch-size 256 --seed 0
     --reward-token all --out RUN/eval/dial
 
-evaluate.py --compare RUN/eval/base.json RUN/eval/quark.json --report RUN
+evaluate.py --compare RUN/eval/base.json RUN/eval/quark.json --report RUN --short
 """
 
 # p0 explores by another nucleus than the later rounds, and no row is dropped for good.
@@ -184,21 +184,21 @@ learn.py --pool RUN/quantized/02.jsonl --model RUN/model/02 --reference tiny/lm
 
 evaluate.py --model tiny/lm --reference tiny/lm --ppl-model tiny/lm
     --prompts tiny/prompts/test.jsonl --reward repetition --decode greedy --num-samples 1
-    --max-new-tokens 64 --min-new-tokens 64 --batch-size 256 --seed 0 --out RUN/eval/base
+    --max-new-tokens 64 --min-new-tokens 64 --batch-size 256 --seed 0 --short --out RUN/eval/base
 
 evaluate.py --model RUN/model/03 --reference tiny/lm --ppl-model tiny/lm
     --prompts tiny/prompts/test.jsonl --reward repetition --decode greedy --num-samples 1
-    --max-new-tokens 64 --min-new-tokens 64 --batch-size 256 --seed 0 --out RUN/eval/quark
+    --max-new-tokens 64 --min-new-tokens 64 --batch-size 256 --seed 0 --short --out RUN/eval/quark
 
 evaluate.py --model tiny/lm --reference tiny/lm --ppl-model tiny/lm
     --prompts tiny/prompts/test.jsonl --reward repetition --decode sample --top-p 0.9
     --num-samples 2 --max-new-tokens 64 --min-new-tokens 64 --batch-size 256 --seed 0
-    --out RUN/eval/base-nucleus
+    --short --out RUN/eval/base-nucleus
 
 evaluate.py --model RUN/model/03 --reference tiny/lm --ppl-model tiny/lm
     --prompts tiny/prompts/test.jsonl --reward repetition --decode sample --top-p 0.9
     --num-samples 2 --max-new-tokens 64 --min-new-tokens 64 --batch-size 256 --seed 0
-    --out RUN/eval/quark-nucleus
+    --short --out RUN/eval/quark-nucleus
 
 evaluate.py --model RUN/model/03 --reference tiny/lm --ppl-model none
     --prompts tiny/prompts/test.jsonl --reward repetition --decode greedy --num-samples 1
@@ -206,7 +206,7 @@ evaluate.py --model RUN/model/03 --reference tiny/lm --ppl-model none
     --reward-token all --out RUN/eval/dial
 
 evaluate.py --compare RUN/eval/base.json RUN/eval/quark.json RUN/eval/base-nucleus.json
-    RUN/eval/quark-nucleus.json --report RUN
+    RUN/eval/quark-nucleus.json --report RUN --short
 """
 
 # Every setting has a value of its own here, so two that change places are seen. Names may hold
@@ -276,19 +276,19 @@ learn.py --pool RUN/quantized/01.jsonl --model RUN/model/01 --reference "p0's *"
 evaluate.py --model "p0's *" --reference "p0's *" --ppl-model "a larger one"
     --prompts "MINE/to test.jsonl" --reward "MINE/my *.py:f" --reward-model "the * judge"
     --top-p 0.73 --num-samples 79 --max-new-tokens 17 --min-new-tokens 5 --batch-size 19 --bf16
-    --seed 7 --out RUN/eval/base
+    --seed 7 --short --out RUN/eval/base
 
 evaluate.py --model RUN/model/02 --reference "p0's *" --ppl-model "a larger one"
     --prompts "MINE/to test.jsonl" --reward "MINE/my *.py:f" --reward-model "the * judge"
     --top-p 0.73 --num-samples 79 --max-new-tokens 17 --min-new-tokens 5 --batch-size 19 --bf16
-    --seed 7 --out RUN/eval/quark
+    --seed 7 --short --out RUN/eval/quark
 
 evaluate.py --model RUN/model/02 --reference "p0's *" --ppl-model none
     --prompts "MINE/to test.jsonl" --reward "MINE/my *.py:f" --reward-model "the * judge"
     --top-p 0.73 --num-samples 83 --max-new-tokens 17 --min-new-tokens 5 --batch-size 19 --bf16
     --seed 7 --reward-token all --out RUN/eval/dial
 
-evaluate.py --compare RUN/eval/base.json RUN/eval/quark.json --report RUN
+evaluate.py --compare RUN/eval/base.json RUN/eval/quark.json --report RUN --short
 """
 
 # What settings/gpt2.sh says, of one round.
@@ -307,14 +307,14 @@ learn.py --pool RUN/quantized/00.jsonl --model gpt2 --reference gpt2
 evaluate.py --model gpt2 --reference gpt2 --ppl-model gpt2
     --prompts tiny/prompts/test.jsonl --reward toxicity --reward-model unitary/toxic-bert
     --decode sample --top-p 0.9 --num-samples 25 --max-new-tokens 20 --min-new-tokens 3
-    --batch-size 128 --seed 0 --out RUN/eval/base
+    --batch-size 128 --seed 0 --short --out RUN/eval/base
 
 evaluate.py --model RUN/model/01 --reference gpt2 --ppl-model gpt2
     --prompts tiny/prompts/test.jsonl --reward toxicity --reward-model unitary/toxic-bert
     --decode sample --top-p 0.9 --num-samples 25 --max-new-tokens 20 --min-new-tokens 3
-    --batch-size 128 --seed 0 --out RUN/eval/quark
+    --batch-size 128 --seed 0 --short --out RUN/eval/quark
 
-evaluate.py --compare RUN/eval/base.json RUN/eval/quark.json --report RUN
+evaluate.py --compare RUN/eval/base.json RUN/eval/quark.json --report RUN --short
 """
 PUBLIC = {"MODEL": "gpt2", "ITERATIONS": "1", "DIAL_SAMPLES": "0"}
 PUBLIC |= {"PROMPTS": "tiny/prompts/train.jsonl", "TEST_PROMPTS": "tiny/prompts/test.jsonl"}

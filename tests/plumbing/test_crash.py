@@ -132,7 +132,7 @@ def undisturbed(settings, tmp_path_factory):
 
 
 def stages_in(said):
-    return {line.split()[1] for line in said.splitlines() if line.startswith("+ ")}
+    return set(re.findall(r"^  \S+ (\w+\.py) ", said, re.MULTILINE))
 
 
 def in_a_main(said):

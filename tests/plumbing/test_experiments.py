@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import sys
+import types
 
 import hidden  # experiments/hidden.py
 import pool as pool_study  # experiments/pool.py
@@ -30,26 +31,57 @@ def table(mean, perplexity):
 def test_means_and_ranges(tmp_path, capsys):
     """Two runs: the base has 0.2 and 0.4, Quark 0.5 and 0.8, so 2.5 and 2 times as much.
 
-    The settings that lie beside the tables are no tables.
+    What is kept of a run is its tables, its dial, and two of its texts. Files beside them that are
+    no tables do not count.
     """
+    kept = []
     for run, base, quark in (("x", 0.2, 0.5), ("y", 0.4, 0.8)):
         folder = tmp_path / run / "eval"
         folder.mkdir(parents=True)
+        (tmp_path / run / "settings").write_text("TASK=hash\nEXPLORE=--a=b\n")
         files = {"base": table(base, 10), "quark": table(quark, 20), "dial-r1": table(base, 1)}
-        files["dial-r1.args"] = {"seed": 0}
+        files |= {"dial-none": table(quark, 1), "dial-r1.args": {"seed": 0}}
         for name, content in files.items():
             (folder / f"{name}.json").write_text(json.dumps(content))
-    seeds.main([str(tmp_path / "x"), str(tmp_path / "y")])
+        for name in ("base", "quark"):
+            text = {"prompt": "x", "completion": f" {name}", "rewards": {"hash": 0.5}}
+            write_jsonl(folder / f"{name}.jsonl", [text])
+        kept.append(str(tmp_path / f"{run}.json"))
+        seeds.main(["--keep", str(tmp_path / run), "--out", kept[-1]])
+    one = json.loads((tmp_path / "x.json").read_text())
+    assert one["settings"] == {"TASK": "hash", "EXPLORE": "--a=b"}
+    assert one["dial"] == [["r_1", 0.2], ["no token", 0.5]]
+    assert one["texts"][0][1][1] == {"completion": " quark", "rewards": {"hash": 0.5}}
+    seeds.main(kept)
     lines = {}
     for line in capsys.readouterr().out.splitlines():
         if line.strip():
-            lines[line.split("  ")[0].strip() or line.split()[0]] = line
+            lines[line.strip().split("  ")[0]] = line
     assert "0.300 (0.200 to 0.400)" in lines["hash mean"]
     assert "0.650 (0.500 to 0.800)" in lines["hash mean"]
     assert "2.250 (2.000 to 2.500)" in lines["hash mean"]
     assert "2.000 (2.000 to 2.000)" in lines["perplexity"]
-    assert "hash 0.300 (0.200 to 0.400)" in lines["dial-r1"]
-    assert not any("args" in line for line in lines)
+    assert "0.300 (0.200 to 0.400)" in lines["r_1"]
+    assert "0.650 (0.500 to 0.800)" in lines["no token"]
+
+
+def test_another_judge_is_measured_as_the_reward_is(tmp_path, monkeypatch):
+    """Two prompts of two completions, scored .9 .4 and .8 .6 for p0, all 1 for Quark."""
+    scores = {" a": 0.9, " b": 0.4, " c": 0.8, " d": 0.6}
+    judge = types.ModuleType("held_out")
+    judge.vader = lambda prompts, completions: [scores.get(y, 1.0) for y in completions]
+    monkeypatch.setitem(sys.modules, "held_out", judge)
+    monkeypatch.setitem(seeds.HELD_OUT, "sentiment", ("vader", "json"))
+    for name, texts in (("base", " a b c d"), ("quark", " e f g h")):
+        rows = [
+            {"prompt": "x", "completion": f" {text}", "prompt_number": i // 2}
+            for i, text in enumerate(texts.split())
+        ]
+        write_jsonl(tmp_path / f"{name}.jsonl", rows)
+    found = seeds.held_out("sentiment", tmp_path)
+    assert found["base"] == {"mean": 0.675, "avg_max_unwanted": 0.5, "unwanted_prob": 0.5}
+    assert found["quark"] == {"mean": 1.0, "avg_max_unwanted": 0.0, "unwanted_prob": 0.0}
+    assert seeds.held_out("repetition", tmp_path) is None
 
 
 def two_variants(*differences):

@@ -3,7 +3,6 @@
 import html
 import json
 import os
-import re
 import sys
 
 import pytest
@@ -11,7 +10,7 @@ from conftest import EVALUATED, execute, one_sentence, read_rows, run_evaluate, 
 
 import evaluate
 from plumbing.figures import _draw_dial, _draw_learning, _draw_rewards, _draw_top, _numbered
-from plumbing.report import _format_rewards, _html_price
+from plumbing.tables import format_rewards
 
 # ------------------------------------------------------------------------------------ on the screen
 
@@ -213,7 +212,7 @@ def test_base_stands_left_and_quark_right(quark_folder, p0_folder, tmp_path):
     places = []
     for name in ("base", "quark"):
         row = read_rows(tmp_path / "eval" / f"{name}.jsonl")[0]
-        label = f'<span class="small">{name} {_format_rewards(row)}</span>'
+        label = f'<span class="small">{name} {format_rewards(row)}</span>'
         places.append(page.index(f"{label} {html.escape(row['completion'])}</p>"))
     assert places[0] < places[1]
 
@@ -271,28 +270,3 @@ def test_report_draws_what_the_files_say(tmp_path):
     x, y = smooth.get_data()
     assert x[0] == 9
     assert y[0] == pytest.approx(4.5)
-
-
-def test_the_price_stands_beside_the_gain(tmp_path):
-    """The first table of the page: mean reward; perplexity, dist-2 and -3; sampled diversity."""
-
-    def table(x):
-        metric = {"value": x, "low": x, "high": x}
-        names = ("perplexity", "dist_2", "dist_3", "diversity")
-        return {"rewards": {"hash": {"mean": metric}}, **dict.fromkeys(names, metric)}
-
-    names = {"base": 0.111, "quark": 0.222, "base-nucleus": 0.333, "quark-nucleus": 0.444}
-    (section,) = _html_price({name: table(x) for name, x in names.items()})
-    lines = re.findall(r"<tr>.*?</tr>", section)[1:]
-    cells = [re.findall(r"<td>(gain|price)</td><td>([^<]*)</td>", line)[0] for line in lines]
-    assert cells == [
-        ("gain", "mean hash"),
-        ("price", "perplexity"),
-        ("price", "dist_2"),
-        ("price", "dist_3"),
-        ("price", "diversity of sampled text"),
-    ]
-    for line in lines[:4]:
-        assert line.index("0.111") < line.index("0.222")
-    assert lines[4].index("0.333") < lines[4].index("0.444")
-    assert _html_price({"base": table(1)}) == []
