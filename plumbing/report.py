@@ -50,11 +50,6 @@ def report(run, perplexity, text_sums):
         raise BadInput(f"cannot write {folder}: it is a file; move it")
     figures = draw_figures(run, tables, perplexity, text_sums)
     sections = _html_summary(run, tables)
-    for pair in PAIRS:
-        if all(name in tables for name in pair):
-            sections.append(_html_table(tables[pair[0]], tables[pair[1]], pair))
-    if "base" in tables and "quark" in tables:
-        sections.append(_html_completions(run))
     folder.mkdir(exist_ok=True)
     for name, title, caption, figure in figures:
         png = io.BytesIO()
@@ -67,6 +62,11 @@ def report(run, perplexity, text_sums):
             f'src="data:image/png;base64,{data}">'
             f"<figcaption>{html.escape(caption)}</figcaption></figure>"
         )
+    if "base" in tables and "quark" in tables:
+        sections.append(_html_completions(run))
+    for pair in PAIRS:
+        if all(name in tables for name in pair):
+            sections.append(_html_table(tables[pair[0]], tables[pair[1]], pair))
     title = html.escape(f"Quark: {run.resolve().name}")
     with whole_file(page) as file:
         file.write(PAGE.replace("TITLE", title).replace("SECTIONS", "\n".join(sections)))
