@@ -15,7 +15,7 @@ STAGES = ["quantize.py", "rewards.py", "explore.py", "learn.py", "evaluate.py"]
 PAGES = [ROOT / "README.md", *sorted(ROOT.glob("docs/*.md")), ROOT / "bench" / "README.md"]
 PAGES += ROOT.glob("CONTRIBUTING.md")
 TEXT = {page: page.read_text(encoding="utf-8") for page in PAGES}
-SHELL = [ROOT / "run_all.sh", *sorted(ROOT.glob("settings/*.sh")), *ROOT.glob("plumbing/setup.sh")]
+SHELL = [ROOT / "run_all.sh", *sorted(ROOT.glob("settings/*.sh")), *ROOT.glob("plumbing/*.sh")]
 
 # The variables of run_all.sh that hold options, and whose options they are.
 OPTIONS_FOR = {

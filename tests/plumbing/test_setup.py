@@ -32,7 +32,8 @@ def house(tmp_path):
     shutil.copytree(ROOT / "settings", house / "settings")
     shutil.copytree(ROOT / "tiny", house / "tiny", ignore=shutil.ignore_patterns("__pycache__"))
     (house / "plumbing").mkdir()
-    files = ("run_all.sh", "plumbing/setup.sh", "plumbing/check_python.py", "requirements.txt")
+    files = ("run_all.sh", "plumbing/setup.sh", "plumbing/screen.sh", "plumbing/check_python.py")
+    files += ("requirements.txt",)
     for name in (*files, *STAGES):
         shutil.copy(ROOT / name, house / name)
     return house
