@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -593,6 +594,30 @@ def test_the_first_step_is_that_of_eq_2(pool, p0_folder, p0, tmp_path):
     for seen, expected in zip(first_gradient(tmp_path / "m"), gradients, strict=True):
         assert torch.allclose(seen, expected, rtol=1e-3, atol=1e-6)
     assert metrics["grad_norm"] == pytest.approx(norm_of(gradients), rel=1e-4)
+
+
+def test_processes_share_a_batch(pool, p0_folder, p0, monkeypatch):
+    """The shares of two processes, as learn() hands them to be summed, add up to the whole batch."""
+    args = SimpleNamespace(seed=4, steps=1, batch_size=5, grad_accum=1, beta=0.3, kl="forward")
+    args.entropy_coef, args.bf16, args.closed_form, args.clip = 0.0, False, False, 0.0
+    args.lr, args.warmup, args.total_steps, args.reward_token_lr = 0.01, 2, 1, 1.0
+    shares = {}
+    for rank, world in ((0, 1), (0, 2), (1, 2)):
+        seen = shares[rank, world] = []
+
+        def note(totals, parameters, seen=seen):
+            seen += [totals.clone(), *(p.grad.clone() for p in parameters)]
+
+        policy = load_policy(p0_folder)
+        add_reward_tokens(policy, K, seed=4)
+        monkeypatch.setattr(learn, "processes", lambda rank=rank, world=world: (rank, world))
+        monkeypatch.setattr(learn, "sum_over_processes", note)
+        optimiser = torch.optim.Adam(policy.model.parameters())
+        next(learn.learn(policy, p0, load_quantized(pool, p0), args, optimiser, 0))
+    assert shares[0, 1][0].shape == (4,)
+    for whole, first, second in zip(shares[0, 1], shares[0, 2], shares[1, 2], strict=True):
+        assert torch.allclose(first + second, whole, rtol=1e-3, atol=1e-5)
+    assert not torch.allclose(shares[0, 2][0], shares[1, 2][0])
 
 
 def test_the_first_update_is_adam_s(pool, p0_folder, p0, tmp_path):
