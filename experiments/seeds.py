@@ -2,6 +2,7 @@
 
     python experiments/seeds.py --keep runs/sentiment-tiny --out sentiment-seed0.json
     python experiments/seeds.py sentiment-seed0.json sentiment-seed1.json
+    python experiments/seeds.py --readme                        # the README's table of results
 
 --keep writes what is measured of one run into one file: its settings, its tables, the dial and
 the texts of its summary. Where a package is installed that experiments/held_out.py needs, the
@@ -23,7 +24,7 @@ from plumbing.files import write_json
 from plumbing.options import run_stage
 from plumbing.pool import BadInput, read_jsonl
 from plumbing.price import dial_beside, two_prompts
-from plumbing.tables import read_table
+from plumbing.tables import at, read_table
 
 NAMES = ("base", "quark", "base-nucleus", "quark-nucleus")
 HELD_OUT = {  # task: (a judge of experiments/held_out.py, the module that it needs)
@@ -139,17 +140,104 @@ def print_dial(runs):
         print(f"  {token:10s}" + mean_and_range([run["dial"][place][1] for run in runs]))
 
 
+# ------------------------------------------------------------------------------ the README's table
+
+KEPT = ROOT / "experiments" / "results" / "runs"
+README = [  # kind, task, what it is, [(result, path of a metric)], the paper's figures
+    (
+        "gain",
+        "sentiment",
+        "share positive, 96 negative prompts",
+        [("", ("groups", "negative", "rewards", "sentiment", "share_ge_half"))],
+        "0.00 → 0.47",
+    ),
+    (
+        "gain",
+        "sentiment",
+        "share positive, 96 neutral prompts",
+        [("", ("groups", "neutral", "rewards", "sentiment", "share_ge_half"))],
+        "0.50 → 0.95",
+    ),
+    (
+        "price",
+        "sentiment",
+        "dist-2; dist-3; rep-2; perplexity under p0",
+        [("", (metric,)) for metric in ("dist_2", "dist_3", "rep_2", "perplexity")],
+        ".85 → .80; .85 → .84; not given; 11.4 → 14.5, GPT-2 XL",
+    ),
+    (
+        "gain",
+        "toxicity",
+        "unwanted probability; average maximum",
+        [("", ("rewards", "toxicity", m)) for m in ("unwanted_prob", "avg_max_unwanted")],
+        "",
+    ),
+    (
+        "price",
+        "toxicity",
+        "dist-2; dist-3; rep-2; perplexity under p0",
+        [("", (metric,)) for metric in ("dist_2", "dist_3", "rep_2", "perplexity")],
+        "",
+    ),
+    (
+        "gain",
+        "repetition",
+        "diversity of greedy text",
+        [("", ("rewards", "repetition", "mean"))],
+        "",
+    ),
+    (
+        "price",
+        "repetition",
+        "of samples: diversity; rep-2; perplexity under p0",
+        [("-nucleus", (metric,)) for metric in ("diversity", "rep_2", "perplexity")],
+        "",
+    ),
+]
+
+
+def readme_table():
+    """The README's table of results, in Markdown, from the kept runs."""
+    runs = {}
+    for task in ("sentiment", "toxicity", "repetition"):
+        files = sorted(KEPT.glob(f"{task}-seed*.json"))
+        runs[task] = [json.loads(file.read_text(encoding="utf-8")) for file in files]
+    lines = ["| | mean (range) over seeds 0, 1, 2 | p0 | Quark | the paper, GPT-2 large |"]
+    lines.append("|---|---|---|---|---|")
+    for kind, task, what, metrics, paper in README:
+        cells = []
+        for name in ("base", "quark"):
+            numbers = []
+            for suffix, path in metrics:
+                values = [at(run["tables"][name + suffix], path)["value"] for run in runs[task]]
+                numbers.append(short_range(values))
+            cells.append("; ".join(numbers))
+        lines.append(f"| {kind} | {task}: {what} | {' | '.join(cells)} | {paper} |")
+    return "\n".join(lines)
+
+
+def short_range(values):
+    """0.664 (0.642 to 0.691), with one digit from 10 on."""
+    digits = 1 if values[0] >= 10 else 3
+    mean, low, high = (f"{x:.{digits}f}" for x in (np.mean(values), min(values), max(values)))
+    return mean if low == high else f"{mean} ({low} to {high})"
+
+
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("results", nargs="*", type=Path, help="what --keep wrote of each run")
     parser.add_argument("--keep", metavar="RUN", type=Path, help="measure a run, write --out")
     parser.add_argument("--out", type=Path)
+    parser.add_argument("--readme", action="store_true", help="print the README's table")
     args = parser.parse_args(argv)
     if args.keep:
         if not args.out:
             parser.error("--keep needs --out")
         args.out.parent.mkdir(parents=True, exist_ok=True)
         write_json(args.out, keep(args.keep))
+        return
+    if args.readme:
+        print(readme_table())
         return
     if not args.results:
         parser.error("name the files that --keep wrote")

@@ -128,8 +128,9 @@ fi
 # On Linux, glibc returns freed memory and asks for it again, which takes half of a learning step.
 export MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=17179869184 MALLOC_TOP_PAD_=67108864
 export TOKENIZERS_PARALLELISM=false PYTHONUNBUFFERED=1
-if [ "$TASK" = test ]; then                   # MARK=slow: the slow tests
-    exec "$PYTHON" -m pytest -q -m "${MARK-not slow}" tests
+if [ "$TASK" = test ]; then                   # MARK=slow: the slow tests, one after the other
+    [ -n "${MARK:-}" ] || exec "$PYTHON" -m pytest -q -n auto --maxprocesses 4 -m "not slow" tests
+    exec "$PYTHON" -m pytest -q -m "$MARK" tests
 fi
 trap 'exit 130' INT                           # Ctrl-C ends the run, not only the stage
 
