@@ -1,0 +1,357 @@
+"""How the defaults of settings/tiny.sh were chosen: tries on training prompts, one rule, a picture.
+
+    python experiments/defaults.py sentiment                     # all tries, three seeds each
+    python experiments/defaults.py sentiment --only before "beta 0.2" --seeds 0
+    python experiments/defaults.py --show                        # only the tables and the pictures
+
+A try is a run of run_all.sh with other settings. It is measured on 160 training prompts that the
+run did not explore: 25 samples a prompt in the nucleus of 0.9 (repetition: a greedy completion,
+and 2 samples), and two completions a prompt under each reward token (toxicity: six). The test
+prompts are never read.
+
+The rule, for sentiment and toxicity: of the tries that keep the paper's price, the one with the
+highest mean reward. The price, in the mean over three seeds: dist-2 at most 0.05 and dist-3 at most
+0.01 below p0's, perplexity at most 1.3 times p0's. In every seed the mean reward rises from r_1 to
+r_K. For repetition: diversity of the sampled text at least 0.93, its perplexity within 0.9 and 1.15
+times p0's, and of these the highest diversity of greedy text.
+
+Each finished run's numbers go at once to experiments/results/defaults.json, from which the next
+call goes on. A run takes four to ten minutes on one core; two are made at a time.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from threading import Lock
+
+import numpy as np
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from plumbing.files import whole_file, write_json
+from plumbing.options import run_stage
+from plumbing.policy import load_policy
+from plumbing.pool import dump_row, read_prompts
+from tiny.prompts import group_of, judge
+
+RESULTS = ROOT / "experiments" / "results" / "defaults.json"
+RUNS = ROOT / "runs" / "defaults"
+TRAIN = ROOT / "tiny" / "prompts" / "train.jsonl"
+N_PROMPTS = 160
+
+# What the defaults were before. Each try names what it changes.
+SHARED = {"K": 5, "BETA": 0.05, "ITERATIONS": 6, "STEPS": 60, "BATCH": 16, "LR": "5e-4"}
+SHARED |= {"WARMUP": 30, "CLIP": 1, "REWARD_TOKEN_INIT": "ordered", "REWARD_TOKEN_LR": 10}
+SHARED |= {"NUM_PROMPTS": 384, "NUM_SAMPLES": 4, "FORGET": 1, "DIAL_SAMPLES": 2}
+BEFORE = {
+    "sentiment": SHARED
+    | {"EXPLORE": "--decode sample --top-p 0.95", "QUANTIZE": "--per-prompt --keep-top 0.8"},
+    "toxicity": SHARED
+    | {
+        "EXPLORE": "--decode sample --top-p 0.97",
+        "QUANTIZE": "--per-prompt --keep-top 0.9",
+        "DIAL_SAMPLES": 6,  # its steps are small
+    },
+    "repetition": SHARED
+    | {
+        "EXPLORE": "--decode sample --top-p 1",
+        "EXPLORE_P0": "--decode sample --top-p 0.6",
+        "QUANTIZE": "--last 1 --keep-p0",
+        "FORGET": "",
+        "K": 2,
+        "NEW_TOKENS": 64,
+        "NUM_PROMPTS": 192,
+        "NUM_SAMPLES": 5,
+        "ITERATIONS": 4,
+        "STEPS": 150,
+        "BATCH": 20,
+        "LR": "3e-3",
+        "DIAL_SAMPLES": 1,
+    },
+}
+ALL_OF_P = {"EXPLORE": "--decode sample --top-p 1"}
+NEARLY_ALL = {"EXPLORE": "--decode sample --top-p 0.99"}
+MOST_OF_P = {"EXPLORE": "--decode sample --top-p 0.98"}
+TRIES = {
+    "sentiment": {
+        "before": {},
+        "beta 0.2": {"BETA": 0.2},
+        "all of p": ALL_OF_P,
+        "all of p, lr 3e-4": ALL_OF_P | {"LR": "3e-4"},
+        "p 0.98, beta 0.1": MOST_OF_P | {"BETA": 0.1},
+        "p 0.98, beta 0.2": MOST_OF_P | {"BETA": 0.2},
+        "p 0.98, lr 3e-4, beta 0.1": MOST_OF_P | {"LR": "3e-4", "BETA": 0.1},
+        "all of p, K 8": ALL_OF_P | {"K": 8},
+        "p 0.98, lr 3e-4": MOST_OF_P | {"LR": "3e-4"},
+        "p 0.99, lr 3e-4": NEARLY_ALL | {"LR": "3e-4"},
+        "p 0.98, lr 2e-4": MOST_OF_P | {"LR": "2e-4"},
+        "p 0.99, lr 2e-4": NEARLY_ALL | {"LR": "2e-4"},
+        "p 0.98, lr 1.5e-4": MOST_OF_P | {"LR": "1.5e-4"},
+        "p 0.98, lr 3e-4, beta 0.1, token lr 20": MOST_OF_P
+        | {"LR": "3e-4", "BETA": 0.1, "REWARD_TOKEN_LR": 20},
+    },
+    "toxicity": {
+        "before": {},
+        "beta 0.1": {"BETA": 0.1},
+        "p 0.98, lr 3e-4, beta 0.1": MOST_OF_P | {"LR": "3e-4", "BETA": 0.1},
+        "p 0.98, lr 3e-4": MOST_OF_P | {"LR": "3e-4"},
+        "p 0.98, lr 3e-4, keep all": MOST_OF_P
+        | {"LR": "3e-4", "QUANTIZE": "--per-prompt", "FORGET": ""},
+        "p 0.98, lr 2e-4": MOST_OF_P | {"LR": "2e-4"},
+    },
+    "repetition": {
+        "before": {},
+        "lr 1e-3": {"LR": "1e-3"},
+        "beta 0.2": {"BETA": 0.2},
+        "lr 1e-3, p0's nucleus 0.4": {"LR": "1e-3", "EXPLORE_P0": "--decode sample --top-p 0.4"},
+    },
+}
+CHOSEN = {"sentiment": None, "toxicity": None, "repetition": None}
+
+
+# ------------------------------------------------------------------------------------- making a run
+
+
+def unexplored_prompts(task, seed):
+    """A file of N_PROMPTS training prompts that the run of this seed does not explore.
+
+    Their groups are made as those of the test prompts: by 25 completions of p0, which are not the
+    completions of the run's own table.
+    """
+    path = RUNS / f"unexplored-{task}-seed{seed}.jsonl"
+    if not path.exists():
+        limit = BEFORE[task]["NUM_PROMPTS"]
+        explored = {p["prompt"] for p in read_prompts(TRAIN, limit, seed)}
+        rest = [p for p in read_prompts(TRAIN) if p["prompt"] not in explored]
+        order = np.random.default_rng([seed, 1]).permutation(len(rest))[:N_PROMPTS]
+        drawn = [rest[i] for i in sorted(order)]
+        torch.set_num_threads(1)
+        positive = (judge(load_policy(ROOT / "tiny" / "lm"), drawn)[0] >= 0.5).sum(1)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with whole_file(path) as file:
+            for prompt, count in zip(drawn, positive.tolist()):
+                file.write(dump_row({"prompt": prompt["prompt"], "group": group_of(count)}) + "\n")
+    return path
+
+
+def run_try(task, name, seed):
+    """Makes the run, measures it, and writes its numbers into RESULTS."""
+    run = RUNS / f"{task}-seed{seed}-{name.replace(' ', '_').replace(',', '')}"
+    p0_run = RUNS / f"{task}-seed{seed}-p0"
+    settings = {key: str(value) for key, value in (BEFORE[task] | TRIES[task][name]).items()}
+    for base in ("base", "base-nucleus"):  # p0's tables are the same in every try
+        for suffix in (".json", ".jsonl"):
+            source = p0_run / "eval" / (base + suffix)
+            if source.exists():
+                (run / "eval").mkdir(parents=True, exist_ok=True)
+                shutil.copy(source, run / "eval")
+    own = {"TEST_PROMPTS": str(unexplored_prompts(task, seed)), "RUN": str(run), "ADOPT": "1"}
+    environment = os.environ | settings | own | {"SEED": str(seed), "OMP_NUM_THREADS": "1"}
+    environment |= {"PYTHON": sys.executable}
+    run.parent.mkdir(parents=True, exist_ok=True)
+    with open(f"{run}.log", "w") as log:
+        command = ["bash", "run_all.sh", task]
+        subprocess.run(command, cwd=ROOT, env=environment, stdout=log, stderr=log, check=True)
+    if not p0_run.exists():
+        shutil.copytree(run / "eval", p0_run / "eval")
+    return measure(task, run)
+
+
+def measure(task, run):
+    """The numbers of a run: {"p0": {metric: value}, "quark": the same, "dial": [r_1, ...]}."""
+
+    def load(name):
+        return json.loads((run / "eval" / f"{name}.json").read_text(encoding="utf-8"))
+
+    def numbers(name):
+        table = load(name)
+        (reward,) = table["rewards"].values()
+        found = {metric: reward[metric]["value"] for metric in reward}
+        text = ("perplexity", "dist_2", "dist_3", "rep_2", "diversity")
+        found |= {metric: table[metric]["value"] for metric in text}
+        for group, part in table["groups"].items():
+            (reward,) = part["rewards"].values()
+            found[f"{group} share_ge_half"] = reward["share_ge_half"]["value"]
+        return found
+
+    result = {}
+    for who, name in (("p0", "base"), ("quark", "quark")):
+        result[who] = numbers(name)
+        if task == "repetition":  # the fluency of sampled text
+            nucleus = numbers(f"{name}-nucleus")
+            result[who] |= {f"sampled {key}": value for key, value in nucleus.items()}
+    dial = {}
+    for file in (run / "eval").glob("dial-r*.json"):
+        if not file.name.endswith(".args.json"):
+            (reward,) = load(file.stem)["rewards"].values()
+            dial[int(file.stem[6:])] = reward["mean"]["value"]
+    return result | {"dial": [dial[k] for k in sorted(dial)]}
+
+
+# ---------------------------------------------------------------------------------------- the rule
+
+
+def summary(task, seeds):
+    """What the rule looks at, in the mean over the seeds: {name: value}."""
+
+    def mean(function):
+        return float(np.mean([function(run["p0"], run["quark"]) for run in seeds.values()]))
+
+    def quark(metric):
+        return mean(lambda p0, quark: quark[metric])
+
+    def change(metric):
+        return mean(lambda p0, quark: quark[metric] - p0[metric])
+
+    def ratio(metric):
+        return mean(lambda p0, quark: quark[metric] / p0[metric])
+
+    kind = "sampled " if task == "repetition" else ""
+    found = {
+        "gain": quark("diversity" if task == "repetition" else "mean"),
+        "dist_2": change(kind + "dist_2"),
+        "dist_3": change(kind + "dist_3"),
+        "rep_2": quark(kind + "rep_2"),
+        "ppl": ratio(kind + "perplexity"),
+        "rising": min(float(np.diff(run["dial"]).min()) for run in seeds.values()),
+    }
+    if task == "sentiment":
+        found |= {group: quark(f"{group} share_ge_half") for group in ("negative", "neutral")}
+    if task == "toxicity":
+        for name in ("unwanted_prob", "avg_max_unwanted"):
+            found[name] = ratio(name)
+    if task == "repetition":
+        found["diversity"] = quark("sampled diversity")
+    return found
+
+
+def keeps_price(task, found):
+    """Whether a try keeps the price, by the rule above."""
+    if task == "repetition":
+        paid = found["diversity"] >= 0.93 and 0.9 <= found["ppl"] <= 1.15
+    else:
+        paid = found["dist_2"] >= -0.05 and found["dist_3"] >= -0.01 and found["ppl"] <= 1.3
+    return paid and found["rising"] > 0
+
+
+COLUMNS = {  # task: {what summary() calls it: (heading, format)}
+    "sentiment": {
+        "gain": ("mean reward", ".3f"),
+        "negative": ("negative", ".3f"),
+        "neutral": ("neutral", ".3f"),
+        "ppl": ("perplexity / p0's", ".2f"),
+        "dist_2": ("dist-2 − p0's", "+.3f"),
+        "dist_3": ("dist-3 − p0's", "+.3f"),
+        "rep_2": ("rep-2", ".3f"),
+        "rising": ("least step of the dial", "+.3f"),
+    },
+    "toxicity": {
+        "gain": ("mean reward", ".3f"),
+        "unwanted_prob": ("unwanted probability / p0's", ".2f"),
+        "avg_max_unwanted": ("avg max unwanted / p0's", ".2f"),
+        "ppl": ("perplexity / p0's", ".2f"),
+        "dist_2": ("dist-2 − p0's", "+.3f"),
+        "dist_3": ("dist-3 − p0's", "+.3f"),
+        "rep_2": ("rep-2", ".3f"),
+        "rising": ("least step of the dial", "+.3f"),
+    },
+    "repetition": {
+        "gain": ("diversity of greedy text", ".3f"),
+        "diversity": ("diversity of samples", ".3f"),
+        "ppl": ("their perplexity / p0's", ".2f"),
+        "dist_2": ("dist-2 − p0's", "+.3f"),
+        "rep_2": ("rep-2", ".3f"),
+        "rising": ("least step of the dial", "+.3f"),
+    },
+}
+
+
+def table(task, tries):
+    """The tries of a task in Markdown, the highest gain first."""
+    columns = COLUMNS[task]
+    heading = " | ".join(name for name, _ in columns.values())
+    lines = [f"| {task} | seeds | {heading} | keeps the price |", "|---" * (len(columns) + 3) + "|"]
+    found = {name: summary(task, seeds) for name, seeds in tries.items()}
+    for name in sorted(found, key=lambda name: -found[name]["gain"]):
+        cells = [f"{found[name][key]:{form}}" for key, (_, form) in columns.items()]
+        label = f"**{name}**" if name == CHOSEN[task] else name
+        kept = "yes" if keeps_price(task, found[name]) else "no"
+        lines.append(f"| {label} | {len(tries[name])} | " + " | ".join(cells) + f" | {kept} |")
+    return "\n".join(lines) + "\n"
+
+
+def draw(results):
+    """experiments/figures/defaults.png: gain against the loss of diversity, a panel for a task."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(5.5 * len(results), 4.6), layout="constrained")
+    panels = figure.subplots(1, len(results), squeeze=False)[0]
+    for ax, (task, tries) in zip(panels, results.items()):
+        x_of, limit = ("diversity", 0.93) if task == "repetition" else ("dist_2", -0.05)
+        for name, seeds in tries.items():
+            found = summary(task, seeds)
+            for seed in seeds:
+                one = summary(task, {seed: seeds[seed]})
+                ax.plot(one[x_of], one["gain"], ".", color="#aaaaaa", markersize=3)
+            chosen = name == CHOSEN[task]
+            colour = "#D55E00" if chosen else "#0072B2"
+            face = colour if keeps_price(task, found) else "none"
+            style = {"marker": "*" if chosen else "o", "s": 140 if chosen else 30}
+            ax.scatter(found[x_of], found["gain"], facecolor=face, edgecolor=colour, **style)
+            place = {"xytext": (4, 4), "textcoords": "offset points", "fontsize": 7}
+            ax.annotate(name, (found[x_of], found["gain"]), **place)
+        ax.axvline(limit, color="#777777", linestyle="--", linewidth=1)
+        heading = COLUMNS[task][x_of][0]
+        ax.set(title=task, xlabel=heading, ylabel=COLUMNS[task]["gain"][0])
+        ax.grid(color="#e5e5e5")
+    path = ROOT / "experiments" / "figures" / "defaults.png"
+    figure.savefig(path, dpi=110)
+
+
+# ----------------------------------------------------------------------------------------- the tries
+
+
+def main(argv=None):
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser.add_argument("task", nargs="*", help=f"of {', '.join(TRIES)}; none: --show")
+    parser.add_argument("--only", nargs="+", help="names of tries")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--jobs", type=int, default=2, help="runs at a time, each with one thread")
+    parser.add_argument("--show", action="store_true", help="print the tables; make no run")
+    args = parser.parse_args(argv)
+    results = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {}
+    lock = Lock()
+
+    def go(job):
+        task, name, seed = job
+        numbers = run_try(task, name, seed)
+        with lock:  # numbers of a finished run are never lost
+            entry = results.setdefault(task, {}).setdefault(name, {})
+            entry[str(seed)] = numbers
+            write_json(RESULTS, results)
+            line = {key: round(value, 3) for key, value in summary(task, {0: numbers}).items()}
+            print(task, name, f"seed {seed}:", line, flush=True)
+
+    jobs = []
+    for task in args.task:
+        names = [name for name in TRIES[task] if args.only is None or name in args.only]
+        todo = [(task, name, s) for s in args.seeds for name in names]
+        jobs += [j for j in todo if str(j[2]) not in results.get(task, {}).get(j[1], {})]
+        for seed in args.seeds:
+            unexplored_prompts(task, seed)  # before two runs would make it
+    with ThreadPoolExecutor(args.jobs) as pool:
+        list(pool.map(go, jobs))
+    for task, tries in results.items():
+        print("\n" + table(task, tries))
+    draw(results)
+
+
+if __name__ == "__main__":
+    run_stage(main)
