@@ -291,11 +291,11 @@ def draw(results):
     """experiments/figures/defaults.png: gain against the loss of diversity, a panel for a task."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(5.5 * len(results), 4.6), layout="constrained")
+    figure = Figure(figsize=(5.5 * len(results), 6), layout="constrained")
     panels = figure.subplots(1, len(results), squeeze=False)[0]
     for ax, (task, tries) in zip(panels, results.items()):
         x_of, limit = ("diversity", 0.93) if task == "repetition" else ("dist_2", -0.05)
-        for name, seeds in tries.items():
+        for number, (name, seeds) in enumerate(tries.items(), 1):
             found = summary(task, seeds)
             for seed in seeds:
                 one = summary(task, {seed: seeds[seed]})
@@ -304,13 +304,15 @@ def draw(results):
             colour = "#D55E00" if chosen else "#0072B2"
             face = colour if keeps_price(task, found) else "none"
             style = {"marker": "*" if chosen else "o", "s": 140 if chosen else 30}
-            ax.scatter(found[x_of], found["gain"], facecolor=face, edgecolor=colour, **style)
-            place = {"xytext": (4, 4), "textcoords": "offset points", "fontsize": 7}
-            ax.annotate(name, (found[x_of], found["gain"]), **place)
+            place = (found[x_of], found["gain"])
+            label = f"{number}  {name}"
+            ax.scatter(*place, facecolor=face, edgecolor=colour, label=label, **style)
+            ax.annotate(str(number), place, xytext=(4, 4), textcoords="offset points", fontsize=8)
         ax.axvline(limit, color="#777777", linestyle="--", linewidth=1)
         heading = COLUMNS[task][x_of][0]
         ax.set(title=task, xlabel=heading, ylabel=COLUMNS[task]["gain"][0])
         ax.grid(color="#e5e5e5")
+        ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.13), fontsize=8, ncols=2)
     path = ROOT / "experiments" / "figures" / "defaults.png"
     figure.savefig(path, dpi=110)
 
