@@ -1,12 +1,16 @@
 """A user's own reward: importing "path/to/file.py:function", and checking what a reward returns."""
 
 import asyncio
+import atexit
 import copy
 import functools
 import importlib.util
 import inspect
 import os
+import shutil
 import sys
+import tempfile
+import zlib
 from pathlib import Path
 
 from plumbing.pool import BadInput, shown
@@ -41,14 +45,13 @@ def _imported(path, content):
     is_taken = module_name in sys.modules or "." in module_name
     spec = None if is_taken else importlib.util.find_spec(module_name)
     if spec is None or spec.origin != str(path):
-        module_name = f"reward_file_{module_name}"
-    spec = importlib.util.spec_from_file_location(module_name, path)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[module_name] = module  # dataclasses and pickle look it up there
+        number = zlib.crc32(bytes(path) + content)  # two files of one name
+        module_name = f"reward_file_{module_name}_{number:08x}".replace(".", "_")
+        _write_alias(module_name, path)
     try:
-        spec.loader.exec_module(module)
+        module = importlib.import_module(module_name)
     except (Exception, SystemExit) as error:  # exit() must not end the stage as if all were well
-        del sys.modules[module_name]
+        sys.modules.pop(module_name, None)
         raise BadInput(
             f"reward file {path} cannot be imported: {type(error).__name__}: {error}"
         ) from error
@@ -58,6 +61,22 @@ def _imported(path, content):
         if file.startswith(folder + os.sep) and not file.startswith(sys.prefix + os.sep):
             files.append(file)
     return module, sorted(set(files))
+
+
+ALIAS = """import importlib.util, sys
+spec = importlib.util.spec_from_file_location(__name__, {path!r})
+sys.modules[__name__] = module = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(module)
+"""
+
+
+def _write_alias(module_name, path):
+    """A module of that name, which is the file: worker processes find it by its name, too."""
+    folder = tempfile.mkdtemp(prefix="quark-reward-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    Path(folder, f"{module_name}.py").write_text(ALIAS.format(path=str(path)), encoding="utf-8")
+    sys.path.append(folder)
+    importlib.invalidate_caches()
 
 
 def other_reward(spec, cache, built_in):

@@ -147,6 +147,30 @@ def reward(completions, **kwargs):
     assert reward(prompts=["x"], completions=["ab"]) == [18]
 
 
+@pytest.mark.parametrize("name", ["a_reward_of_mine.py", "random.py", "my-reward.v2.py"])
+def test_worker_processes_find_the_file(name, tmp_path):
+    """By the module's name, which is another one where the name is taken."""
+    body = """
+import multiprocessing
+
+def half(text):
+    return len(text) / 2
+
+def reward(completions, **kwargs):
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        return pool.map_async(half, completions).get(timeout=30)
+"""
+    script = "import sys; from rewards import load_reward\n"
+    script += "if __name__ == '__main__':\n"
+    script += "    print(load_reward(sys.argv[1])(prompts=['x'], completions=['abc']))\n"
+    main = tmp_path / "main_of_the_test.py"
+    main.write_text(script)
+    (tmp_path / "mine").mkdir()
+    spec = write_reward(tmp_path / "mine", body, name)
+    done = execute(sys.executable, main, spec, PYTHONPATH=ROOT)
+    assert (done.returncode, done.stdout) == (0, "[1.5]\n"), done.stderr
+
+
 def test_nothing_of_the_user_s_displaces_a_stage(tmp_path, p0_folder):
     """A folder full of our names: the reward is found, and the stage still uses its own modules."""
     for name in ("explore", "learn", "numpy", "torch", "tqdm", "transformers", "json"):
