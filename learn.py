@@ -306,12 +306,8 @@ def parse_options(argv=None):
     text = "updates in all rounds: lr falls to 0 there (default: the end of this run)"
     add("--total-steps", type=options.COUNT, help=text)
     add("--batch-size", type=options.COUNT, default=128, help="examples per update")
-    add(
-        "--grad-accum",
-        type=options.COUNT,
-        default=1,
-        help="micro-batches per update, to save memory",
-    )
+    text = "micro-batches per update, to save memory"
+    add("--grad-accum", type=options.COUNT, default=1, help=text)
     add("--lr", type=positive, default=1e-5, help="peak learning rate of Adam")
     add("--warmup", type=options.number(int, least=0), default=500, help="steps of linear warm-up")
     add("--clip", type=not_negative, default=0.0, help="largest gradient norm; 0: no clipping")

@@ -241,34 +241,30 @@ def keeps_price(task, found):
     return paid and found["rising"] > 0
 
 
+PRICE = {
+    "ppl": ("perplexity / p0's", ".2f"),
+    "dist_2": ("dist-2 − p0's", "+.3f"),
+    "dist_3": ("dist-3 − p0's", "+.3f"),
+    "rep_2": ("rep-2", ".3f"),
+    "rising": ("least step of the dial", "+.3f"),
+}
 COLUMNS = {  # task: {what summary() calls it: (heading, format)}
     "sentiment": {
         "gain": ("mean reward", ".3f"),
         "negative": ("negative", ".3f"),
         "neutral": ("neutral", ".3f"),
-        "ppl": ("perplexity / p0's", ".2f"),
-        "dist_2": ("dist-2 − p0's", "+.3f"),
-        "dist_3": ("dist-3 − p0's", "+.3f"),
-        "rep_2": ("rep-2", ".3f"),
-        "rising": ("least step of the dial", "+.3f"),
+        **PRICE,
     },
     "toxicity": {
         "gain": ("mean reward", ".3f"),
         "unwanted_prob": ("unwanted probability / p0's", ".2f"),
         "avg_max_unwanted": ("avg max unwanted / p0's", ".2f"),
-        "ppl": ("perplexity / p0's", ".2f"),
-        "dist_2": ("dist-2 − p0's", "+.3f"),
-        "dist_3": ("dist-3 − p0's", "+.3f"),
-        "rep_2": ("rep-2", ".3f"),
-        "rising": ("least step of the dial", "+.3f"),
+        **PRICE,
     },
     "repetition": {
         "gain": ("diversity of greedy text", ".3f"),
         "diversity": ("diversity of samples", ".3f"),
-        "ppl": ("their perplexity / p0's", ".2f"),
-        "dist_2": ("dist-2 − p0's", "+.3f"),
-        "rep_2": ("rep-2", ".3f"),
-        "rising": ("least step of the dial", "+.3f"),
+        **PRICE,
     },
 }
 
