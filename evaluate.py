@@ -218,10 +218,10 @@ def evaluate(rows, ppl_policy, rewards):
     return measure(rows, nll, list(rewards))
 
 
-def generate(policy, prompts, args, quantile):
+def generate(policy, prompts, args, quantile, network=None):
     """args.num_samples completions of each prompt under r_k, as rows, prompt by prompt."""
     rows = {}
-    for batch in sample_prompts(policy, prompts, args, quantile):
+    for batch in sample_prompts(policy, prompts, args, quantile, network=network):
         rows |= batch
     for n, row in rows.items():
         row["prompt_number"] = n // args.num_samples

@@ -227,7 +227,9 @@ def explore(policy, prompts, reward, args, log, rows):
     return gather(rows)
 
 
-def sample_prompts(policy, prompts, args, quantile, iteration=0, known=(), rank=0, world=1):
+def sample_prompts(
+    policy, prompts, args, quantile, iteration=0, known=(), rank=0, world=1, network=None
+):
     """Yields {number: pool row without a reward}, a batch at a time.
 
     Samples are numbered prompt by prompt. A batch holds all samples of its prompts, so that they
@@ -244,7 +246,8 @@ def sample_prompts(policy, prompts, args, quantile, iteration=0, known=(), rank=
         greedy = [(i + j + iteration) % 2 == 0 for i, j in keys]
     else:
         greedy = [args.decode == "greedy"] * len(keys)
-    settings = {"quantile": quantile, "iteration": iteration, **sampling_settings(args)}
+    settings = {"quantile": quantile, "iteration": iteration, "network": network}
+    settings |= sampling_settings(args)
     batches = _batches_of_prompts(prompts, encoded, args.num_samples, args.batch_size)
     todo = [batch for batch in batches[rank::world] if not all(n in known for n in batch)]
     with tqdm(total=sum(map(len, todo)), desc="sampling", unit="sample", disable=rank > 0) as bar:

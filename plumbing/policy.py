@@ -260,6 +260,10 @@ class CachedModel:
 
     def next_logits(self, tokens):
         """(B, t) next tokens -> (B, V + K) logits of the token that follows them."""
+        return self.logits_of(self.next_states(tokens)[:, -1])
+
+    def next_states(self, tokens):
+        """(B, t) next tokens -> the last hidden states (B, t, d), after the last layer norm."""
         self.columns += tokens.shape[1]
         column = torch.arange(self.columns, device=tokens.device)
         is_token = column >= self.padding[:, None]  # (B, columns)
@@ -271,8 +275,10 @@ class CachedModel:
             past_key_values=self.cache,
             use_cache=True,
         )
-        hidden = output.last_hidden_state[:, -1]
-        # bfloat16 would round logits into ties
+        return output.last_hidden_state
+
+    def logits_of(self, hidden):
+        """(..., d) hidden states -> (..., V + K) logits. bfloat16 would round them into ties."""
         with torch.autocast(hidden.device.type, enabled=False):
             return self.model.lm_head(hidden.to(self.model.dtype))
 

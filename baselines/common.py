@@ -1,0 +1,247 @@
+"""What the comparators share: texts from another source of logits, and updates of a policy.
+
+What a method computes stands in its own file. Here is what is the same for all: several networks
+that read the same tokens, log-probabilities of given completions, a loop of updates, and options.
+"""
+
+import copy
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from evaluate import generate
+from explore import sample
+from learn import learning_rate, predicting_states
+from plumbing import options
+from plumbing.files import check_output, check_outputs, check_replaceable, whole_file, write_json
+from plumbing.policy import CachedModel, load_policy
+from plumbing.pool import BadInput, dump_row, read_pool, read_prompts
+from rewards import score
+
+# ------------------------------------------------------------- completions from a source of logits
+
+
+class Together:
+    """Several networks read the same tokens; `combine` makes one distribution of their logits.
+
+    It is a `network` of `explore.sample`. Tokens of the first `min_new_tokens` steps are never
+    <|endoftext|>; a method that cuts a nucleus before it mixes must know that, so the logit of
+    <|endoftext|> is -inf there before `combine` sees the first network's.
+    """
+
+    def __init__(self, policies, min_new_tokens=0):
+        self.networks = [CachedModel(policy.model) for policy in policies]
+        self.V, self.eos_id = policies[0].vocab_size, policies[0].eos_id
+        self.min_new_tokens = min_new_tokens
+
+    def start(self, padding):
+        self.t = 0
+        for network in self.networks:
+            network.start(padding)
+
+    def keep(self, rows):
+        for network in self.networks:
+            network.keep(rows)
+
+    def next_logits(self, tokens):
+        logits = [network.next_logits(tokens)[:, : self.V] for network in self.networks]
+        if self.t < self.min_new_tokens:
+            logits[0][:, self.eos_id] = -torch.inf
+        self.t += 1
+        return self.combine(*logits)
+
+
+def outside_nucleus(logits, top_p):
+    """(B, V) logits -> (B, V) bool: True outside the smallest set that holds at least top_p."""
+    p, order = logits.softmax(-1).sort(dim=-1, descending=True)
+    before = p.cumsum(-1) - p
+    return torch.zeros_like(before, dtype=torch.bool).scatter(1, order, before >= top_p)
+
+
+def generations_parser(docstring, top_p=0.9):
+    """The options of a method that writes completions: --model, --prompts, --out, sampling."""
+    parser = options.stage_parser(docstring)
+    parser.add_argument("--model", required=True, help="p0, a folder or hub name")
+    parser.add_argument("--prompts", required=True, help='JSONL with "prompt"')
+    parser.add_argument("--num-prompts", type=options.COUNT, help="only this many of them")
+    parser.add_argument("--out", required=True, help="JSONL of completions to write")
+    options.add_sampling_options(parser, num_samples=25, top_p=top_p)
+    return parser
+
+
+def write_generations(policy, args, network, reads=(), choose=lambda rows: rows):
+    """Completions of every prompt by `network` -> args.out, for `evaluate.py --generations`."""
+    prompts = read_prompts(args.prompts, args.num_prompts, args.seed)
+    check_output(args.out, [args.prompts, args.model, *reads])
+    rows = choose(generate(policy, prompts, args, None, network))
+    with whole_file(args.out, args) as file:
+        for row in rows:
+            file.write(dump_row(row) + "\n")
+
+
+# ------------------------------------------------------------------------------ training a policy
+
+
+def training_parser(docstring, steps, lr, batch_size):
+    """The options of a method that trains: --model, --out, steps, learning rate, clipping, seed."""
+    parser = options.stage_parser(docstring)
+    positive = options.number(float, above=0, below=float("inf"))
+    add = parser.add_argument
+    add("--model", required=True, help="p0, where training starts: a folder or hub name")
+    add("--out", required=True, help="checkpoint folder to write")
+    add("--steps", type=options.COUNT, default=steps, help="updates")
+    add("--lr", type=positive, default=lr, help="peak learning rate of Adam")
+    add("--warmup", type=options.number(int, least=0), default=10, help="updates of warm-up")
+    add("--clip", type=positive, default=1.0, help="largest gradient norm")
+    add("--batch-size", type=options.COUNT, default=batch_size, help="completions per update")
+    options.add_seed_and_device(parser, "random seed")
+    return parser
+
+
+def check_folder(args, reads=()):
+    """Raises BadInput unless the folder --out can be written and is nothing that is read."""
+    check_replaceable(args.out)
+    check_outputs([args.out], [args.model, *reads])
+
+
+def load_for_training(args, reads=()):
+    """Two copies of --model, (policy, p0), after the check that --out can be written."""
+    check_folder(args, reads)
+    device = options.pick_device(args.device)
+    return load_policy(args.model, device), load_policy(args.model, device)
+
+
+def adam(policy, *more):
+    """Adam as learn.py has it, over the policy's weights and those of other modules."""
+    parameters = [p for module in (policy.model, *more) for p in module.parameters()]
+    return torch.optim.Adam(parameters, eps=1e-5)
+
+
+def update(optimiser, loss, step, total_steps, args):
+    """One step of Adam on `loss`, with learn.py's schedule and clipping. Returns the norm."""
+    loss.backward()
+    (group,) = optimiser.param_groups
+    norm = torch.nn.utils.clip_grad_norm_(group["params"], args.clip).item()
+    if not np.isfinite(norm):
+        raise BadInput(f"the gradient's norm is {norm} at step {step}; lower --lr")
+    group["lr"] = learning_rate(step, args.lr, args.warmup, total_steps)
+    optimiser.step()
+    optimiser.zero_grad(set_to_none=True)
+    return norm
+
+
+def train(policy, steps, args):
+    """Exhausts `steps`, which yields {name: number} an update, and saves policy and metrics."""
+    metrics = []
+    with tqdm(steps, total=args.steps, desc="learning", unit="step") as bar:
+        for line in bar:
+            metrics.append({"step": len(metrics), **line})
+            bar.set_postfix({name: f"{value:.3f}" for name, value in line.items()})
+
+    def write_more(folder):
+        lines = [dump_row(line) + "\n" for line in metrics]
+        (folder / "metrics.jsonl").write_text("".join(lines), encoding="utf-8")
+        write_json(folder / "args.json", vars(args))
+
+    policy.save(args.out, write_more)
+
+
+def token_log_probs(policy, pairs, min_new_tokens=0):
+    """log p(y_t | x, y_<t) of [(x, y)] as (M,), and the row of each of the M tokens, (M,).
+
+    In the first `min_new_tokens` places <|endoftext|> has no probability, as in sampling.
+    """
+    logits, targets, rows = token_logits(policy, pairs, min_new_tokens)
+    return logits.log_softmax(-1).gather(1, targets[:, None]).squeeze(1), rows
+
+
+def token_logits(policy, pairs, min_new_tokens=0):
+    """The logits (M, V) that predict the M tokens of all y, these tokens (M,), their rows (M,)."""
+    hidden, targets = predicting_states(policy, [(policy.start_of(x), y) for x, y in pairs])
+    logits = policy.model.lm_head(hidden)[:, : policy.vocab_size]
+    place = torch.tensor([t for _, y in pairs for t in range(len(y))], device=logits.device)
+    rows = torch.tensor([i for i, (_, y) in enumerate(pairs) for _ in y], device=logits.device)
+    eos = torch.arange(policy.vocab_size, device=logits.device) == policy.eos_id
+    return logits.masked_fill((place < min_new_tokens)[:, None] & eos, -torch.inf), targets, rows
+
+
+def sum_by_row(values, rows, n):
+    """(M,) values of tokens -> (n,) sums over each row's tokens."""
+    return torch.zeros(n, dtype=values.dtype, device=values.device).index_add(0, rows, values)
+
+
+# ---------------------------------------------------------------------------- samples and rewards
+
+
+def add_rollout_options(parser, samples_per_prompt):
+    add = parser.add_argument
+    add("--prompts", required=True, help='JSONL with "prompt"')
+    add("--num-prompts", type=options.COUNT, help="take this many of them, by --seed")
+    add("--reward", required=True, help="a built-in name, or path/to/file.py:function")
+    add("--samples-per-prompt", type=options.COUNT, default=samples_per_prompt, help="k")
+    add("--max-new-tokens", type=options.COUNT, default=20, help="longest y, in tokens")
+    add("--min-new-tokens", type=options.NATURAL, default=3, help="shortest y, in tokens")
+
+
+def rollout(policy, prompts, reward, args, step):
+    """Samples of the policy itself (T = 1, all tokens) and rewards: ([(x, y)], (B,) rewards).
+
+    --batch-size completions, k of each prompt one after the other.
+    """
+    k = args.samples_per_prompt
+    if args.batch_size % k:
+        raise BadInput(f"--batch-size {args.batch_size} is no multiple of k, {k}")
+    drawn = prompts_of_step(len(prompts), args.batch_size // k, step, args.seed)
+    keys = [(i, j) for i in drawn for j in range(k)]
+    room = policy.room_for_prompt(args.max_new_tokens, 0)
+    ids = [policy.encode(prompts[i]["prompt"])[-room:] for i, _ in keys]
+    settings = {"seed": args.seed, "iteration": step, "keys": keys, "batch_size": len(keys)}
+    settings |= {name: getattr(args, name) for name in ("max_new_tokens", "min_new_tokens")}
+    completions = sample(policy, ids, **settings)
+    texts = [policy.decode(policy.without_eos(y)) for y in completions]
+    rows = [
+        {**prompts[i], "completion": text, "completion_ids": y}
+        for (i, _), text, y in zip(keys, texts, completions)
+    ]
+    values = score(rows, reward)
+    if None in values:
+        raise BadInput("the reward gave a sample no score; this method needs one for each")
+    return list(zip(ids, completions)), torch.tensor(values, device=policy.device)
+
+
+def prompts_of_step(n, per_step, step, seed):
+    """Which of n prompts a step uses: in random order, all of them before one comes again."""
+    places = range(step * per_step, (step + 1) * per_step)
+    orders = {
+        epoch: np.random.default_rng([seed, epoch]).permutation(n)
+        for epoch in {place // n for place in places}
+    }
+    return [int(orders[place // n][place % n]) for place in places]
+
+
+def read_samples(path, policy):
+    """A pool as [(prompt, x ids, y ids, reward)]."""
+    samples = []
+    for _, row in read_pool([path]):
+        x = row.get("prompt_ids")
+        y = row.get("completion_ids")
+        x = policy.encode(row["prompt"]) if x is None else x
+        y = policy.encode(row["completion"]) if y is None else y
+        if y:
+            samples.append((row["prompt"], x, y, row["reward"]))
+    if not samples:
+        raise BadInput(f"{path}: no rows to learn from; run explore.py first")
+    return samples
+
+
+def copy_of(cached):
+    """A CachedModel that reads on from the same place, on its own."""
+    branch = copy.copy(cached)
+    branch.cache = copy.deepcopy(cached.cache)
+    return branch

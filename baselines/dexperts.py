@@ -1,0 +1,59 @@
+"""DExperts: at each token, p0's logits plus the difference between an expert and an anti-expert.
+
+The experts are p0 fine-tuned on good and on bad text; what they disagree about is what shall
+change, and alpha says how much:
+
+    z = z_0 + alpha (z_plus - z_minus)          within the nucleus of p0, cut *before* the mixing
+
+Source   Liu et al. 2021 (arXiv 2105.03023), Equation 2; alpha 2.0 for toxicity, 3.2 for sentiment
+Reads    --model, p0; --expert and --anti-expert, folders of learn.py; --prompts
+Writes   --out, completions, for evaluate.py --generations
+
+    python learn.py --no-reward-token --beta 0 --pool runs/baselines/good.jsonl --model tiny/lm \\
+        --reference tiny/lm --steps 300 --batch-size 32 --lr 3e-4 --out runs/baselines/good
+    python baselines/dexperts.py --model tiny/lm --expert runs/baselines/good \\
+        --anti-expert runs/baselines/bad --alpha 2 --prompts tiny/prompts/test.jsonl \\
+        --out runs/baselines/dexperts.jsonl
+
+Where we differ: the original's experts learn from labelled corpora, ours from p0's own samples that
+the judge ranked first and last. In theirs a missing expert silently becomes p0; here
+--expert can be left out by intention (*anti-expert only*: z_0 takes its place).
+"""
+
+import common
+import torch
+
+from plumbing import options
+from plumbing.policy import load_policy
+
+
+class DExperts(common.Together):
+    """z_0 + alpha (z_plus - z_minus) on the nucleus of p0. policies: p0, expert, anti-expert."""
+
+    def __init__(self, policies, alpha, top_p, min_new_tokens=0):
+        super().__init__(policies, min_new_tokens)
+        self.alpha, self.top_p = alpha, top_p
+
+    def combine(self, z_0, z_plus, z_minus):
+        cut = common.outside_nucleus(z_0, self.top_p)
+        return (z_0 + self.alpha * (z_plus - z_minus)).masked_fill(cut, -torch.inf)
+
+
+def main(argv=None):
+    parser = common.generations_parser(__doc__)
+    add = parser.add_argument
+    add("--expert", help="p0 fine-tuned on good text (default: p0 itself)")
+    add("--anti-expert", required=True, help="p0 fine-tuned on bad text")
+    add("--alpha", type=float, default=2.0, help="weight of the difference")
+    args = parser.parse_args(argv)
+    options.check_lengths(parser, args)
+    device = options.pick_device(args.device)
+    names = [args.model, args.expert or args.model, args.anti_expert]
+    policies = [load_policy(name, device) for name in names]
+    network = DExperts(policies, args.alpha, args.top_p, args.min_new_tokens)
+    args.top_p = 1.0  # the nucleus is p0's, cut above
+    common.write_generations(policies[0], args, network, names[1:])
+
+
+if __name__ == "__main__":
+    options.run_stage(main)

@@ -1,0 +1,224 @@
+"""PPLM: before each token, gradient steps on the keys and values of what was read so far.
+
+A linear classifier D reads the mean hidden state of a text. At each token, m steps move the past
+H by Delta so that the text goes on towards the attribute a, and a KL term holds it near p0:
+
+    p~ = softmax LM(x_t; H + Delta),  h~_t its state;  e = p~' W_te;  h' = LM(e; unperturbed past)
+    s  = (sum_{j<t} h_j + stopgrad h~_t + h') / (t + 1)
+    L  = -log D(a | s) + 0.01 KL(p~ || p),      Delta <- Delta - eta g / ||g||^gamma  in each layer
+    y_t ~ p~^0.9 p^0.1, in the nucleus of 0.9
+
+Source   Dathathri et al. 2020 (arXiv 1912.02164), section 3; eta 0.2, m 10, gamma 1
+Reads    train: --good and --bad, rows of p0; --model, p0
+         else: --classifier, what train wrote; --model; --prompts
+Writes   --out: the classifier, a JSON file, or completions for evaluate.py --generations
+
+    python baselines/pplm.py --train --good runs/baselines/good.jsonl \\
+        --bad runs/baselines/bad.jsonl --model tiny/lm --out runs/baselines/classifier.json
+    python baselines/pplm.py --model tiny/lm --classifier runs/baselines/classifier.json \\
+        --prompts tiny/prompts/test.jsonl --num-prompts 96 --out runs/baselines/pplm.jsonl
+
+Where we differ: the norm is taken per layer and per row, since several rows are written at once.
+The original drops the first token from D's mean, and filters a mass that does not sum to 1; here
+neither is so. Its code's step size is about five times that of the paper's text; ours is the code's.
+"""
+
+import json
+import sys
+
+import common
+import numpy as np
+import torch
+from transformers import DynamicCache
+
+from plumbing import options
+from plumbing.files import check_output, read_json, whole_file
+from plumbing.policy import load_policy
+from plumbing.pool import BadInput
+
+
+class Pplm:
+    """A `network` of `explore.sample`. The perturbed past carries on to the next token."""
+
+    def __init__(self, policy, weight, bias, m, eta, gamma, kl_scale, gm_scale):
+        self.model, self.V = policy.model, policy.vocab_size
+        self.weight, self.bias = weight, bias  # D: log odds of a = s . weight + bias
+        self.m, self.eta, self.gamma = m, eta, gamma
+        self.kl_scale, self.gm_scale = kl_scale, gm_scale
+        for parameter in self.model.parameters():
+            parameter.requires_grad_(False)  # the gradient is that of the past only
+
+    def start(self, padding):
+        self.padding, self.columns = padding, 0
+        self.past = self.plain = None  # [(keys, values) of each layer]: perturbed, and p0's own
+
+    def keep(self, rows):
+        self.padding, self.total = self.padding[rows], self.total[rows]
+        for name in ("past", "plain"):
+            setattr(self, name, [(k[rows], v[rows]) for k, v in getattr(self, name)])
+
+    def forward(self, past, tokens=None, embedded=None):
+        """Reads t more columns after `past`: hidden states (B, t, d), and the longer past."""
+        reads = {"input_ids": tokens} if embedded is None else {"inputs_embeds": embedded}
+        t = (tokens if embedded is None else embedded).shape[1]
+        cache = DynamicCache(config=self.model.config)
+        before = 0
+        if past is not None:
+            before = past[0][0].shape[2]
+            for layer, (keys, values) in enumerate(past):
+                cache.update(keys, values, layer)
+        column = torch.arange(before + t, device=self.padding.device)
+        real = column >= self.padding[:, None]
+        position = (column - self.padding[:, None]).clamp(min=0)[:, -t:]
+        output = self.model.base_model(
+            **reads,
+            attention_mask=real.long(),
+            position_ids=position,
+            past_key_values=cache,
+            use_cache=True,
+        )
+        return output.last_hidden_state, [(layer.keys, layer.values) for layer in cache.layers]
+
+    def logits(self, hidden):
+        return self.model.lm_head(hidden)[..., : self.V]
+
+    def next_logits(self, tokens):
+        if self.plain is None and tokens.shape[1] > 1:  # the prompt, but for its last token
+            states, self.plain = self.forward(None, tokens[:, :-1])
+            real = torch.arange(states.shape[1], device=tokens.device) >= self.padding[:, None]
+            self.past, self.total = self.plain, (states * real[..., None]).sum(1)
+        last = tokens[:, -1:]
+        hidden, self.plain = self.forward(self.plain, last)
+        log_p = self.logits(hidden[:, -1]).log_softmax(-1)
+        if self.past is None:  # a prompt of one token has no past to move
+            self.past, self.total = self.plain, hidden[:, -1]
+            return log_p
+        read = self.plain[0][0].shape[2] - self.padding  # t of each row
+        past = self.past
+        for _ in range(self.m):
+            past = self.moved(past, last, log_p, read)
+        perturbed, self.past = self.forward(past, last)
+        log_moved = self.logits(perturbed[:, -1]).log_softmax(-1)
+        self.total = self.total + hidden[:, -1]
+        return self.gm_scale * log_moved + (1 - self.gm_scale) * log_p
+
+    def moved(self, past, last, log_p, read):
+        """`past` after one step against the gradient of L; each row by its own norm."""
+        with torch.enable_grad():
+            leaves = [(k.detach().requires_grad_(), v.detach().requires_grad_()) for k, v in past]
+            loss = self.losses(leaves, last, log_p, read).sum()  # rows do not touch each other
+            flat = [tensor for pair in leaves for tensor in pair]
+            gradients = torch.autograd.grad(loss, flat)
+        result = []
+        for i, (keys, values) in enumerate(past):
+            g_k, g_v = gradients[2 * i], gradients[2 * i + 1]
+            norm = (g_k.pow(2).sum((1, 2, 3)) + g_v.pow(2).sum((1, 2, 3))).sqrt() + 1e-15
+            step = (self.eta / norm**self.gamma)[:, None, None, None]
+            result.append((keys - step * g_k, values - step * g_v))
+        return result
+
+    def losses(self, past, last, log_p, read):
+        """(B,): -log D(a | s) + kl_scale KL(p~ || p) of each row, where `past` is H + Delta."""
+        states, _ = self.forward(past, last)
+        log_moved = self.logits(states[:, -1]).log_softmax(-1)
+        p_moved = log_moved.exp()
+        embedded = p_moved @ self.model.get_input_embeddings().weight[: self.V]
+        ahead, _ = self.forward(self.plain, embedded=embedded[:, None])
+        mean = (self.total + states[:, -1].detach() + ahead[:, -1]) / (read + 1)[:, None]
+        log_d = torch.nn.functional.logsigmoid(mean @ self.weight + self.bias)
+        return -log_d + self.kl_scale * (p_moved * (log_moved - log_p)).sum(-1)
+
+
+# ---------------------------------------------------------------------------------- the classifier
+
+
+@torch.no_grad()
+def mean_states(policy, texts, batch_size=128):
+    """Lists of ids -> (N, d), the mean of each text's hidden states."""
+    means = []
+    for begin in range(0, len(texts), batch_size):
+        batch = texts[begin : begin + batch_size]
+        states = policy.hidden_states(batch)
+        lengths = torch.tensor([len(ids) for ids in batch], device=policy.device)
+        real = torch.arange(states.shape[1], device=policy.device) < lengths[:, None]
+        means.append((states * real[..., None]).sum(1) / lengths[:, None])
+    return torch.cat(means)
+
+
+def auc(scores, labels):
+    """The share of pairs, one of each label, whose scores are in the right order; ties count 1/2."""
+    good, bad = scores[labels == 1], scores[labels == 0]
+    return float(np.mean((good[:, None] > bad) + 0.5 * (good[:, None] == bad)))
+
+
+def fit(means, labels, seed, epochs=10, lr=1e-4, batch_size=64):
+    """A linear classifier by Adam, the original's settings: weight (d,), bias."""
+    torch.manual_seed(seed)
+    head = torch.nn.Linear(means.shape[1], 1)
+    optimiser = torch.optim.Adam(head.parameters(), lr=lr)
+    for _ in range(epochs):
+        for rows in torch.randperm(len(means)).split(batch_size):
+            odds = head(means[rows]).squeeze(1)
+            loss = torch.nn.functional.binary_cross_entropy_with_logits(odds, labels[rows])
+            optimiser.zero_grad()
+            loss.backward()
+            optimiser.step()
+    return head.weight[0].tolist(), head.bias.item()
+
+
+def train_classifier(argv):
+    parser = options.stage_parser(__doc__)
+    add = parser.add_argument
+    add("--train", action="store_true", help="train D; without it: write completions")
+    add("--model", required=True, help="p0")
+    add("--good", required=True, help="rows with the attribute")
+    add("--bad", required=True, help="rows without it")
+    add("--epochs", type=options.COUNT, default=10, help="passes over the rows")
+    add("--lr", type=float, default=1e-4, help="learning rate of Adam")
+    add("--out", required=True, help="JSON file to write")
+    options.add_seed_and_device(parser, "random seed")
+    args = parser.parse_args(argv)
+    check_output(args.out, [args.good, args.bad, args.model])
+    policy = load_policy(args.model, options.pick_device(args.device))
+    parts = [common.read_samples(path, policy) for path in (args.bad, args.good)]
+    texts = [[*x, *y] for part in parts for _, x, y, _ in part]
+    means = mean_states(policy, texts).cpu()
+    labels = torch.tensor([float(i) for i, part in enumerate(parts) for _ in part])
+    generator = torch.Generator().manual_seed(args.seed)
+    held_out = torch.zeros(len(texts), dtype=torch.bool)
+    for label in (0, 1):  # a tenth of each class
+        (rows,) = torch.nonzero(labels == label, as_tuple=True)
+        held_out[rows[torch.randperm(len(rows), generator=generator)[: -(-len(rows) // 10)]]] = True
+    weight, bias = fit(means[~held_out], labels[~held_out], args.seed, args.epochs, args.lr)
+    odds = (means[held_out] @ torch.tensor(weight) + bias).numpy()
+    found = {"weight": weight, "bias": bias, "auc": auc(odds, labels[held_out].numpy())}
+    with whole_file(args.out, args) as file:
+        json.dump(found, file)
+    print(f"AUC on a tenth that was held out: {found['auc']:.3f}")
+
+
+def main(argv=None):
+    if "--train" in (sys.argv[1:] if argv is None else argv):
+        return train_classifier(argv)
+    parser = common.generations_parser(__doc__)
+    add = parser.add_argument
+    add("--classifier", required=True, help="what --train wrote")
+    add("--m", type=options.COUNT, default=10, help="gradient steps a token")
+    add("--eta", type=float, default=0.2, help="their size")
+    add("--gamma", type=float, default=1.0, help="exponent of the gradient's norm")
+    add("--kl-scale", type=float, default=0.01, help="weight of KL(p~ || p)")
+    add("--gm-scale", type=float, default=0.9, help="p~ ^ this times p ^ (1 - this)")
+    args = parser.parse_args(argv)
+    options.check_lengths(parser, args)
+    policy = load_policy(args.model, options.pick_device(args.device))
+    found = read_json(args.classifier, "a classifier of --train")
+    weight = torch.tensor(found.get("weight") or [], device=policy.device)
+    if weight.shape != (policy.model.config.n_embd,):
+        raise BadInput(f"{args.classifier} is no classifier of this model; make one with --train")
+    settings = (args.m, args.eta, args.gamma, args.kl_scale, args.gm_scale)
+    network = Pplm(policy, weight, found["bias"], *settings)
+    common.write_generations(policy, args, network, [args.classifier])
+
+
+if __name__ == "__main__":
+    options.run_stage(main)

@@ -1,0 +1,689 @@
+"""baselines/: each method's update or distribution against a slow version or hand-worked numbers."""
+
+import itertools
+import json
+import math
+from types import SimpleNamespace
+
+import best_of_n
+import common
+import dexperts
+import gedi
+import numpy as np
+import pplm
+import ppo
+import pytest
+import qrpo
+import rloo
+import simctg
+import torch
+import unlikelihood
+import weights
+from conftest import ROOT, K, write_jsonl
+
+from explore import sample
+from plumbing.pool import BadInput
+from rewards import load_reward
+
+PROMPTS = ["The film", "I was there and the story was thin"]
+
+
+def logits_after(policy, ids):
+    """(V,) next-token logits after a whole text, without a cache."""
+    with torch.no_grad():
+        return policy.model(torch.tensor([ids])).logits[0, -1, : policy.vocab_size]
+
+
+def states_of(policy, ids):
+    """(T, d) last hidden states of a text."""
+    with torch.no_grad():
+        return policy.model.base_model(torch.tensor([ids])).last_hidden_state[0]
+
+
+def driven(network, policy, steps=3):
+    """Two prompts of different lengths, three samples of the first and one of the second.
+
+    Yields (texts as ids, the network's logits) at each step; the next token is the likeliest one,
+    or the second likeliest in row 1. After the first step the second row is finished.
+    """
+    prompts = [policy.encode(text) for text in PROMPTS]
+    longest = max(map(len, prompts))
+    padding = [longest - len(ids) for ids in prompts]
+    tokens = torch.tensor([[policy.eos_id] * n + ids for n, ids in zip(padding, prompts)])
+    network.start(torch.tensor(padding))
+    texts = [list(ids) for ids in prompts]
+    logits = network.next_logits(tokens)
+    yield texts, logits
+    rows = torch.tensor([0, 0, 0, 1])
+    network.keep(rows)
+    logits, texts = logits[rows], [list(texts[i]) for i in rows]
+    for step in range(steps):
+        order = logits.argsort(-1, descending=True)
+        drawn = [order[i, min(i, 1)].item() for i in range(len(texts))]
+        for text, token in zip(texts, drawn):
+            text.append(token)
+        tokens = torch.tensor(drawn)[:, None]
+        if step == 0:
+            going = torch.tensor([0, 2, 3])
+            network.keep(going)
+            texts, tokens = [texts[i] for i in going], tokens[going]
+        logits = network.next_logits(tokens)
+        yield texts, logits
+
+
+def close(a, b, tolerance=1e-4):
+    finite = torch.isfinite(b)
+    assert torch.equal(torch.isfinite(a), finite)
+    torch.testing.assert_close(a[finite], b[finite], atol=tolerance, rtol=tolerance)
+
+
+# ------------------------------------------------------------------------------------ what is shared
+
+
+def test_log_probabilities_of_tokens(p0):
+    """log p(y_t | x, y_<t) by one forward pass for each; <|endoftext|> is impossible at first."""
+    pairs = [(p0.encode(PROMPTS[0]), p0.encode(" was thin") + [p0.eos_id]), ([], p0.encode("Old"))]
+    log_p, rows = common.token_log_probs(p0, pairs, min_new_tokens=2)
+    expected, owner = [], []
+    for row, (x, y) in enumerate(pairs):
+        for t, token in enumerate(y):
+            logits = logits_after(p0, (list(x) or [p0.eos_id]) + y[:t])
+            if t < 2:
+                logits[p0.eos_id] = -torch.inf
+            expected.append(logits.log_softmax(-1)[token])
+            owner.append(row)
+    torch.testing.assert_close(log_p, torch.stack(expected), atol=1e-5, rtol=1e-4)
+    assert rows.tolist() == owner
+    sums = common.sum_by_row(log_p, rows, 2)
+    assert sums[1].item() == pytest.approx(sum(e for e, o in zip(expected, owner) if o == 1).item())
+
+
+def test_prompts_come_in_random_order_and_none_twice_before_all():
+    drawn = [common.prompts_of_step(10, 4, step, seed=3) for step in range(5)]
+    flat = list(itertools.chain(*drawn))
+    assert sorted(flat[:10]) == sorted(flat[10:]) == list(range(10))
+    assert flat[:10] != flat[10:] and flat[:10] != list(range(10))
+    assert drawn != [common.prompts_of_step(10, 4, step, seed=4) for step in range(5)]
+
+
+def rollout_options(**more):
+    settings = {"samples_per_prompt": 2, "batch_size": 4, "max_new_tokens": 6}
+    settings |= {"min_new_tokens": 2, "seed": 0} | more
+    return SimpleNamespace(**settings)
+
+
+def test_a_rollout_is_the_samples_of_the_policy(p0):
+    """k of each prompt next to each other; no two alike; scored as texts of their own prompt."""
+    prompts = [{"prompt": text} for text in PROMPTS]
+    seen = []
+
+    def reward(prompts, completions, **kwargs):
+        seen.extend(zip(prompts, completions))
+        return [float(len(x)) for x in prompts]
+
+    pairs, r = common.rollout(p0, prompts, reward, rollout_options(), step=1)
+    texts = [p0.decode(x) for x, _ in pairs]
+    assert texts[0] == texts[1] != texts[2] == texts[3] and sorted({*texts}) == sorted(PROMPTS)
+    assert r.tolist() == [float(len(x)) for x in texts]
+    assert len({tuple(y) for _, y in pairs}) == 4
+    assert {x for x, _ in seen} == {*PROMPTS}
+    with pytest.raises(BadInput, match="no multiple of k"):
+        common.rollout(p0, prompts, reward, rollout_options(batch_size=3), step=0)
+    with pytest.raises(BadInput, match="no score"):
+        none = load_reward("hash")
+        common.rollout(p0, prompts, lambda **texts: [None] * 4, rollout_options(), step=0)
+        assert none
+
+
+# ---------------------------------------------------------------------------------------- best-of-n
+
+
+def test_the_best_of_n():
+    assert best_of_n.best_of([0.1, 0.9, 0.9, None, 0.2, 0.3], 3) == [1, 5]
+    assert best_of_n.best_of([None, None, 0.5, 0.4], 2) == [0, 2]
+
+
+@pytest.mark.parametrize("n", [1, 8])
+def test_the_bound_is_the_kl_where_no_two_rewards_are_equal(n):
+    """The best quantile has the density n q^(n-1), so KL = integral n q^(n-1) log(n q^(n-1))."""
+    q = (np.arange(100_000) + 0.5) / 100_000
+    density = n * q ** (n - 1)
+    assert best_of_n.kl_bound(n) == pytest.approx(np.mean(density * np.log(density)), abs=1e-4)
+
+
+# ------------------------------------------------------------------------------- DExperts, weights
+
+
+def test_the_nucleus_is_cut_before_the_contrast():
+    """p0 .5 .3 .15 .05: the first three hold .9. The expert loves the fourth: it stays outside."""
+    z_0 = torch.tensor([[0.5, 0.3, 0.15, 0.05]]).log()
+    plus, minus = torch.tensor([[0.0, 1.0, 0.0, 50.0]]), torch.tensor([[1.0, 0.0, 0.0, 0.0]])
+    method = dexperts.DExperts.__new__(dexperts.DExperts)
+    method.alpha, method.top_p = 2.0, 0.9
+    z = method.combine(z_0, plus, minus)
+    expected = z_0 + 2 * torch.tensor([[-1.0, 1.0, 0.0, 0.0]])
+    expected[0, 3] = -torch.inf
+    close(z, expected)
+
+
+def test_dexperts_reads_three_models(p0, quark):
+    """At every step, also where rows are repeated and leave; experts may have reward tokens."""
+    network = dexperts.DExperts([p0, quark, p0], alpha=1.5, top_p=0.8, min_new_tokens=1)
+    quark.model.transformer.h[0].attn.c_attn.weight.data *= 0.5  # another model than p0
+    for step, (texts, logits) in enumerate(driven(network, p0)):
+        for text, z in zip(texts, logits):
+            z_0, plus = logits_after(p0, text), logits_after(quark, text)
+            if step == 0:
+                z_0[p0.eos_id] = -torch.inf
+            p, order = z_0.softmax(-1).sort(descending=True)
+            inside = order[: (p.cumsum(-1) < 0.8).sum() + 1]
+            expected = torch.full_like(z_0, -torch.inf)
+            expected[inside] = (
+                z_0 + 1.5 * (plus - z_0 if step else plus - logits_after(p0, text))
+            )[inside]
+            close(z, expected)
+
+
+def test_without_a_difference_dexperts_is_p0(p0, p0_folder, tmp_path):
+    """alpha 0 draws what p0 draws from all tokens, through the command."""
+    prompts = write_jsonl(tmp_path / "prompts.jsonl", [{"prompt": x} for x in PROMPTS])
+    out = tmp_path / "out.jsonl"
+    command = ["--model", p0_folder, "--anti-expert", p0_folder, "--alpha", 0, "--prompts", prompts]
+    command += ["--num-samples", 3, "--max-new-tokens", 5, "--top-p", 1, "--out", out]
+    dexperts.main([str(word) for word in command])
+    rows = [json.loads(line) for line in out.read_text().splitlines()]
+    ids = [p0.encode(x) for x in PROMPTS for _ in range(3)]
+    keys = [(i, j) for i in range(2) for j in range(3)]
+    settings = {"max_new_tokens": 5, "min_new_tokens": 3, "keys": keys}
+    assert [row["completion_ids"] for row in rows] == sample(p0, ids, **settings)
+    assert [row["prompt_number"] for row in rows] == [0, 0, 0, 1, 1, 1]
+
+
+def test_weights_are_added_to_p0():
+    zero, plus, minus = ({"w": torch.tensor([x, 1.0])} for x in (1.0, 3.0, 4.0))
+    assert weights.add_weights(zero, plus, minus, 2.0)["w"].tolist() == [-1.0, 1.0]
+    assert weights.add_weights(zero, zero, minus, 2.0)["w"].tolist() == [-5.0, 1.0]  # 1 - 2 (4 - 1)
+    with pytest.raises(BadInput, match="other weights"):
+        weights.add_weights(zero, {"w": torch.zeros(3)}, minus, 1.0)
+
+
+def test_weights_make_an_ordinary_model(p0, p0_folder, tmp_path):
+    command = ["--model", p0_folder, "--expert", p0_folder, "--anti-expert", p0_folder]
+    weights.main([*map(str, command), "--out", str(tmp_path / "same")])
+    same = common.load_policy(tmp_path / "same")
+    for a, b in zip(p0.model.parameters(), same.model.parameters()):
+        assert torch.equal(a, b)
+
+
+# --------------------------------------------------------------------------------------------- GeDi
+
+
+def test_the_posterior_by_hand():
+    """Bayes' rule on 3 tokens: log odds (a / t) (-2 - -5) + b = 2 / 3 * 3 + 0.5 = 2.5."""
+    sums = torch.tensor([-5.0, -2.0])
+    found = gedi.class_log_probs(sums, torch.tensor(3), 2.0, torch.tensor([0.0, 0.5]))
+    assert found[1].exp().item() == pytest.approx(1 / (1 + math.exp(-2.5)))
+
+
+def test_the_filter_deletes_unlikely_classes_while_there_is_mass():
+    """omega 0: p_w is p0, .1 .2 .3 .4. In ascending order of P the masses before and with a token
+
+    are .1, .3, .6, 1. With 1 - rho = .5, tokens go while the sum is below .5: the first two; but
+    the second one stays, for its class is likelier than tau.
+    """
+    z = torch.tensor([[0.1, 0.2, 0.3, 0.4]]).log()
+    log_p = torch.tensor([[0.2, 0.6, 0.8, 0.9]]).log()
+    assert torch.isfinite(gedi.reweighted(z, log_p, 0.0, 0.5, 0.7)).tolist()[0] == [0, 0, 1, 1]
+    assert torch.isfinite(gedi.reweighted(z, log_p, 0.0, 0.5, 0.5)).tolist()[0] == [0, 1, 1, 1]
+    assert torch.isfinite(gedi.reweighted(z, log_p, 0.0, 1.0, 0.7)).all()
+    kept = gedi.reweighted(z, log_p, 2.0, 1.0, 0.7).softmax(-1)[0]
+    weight = torch.tensor([0.1 * 0.2**2, 0.2 * 0.6**2, 0.3 * 0.8**2, 0.4 * 0.9**2])
+    torch.testing.assert_close(kept, weight / weight.sum())
+
+
+def test_gedi_reads_every_text_under_both_codes(p0, quark):
+    """Each possible next token by two whole passes of the guide, the prompt included."""
+    quark.model.config.gedi_scale = 1.7
+    network = gedi.GeDi(p0, quark, omega=3.0, rho=0.4, tau=0.6, bias=0.3)
+    for texts, logits in driven(network, p0):
+        for text, z in zip(texts, logits):
+            of_text = []
+            for k in (gedi.BAD, gedi.GOOD):
+                total = 0.0
+                for t in range(len(text) + 1):
+                    front = [quark.reward_token_id(k), *text[:t]]
+                    log_p = logits_after(quark, front).log_softmax(-1)
+                    total = total + (log_p[text[t]] if t < len(text) else log_p)
+                of_text.append(total)
+            odds = 1.7 / (len(text) + 1) * (of_text[1] - of_text[0]) + 0.3
+            log_good = torch.nn.functional.logsigmoid(odds)
+            expected = gedi.reweighted(logits_after(p0, text)[None], log_good[None], 3.0, 0.4, 0.6)
+            close(z, expected[0], 1e-3)
+
+
+def test_the_loss_of_the_guide(quark):
+    batch = [
+        (k, quark.encode(PROMPTS[0]), quark.encode(y)) for k, y in ((1, " bad"), (2, " sings"))
+    ]
+    loss, right = gedi.guide_loss(quark, torch.tensor(1.5), batch, lam=0.8)
+    lm, tokens, entropy, hits = 0.0, 0, 0.0, 0
+    for k, x, y in batch:
+        text = x + y
+        sums = []
+        for code in (1, 2):
+            steps = [
+                logits_after(quark, [quark.reward_token_id(code), *text[:t]]).log_softmax(-1)[token]
+                for t, token in enumerate(text)
+            ]
+            sums.append(sum(steps).item())
+        lm -= sums[k - 1]
+        tokens += len(text)
+        odds = 1.5 / len(text) * (sums[k - 1] - sums[2 - k])
+        entropy += math.log1p(math.exp(-odds)) / 2
+        hits += odds > 0
+    assert loss.item() == pytest.approx(0.8 * lm / tokens + 0.2 * entropy, rel=1e-4)
+    assert right.item() == hits / 2
+
+
+# --------------------------------------------------------------------------------------------- PPLM
+
+
+@pytest.fixture
+def precise(p0):
+    p0.model.double()
+    return p0
+
+
+def pplm_network(policy, **more):
+    settings = {"m": 1, "eta": 0.2, "gamma": 1.0, "kl_scale": 0.3, "gm_scale": 0.9} | more
+    weight = torch.linspace(-2, 1, policy.model.config.n_embd, dtype=policy.model.dtype)
+    return pplm.Pplm(policy, weight, 0.1, **settings)
+
+
+def test_pplm_follows_the_gradient_of_its_loss(precise):
+    """A step is -eta g / |g| in each layer and row; g by finite differences of a slow loss.
+
+    In the slow loss h~_t is a constant, h' reads the unperturbed past, and the KL is to p0.
+    """
+    network = pplm_network(precise)
+    prompts = [precise.encode(text)[:4] for text in PROMPTS]
+    tokens = torch.tensor(prompts)
+    with torch.no_grad():
+        network.start(torch.zeros(2, dtype=torch.long))
+        states, plain = network.forward(None, tokens[:, :-1])
+        hidden, longer = network.forward(plain, tokens[:, -1:])
+        network.plain, network.total = longer, states.sum(1)
+        log_p = network.logits(hidden[:, -1]).log_softmax(-1)
+        constant = network.forward(plain, tokens[:, -1:])[0][:, -1]
+    read = torch.tensor([4, 4])
+
+    def slow_loss(past, row):
+        with torch.no_grad():
+            moved = network.logits(network.forward(past, tokens[:, -1:])[0][:, -1]).softmax(-1)
+            embedded = moved @ precise.model.get_input_embeddings().weight[: network.V]
+            ahead = network.forward(longer, embedded=embedded[:, None])[0][:, -1]
+        mean = (states.sum(1) + constant + ahead)[row] / 5
+        loss = math.log1p(math.exp(-(mean @ network.weight + 0.1).item()))
+        return loss + 0.3 * (moved * (moved.log() - log_p)).sum(-1)[row].item()
+
+    moved = network.moved(plain, tokens[:, -1:], log_p, read)
+    layer, row = 1, 1
+    step = torch.cat([(a - b)[row].flatten() for a, b in zip(moved[layer], plain[layer])])
+    assert step.norm().item() == pytest.approx(0.2, rel=1e-4)
+    gradient = torch.zeros_like(step)
+    size, eps = plain[layer][0][row].numel(), 1e-4
+    places = torch.randperm(len(step), generator=torch.Generator().manual_seed(0))[:25].tolist()
+    for place in places:
+        values = []
+        for sign in (1, -1):
+            past = [(k.clone(), v.clone()) for k, v in plain]
+            past[layer][place // size][row].view(-1)[place % size] += sign * eps
+            values.append(slow_loss(past, row))
+        gradient[place] = (values[0] - values[1]) / (2 * eps)
+    ratio = step[places] / gradient[places]
+    assert (ratio < 0).all() and ratio.std() / ratio.mean().abs() < 0.02
+
+
+def test_pplm_of_no_size_is_p0(precise):
+    """At every step, with prompts of different lengths."""
+    with torch.no_grad():
+        for texts, logits in driven(pplm_network(precise, eta=0.0), precise):
+            for text, z in zip(texts, logits):
+                close(z.softmax(-1), logits_after(precise, text).softmax(-1), 1e-6)
+
+
+def test_pplm_mixes_and_carries_its_past_on(precise):
+    """y_t ~ p~^.9 p^.1, and the next token reads the moved past, not p0's."""
+    with torch.no_grad():
+        found = list(driven(pplm_network(precise, m=2, eta=0.5), precise))
+        pure = list(driven(pplm_network(precise, m=2, eta=0.5, gm_scale=1.0), precise))
+        text = found[0][0][0]
+        log_p = logits_after(precise, text).log_softmax(-1)
+        expected = 0.9 * pure[0][1][0].log_softmax(-1) + 0.1 * log_p
+        close(found[0][1][0].log_softmax(-1), expected.log_softmax(-1), 1e-6)
+        network = pplm_network(precise, m=2, eta=0.5)
+        steps = driven(network, precise)
+        next(steps)
+        assert not torch.allclose(network.past[0][0], network.plain[0][0])
+        before = network.past[0][0][:1].clone()
+        network.eta = 0.0
+        next(steps)
+        torch.testing.assert_close(network.past[0][0][:1, :, :-1], before)
+
+
+def test_mean_states_and_auc(p0):
+    texts = [p0.encode(text) for text in PROMPTS]
+    expected = torch.stack([states_of(p0, ids).mean(0) for ids in texts])
+    torch.testing.assert_close(pplm.mean_states(p0, texts), expected, atol=1e-5, rtol=1e-4)
+    scores, labels = np.array([0.1, 0.5, 0.5, 0.9]), np.array([0, 0, 1, 1])
+    assert pplm.auc(scores, labels) == 0.875  # (.5 > .1) + (.5 = .5) / 2 + 1 + 1, of 4
+
+
+# ---------------------------------------------------------------------------------------------- PPO
+
+
+def test_whitening_divides_by_the_standard_deviation():
+    """Of 1, 3: mean 2, standard deviation 1 (its square root would be 1 as well, so of 0, 8: 4)."""
+    assert ppo.whiten(torch.tensor([0.0, 8.0])).tolist() == pytest.approx([-1, 1])
+    assert ppo.whiten(torch.tensor([0.0, 8.0]), shift_mean=False).tolist() == pytest.approx([3, 5])
+
+
+def test_the_reward_stands_on_the_last_token():
+    """Rows of 2 and 1 tokens: -beta (log p_old - log p0) at each, r at the row's own last one."""
+    log_old, log_p0 = torch.tensor([-1.0, -2.0, -3.0]), torch.tensor([-1.5, -1.0, -3.0])
+    r = ppo.token_rewards(log_old, log_p0, torch.tensor([1, 2]), torch.tensor([10.0, 20.0]), 0.1)
+    assert r.tolist() == pytest.approx([-0.05, 10.1, 20.0])
+
+
+def test_advantages_by_the_double_sum():
+    """A_t = sum_l (gamma lambda)^l delta_{t+l} within a row; after its last token V = 0."""
+    R, V = torch.tensor([0.1, -0.2, 1.0, 0.5, 2.0]), torch.tensor([0.3, 0.4, -0.1, 0.2, 0.7])
+    gamma, lam = 0.9, 0.8
+    expected = []
+    for row in ((0, 3), (3, 5)):
+        for t in range(*row):
+            A = 0.0
+            for s in range(t, row[1]):
+                V_next = V[s + 1] if s + 1 < row[1] else 0.0
+                A += (gamma * lam) ** (s - t) * (R[s] + gamma * V_next - V[s])
+            expected.append(float(A))
+    assert ppo.advantages(R, V, [3, 2], gamma, lam).tolist() == pytest.approx(expected)
+
+
+def test_clipping_by_hand():
+    """A = 1: rho 1.5 pays only 1.2, rho .5 costs .5. A = -1: rho 1.5 costs 1.5, rho .5 pays .8."""
+    for rho, A, loss in ((1.5, 1, -1.2), (0.5, 1, -0.5), (1.5, -1, 1.5), (0.5, -1, 0.8)):
+        found = ppo.policy_loss(torch.tensor([rho]).log(), torch.zeros(1), torch.tensor([A]), 0.2)
+        assert found.item() == pytest.approx(loss)
+
+
+def test_the_value_is_clipped_around_the_old_one():
+    """V 1, V_old 0, G 2, eps .2: the worse of (1 - 2)^2 and (.2 - 2)^2, halved: 1.62."""
+    found = ppo.value_loss(*(torch.tensor([x]) for x in (1.0, 0.0, 2.0)), 0.2)
+    assert found.item() == pytest.approx(1.62)
+    assert ppo.value_loss(*(torch.tensor([x]) for x in (1.0, 0.9, 0.5)), 0.2).item() == 0.125
+
+
+def test_beta_follows_the_kl():
+    """KL 6 of target 3 is clipped to +.2: beta (1 + .2 * 128 / 2500); below the target it falls."""
+    assert ppo.adapted(0.05, 6.0, 3.0, 128, 2500) == pytest.approx(0.05 * (1 + 0.2 * 0.0512))
+    assert ppo.adapted(0.05, 2.7, 3.0, 128, 2500) == pytest.approx(0.05 * (1 - 0.1 * 0.0512))
+
+
+def test_the_value_starts_at_zero_and_reads_the_state_before_the_token(p0):
+    value = ppo.Value(p0)
+    pairs = [(p0.encode(PROMPTS[0]), p0.encode(" was thin"))]
+    assert value(pairs).tolist() == [0.0] * len(pairs[0][1])
+    torch.nn.init.ones_(value.head.weight)
+    x, y = pairs[0]
+    expected = states_of(p0, x + y)[len(x) - 1 : -1].sum(-1)
+    torch.testing.assert_close(value(pairs).detach(), expected, atol=1e-4, rtol=1e-4)
+
+
+# -------------------------------------------------------------------------------------- RLOO, GRPO
+
+
+def test_leave_one_out_by_hand():
+    """3 minus the mean of 1 and 2, and so on."""
+    found = rloo.leave_one_out(torch.tensor([[1.0, 2.0, 3.0], [5.0, 5.0, 5.0]]))
+    assert found.tolist() == [[-1.5, 0.0, 1.5], [0.0, 0.0, 0.0]]
+
+
+def test_group_normalised_by_hand():
+    """Of 1, 3: mean 2, std with n - 1: sqrt 2."""
+    found = rloo.group_normalised(torch.tensor([[1.0, 3.0]]))
+    assert found[0].tolist() == pytest.approx([-1 / (2**0.5 + 1e-4), 1 / (2**0.5 + 1e-4)])
+
+
+def test_losses_of_a_sequence_and_of_a_token():
+    """Two rows of 2 and 1 tokens: -(2 (-1 - 3) + -1 (-5)) / 2 and -(2 (-4) + 5) / 3."""
+    log_p, rows = torch.tensor([-1.0, -3.0, -5.0]), torch.tensor([0, 0, 1])
+    A = torch.tensor([2.0, -1.0])
+    assert rloo.sequence_loss(log_p, rows, A).item() == pytest.approx(1.5)
+    assert rloo.token_loss(log_p, rows, A).item() == pytest.approx(1.0)
+
+
+# --------------------------------------------------------------------------------------------- QRPO
+
+
+def test_quantiles_leave_the_sample_out_and_share_ties():
+    """.1 .5 .5 .9: 0 of 3 are below .1; of .5 one below and one equal; below .9 all three."""
+    assert qrpo.quantiles_of([0.1, 0.5, 0.5, 0.9]).tolist() == pytest.approx([0, 0.5, 0.5, 1])
+
+
+@pytest.mark.parametrize("beta", [0.03, 0.3, 2.0])
+def test_the_partition_is_the_integral(beta):
+    q = (np.arange(200_000) + 0.5) / 200_000
+    expected = np.log(np.mean(np.exp((q - 1) / beta))) + 1 / beta
+    assert qrpo.log_partition(beta) == pytest.approx(expected, rel=1e-6)
+
+
+def test_the_loss_is_zero_for_the_optimal_policy():
+    """There log p / p0 = q / beta - log Z; one row off by .5 costs (beta .5)^2 / 2."""
+    q, beta = torch.tensor([0.2, 0.9]), 0.3
+    best = q / beta - qrpo.log_partition(beta)
+    assert qrpo.qrpo_loss(best, q, beta).item() == pytest.approx(0, abs=1e-10)
+    off = best + torch.tensor([0.5, 0.0])
+    assert qrpo.qrpo_loss(off, q, beta).item() == pytest.approx(0.15**2 / 2, rel=1e-4)
+
+
+def test_a_sample_is_ranked_within_its_prompt():
+    samples = [("a", [1], [2], 0.9), ("b", [1], [3], 0.1), ("a", [1], [4], 0.8), ("b", [1], [5], 0)]
+    assert {(y[0], q) for _, y, q in qrpo.examples_of(samples)} == {(2, 1), (4, 0), (3, 1), (5, 0)}
+    with pytest.raises(BadInput, match="one sample"):
+        qrpo.examples_of(samples[:3])
+
+
+# ------------------------------------------------------------------------------------ unlikelihood
+
+
+def test_candidates_are_what_stood_before():
+    """x = 7 8, y = 8 9 8: never the token itself, never a token of another text."""
+    found = unlikelihood.previous_tokens([([7, 8], [8, 9, 8]), ([1], [2])])
+    assert found == [{7}, {7, 8}, {7, 9}, {1}]
+
+
+def test_the_unlikelihood_of_candidates():
+    """p = .5 .3 .2: candidates 1 and 2 cost -log .7 - log .8; a certain one is clamped."""
+    log_p = torch.tensor([[0.5, 0.3, 0.2], [0.5, 0.3, 0.2]]).log()
+    found = unlikelihood.unlikelihood(log_p, [{1, 2}, set()])
+    assert found.tolist() == pytest.approx([-math.log(0.7) - math.log(0.8), 0])
+    certain = torch.tensor([[0.0, -torch.inf]])
+    assert unlikelihood.unlikelihood(certain, [{0}]).item() == pytest.approx(
+        -math.log(1e-5), rel=1e-4
+    )
+    logits, y = torch.tensor([[0.5, 0.3, 0.2]]).log(), torch.tensor([2])
+    loss = unlikelihood.token_loss(logits, y, [{0}], alpha=2.0).item()
+    assert loss == pytest.approx(-math.log(0.2) - 2 * math.log(0.5))
+
+
+def test_repeated_ngrams_by_hand():
+    """a b a b a: with n = 2, the second "a b" ends at place 3 and the second "b a" at the last."""
+    assert unlikelihood.repeats("ababa", 2) == [False, False, False, True, True]
+    assert unlikelihood.repeats("aaaa", 1) == [False, True, True, True]
+    assert unlikelihood.repeats("abc", 4) == [False] * 3
+
+
+def test_the_sequence_loss_counts_repeats_only():
+    """p(y) = .5, .25: only the second repeats, so -log .75 / 2 tokens."""
+    logits = torch.tensor([[0.5, 0.5], [0.25, 0.75]]).log()
+    flags = torch.tensor([False, True])
+    found = unlikelihood.sequence_loss(logits, torch.tensor([0, 0]), flags)
+    assert found.item() == pytest.approx(-math.log(0.75) / 2)
+
+
+# ------------------------------------------------------------------------------------------- SimCTG
+
+
+def cosine(a, b):
+    return float(torch.nn.functional.cosine_similarity(a, b, dim=0))
+
+
+def test_the_contrastive_loss_by_loops():
+    """Pairs i != j within a text; what is padded does not count."""
+    torch.manual_seed(0)
+    states, lengths, rho = torch.randn(2, 4, 3), torch.tensor([4, 2]), 0.7
+    costs = []
+    for text, T in zip(states, lengths.tolist()):
+        for i, j in itertools.permutations(range(T), 2):
+            costs.append(max(0.0, rho - 1 + cosine(text[i], text[j])))
+    assert len(costs) == 14 and sum(costs) > 0
+    found = simctg.contrastive_loss(states, lengths, rho).item()
+    assert found == pytest.approx(np.mean(costs), rel=1e-5)
+
+
+def test_contrastive_search_by_whole_passes(p0):
+    """Each candidate is read after the whole text; padding is no neighbour."""
+    k, alpha = 5, 0.6
+    network = simctg.ContrastiveSearch(p0, k, alpha, min_new_tokens=1)
+    with torch.no_grad():
+        for step, (texts, scores) in enumerate(driven(network, p0)):
+            for text, row in zip(texts, scores):
+                logits = logits_after(p0, text)
+                if step == 0:
+                    logits[p0.eos_id] = -torch.inf
+                p = logits.softmax(-1)
+                expected = torch.full_like(row, -torch.inf)
+                for v in p.topk(k).indices.tolist():
+                    states = states_of(p0, [*text, v])
+                    nearest = max(cosine(states[-1], h) for h in states[:-1])
+                    expected[v] = (1 - alpha) * p[v] - alpha * nearest
+                close(row, expected)
+
+
+def test_the_losses_of_simctg_are_of_every_token_but_the_first(p0):
+    texts = [p0.encode(text) for text in PROMPTS]
+    mle, _ = simctg.mle_and_contrast(p0, texts, 0.5)
+    nll = [
+        -logits_after(p0, text[:t]).log_softmax(-1)[text[t]].item()
+        for text in texts
+        for t in range(1, len(text))
+    ]
+    assert mle.item() == pytest.approx(np.mean(nll), rel=1e-4)
+
+
+# ------------------------------------------------------------------------------ the commands, briefly
+
+
+@pytest.fixture
+def files(p0, p0_folder, tmp_path):
+    """Prompts, and a pool of four samples of each with quantiles 1 and 2."""
+    prompts = write_jsonl(tmp_path / "prompts.jsonl", [{"prompt": x} for x in PROMPTS])
+    rows = []
+    for x in PROMPTS:
+        ys = sample(p0, [p0.encode(x)] * 4, max_new_tokens=8, min_new_tokens=4)
+        for j, y in enumerate(ys):
+            row = {"prompt": x, "completion": p0.decode(p0.without_eos(y)), "reward": j / 4}
+            rows.append(row | {"completion_ids": y, "quantile": 1 + j % 2, "iteration": 0})
+    pool = write_jsonl(tmp_path / "pool.jsonl", rows)
+    parts = [
+        write_jsonl(tmp_path / f"q{q}.jsonl", [r for r in rows if r["quantile"] == q])
+        for q in (1, 2)
+    ]
+    return {"model": p0_folder, "prompts": prompts, "pool": pool, "bad": parts[0], "good": parts[1]}
+
+
+SAMPLING = "--num-samples 2 --max-new-tokens 4"
+ROLLOUTS = "--prompts PROMPTS --reward hash --max-new-tokens 5 --steps 2 --batch-size 4"
+COMMANDS = {
+    "rloo": (rloo, f"{ROLLOUTS} --samples-per-prompt 2"),
+    "grpo": (rloo, f"{ROLLOUTS} --samples-per-prompt 2 --kind grpo"),
+    "ppo": (ppo, f"{ROLLOUTS} --minibatch 3 --epochs 2 --target-kl 1"),
+    "qrpo": (qrpo, "--pool POOL --steps 2 --batch-size 3"),
+    "unlikelihood": (
+        unlikelihood,
+        "--pool POOL --steps 4 --batch-size 2 --sequence 0.5 --n 1 --new-tokens 5",
+    ),
+    "simctg": (simctg, "--train --pool POOL --steps 2 --batch-size 2"),
+    "guide": (gedi, "--train --pool POOL --steps 2 --batch-size 4"),
+}
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_a_trained_method_leaves_a_model(files, tmp_path, name):
+    """Other weights than p0's, metrics a line an update, and nothing is overwritten by mistake."""
+    module, command = COMMANDS[name]
+    words = [str(files.get(word.lower(), word)) for word in command.split()]
+    out = tmp_path / "out"
+    module.main(["--model", str(files["model"]), *words, "--out", str(out)])
+    policy, p0 = common.load_policy(out), common.load_policy(files["model"])
+    assert not torch.equal(policy.model.lm_head.weight[: p0.vocab_size], p0.model.lm_head.weight)
+    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == list(range(4 if name == "unlikelihood" else 2))
+    assert all(math.isfinite(value) for line in lines for value in line.values())
+    with pytest.raises(BadInput, match="choose another --out"):
+        module.main(["--model", str(files["model"]), *words, "--out", str(files["model"])])
+
+
+def test_the_other_commands_leave_completions(files, tmp_path):
+    """Best-of-n, GeDi with its guide, PPLM with its classifier, contrastive search."""
+    model = ["--model", str(files["model"])]
+    gedi.main(
+        [
+            *model,
+            *["--train", "--pool"],
+            str(files["pool"]),
+            "--steps",
+            "2",
+            "--out",
+            str(tmp_path / "guide"),
+        ]
+    )
+    classifier = [
+        "--train",
+        "--good",
+        files["good"],
+        "--bad",
+        files["bad"],
+        "--out",
+        tmp_path / "d.json",
+    ]
+    pplm.main([*model, *map(str, classifier)])
+    own = {
+        best_of_n: "--reward hash --n 3",
+        gedi: f"--guide {tmp_path / 'guide'} --omega 2",
+        pplm: f"--classifier {tmp_path / 'd.json'} --m 1",
+        simctg: "--k 3",
+    }
+    for module, words in own.items():
+        out = tmp_path / f"{module.__name__}.jsonl"
+        command = ["--prompts", files["prompts"], *SAMPLING.split(), *words.split(), "--out", out]
+        module.main([*model, *map(str, command)])
+        rows = [json.loads(line) for line in out.read_text().splitlines()]
+        assert [row["prompt_number"] for row in rows] == [0, 0, 1, 1]
+        if module is best_of_n:
+            reward = load_reward("hash")
+            kept = reward(
+                prompts=[r["prompt"] for r in rows], completions=[r["completion"] for r in rows]
+            )
+            assert np.mean(kept) > 0.6
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "baselines").glob("*.py")), ids=lambda f: f.stem)
+def test_a_file_says_where_it_comes_from_and_how_it_differs(file):
+    text = file.read_text(encoding="utf-8")
+    assert len(text.splitlines()) <= 225 or file.stem == "common"
+    if file.stem not in ("common", "table"):
+        for part in ("Source   ", "Reads    ", "Writes   ", "Where we differ: ", "\n    python "):
+            assert part in text, f"{file.name} lacks {part}"
+    assert K
