@@ -9,8 +9,10 @@ Source   Liu et al. 2021 (arXiv 2105.03023), Equation 2; alpha 2.0 for toxicity,
 Reads    --model, p0; --expert and --anti-expert, folders of learn.py; --prompts
 Writes   --out, completions, for evaluate.py --generations
 
+    grep '"quantile": 5' runs/baselines/quantized.jsonl > runs/baselines/good.jsonl
     python learn.py --no-reward-token --beta 0 --pool runs/baselines/good.jsonl --model tiny/lm \\
-        --reference tiny/lm --steps 300 --batch-size 32 --lr 3e-4 --out runs/baselines/good
+        --reference tiny/lm --steps 300 --batch-size 32 --lr 3e-4 --warmup 10 --clip 1 \\
+        --out runs/baselines/good
     python baselines/dexperts.py --model tiny/lm --expert runs/baselines/good \\
         --anti-expert runs/baselines/bad --alpha 2 --prompts tiny/prompts/test.jsonl \\
         --out runs/baselines/dexperts.jsonl
@@ -28,27 +30,31 @@ from plumbing.policy import load_policy
 
 
 class DExperts(common.Together):
-    """z_0 + alpha (z_plus - z_minus) on the nucleus of p0. policies: p0, expert, anti-expert."""
+    """z_0 + alpha (z_plus - z_minus) on the nucleus of p0.
+
+    policies: p0, expert, anti-expert; or p0 and anti-expert, then z_0 is also z_plus.
+    """
 
     def __init__(self, policies, alpha, top_p, min_new_tokens=0):
         super().__init__(policies, min_new_tokens)
         self.alpha, self.top_p = alpha, top_p
 
-    def combine(self, z_0, z_plus, z_minus):
-        cut = common.outside_nucleus(z_0, self.top_p)
+    def combine(self, z_0, *experts):
+        z_plus, z_minus = experts if len(experts) == 2 else (z_0, *experts)
+        cut = common.outside_nucleus(z_0, self.top_p) | z_0.isneginf()
         return (z_0 + self.alpha * (z_plus - z_minus)).masked_fill(cut, -torch.inf)
 
 
 def main(argv=None):
     parser = common.generations_parser(__doc__)
     add = parser.add_argument
-    add("--expert", help="p0 fine-tuned on good text (default: p0 itself)")
+    add("--expert", help="p0 fine-tuned on good text (default: none, p0 takes its place)")
     add("--anti-expert", required=True, help="p0 fine-tuned on bad text")
     add("--alpha", type=float, default=2.0, help="weight of the difference")
     args = parser.parse_args(argv)
     options.check_lengths(parser, args)
     device = options.pick_device(args.device)
-    names = [args.model, args.expert or args.model, args.anti_expert]
+    names = [name for name in (args.model, args.expert, args.anti_expert) if name]
     policies = [load_policy(name, device) for name in names]
     network = DExperts(policies, args.alpha, args.top_p, args.min_new_tokens)
     args.top_p = 1.0  # the nucleus is p0's, cut above

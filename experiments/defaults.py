@@ -39,6 +39,7 @@ from plumbing.files import whole_file, write_json
 from plumbing.options import run_stage
 from plumbing.policy import load_policy
 from plumbing.pool import dump_row, read_prompts
+from plumbing.tables import read_table
 from tiny.prompts import group_of, judge
 
 RESULTS = ROOT / "experiments" / "results" / "defaults.json"
@@ -168,24 +169,13 @@ def measure(task, run):
     """The numbers of a run: {"p0": {metric: value}, "quark": the same, "dial": [r_1, ...]}."""
 
     def load(name):
-        return json.loads((run / "eval" / f"{name}.json").read_text(encoding="utf-8"))
-
-    def numbers(name):
-        table = load(name)
-        (reward,) = table["rewards"].values()
-        found = {metric: reward[metric]["value"] for metric in reward}
-        text = ("perplexity", "dist_2", "dist_3", "rep_2", "diversity")
-        found |= {metric: table[metric]["value"] for metric in text}
-        for group, part in table["groups"].items():
-            (reward,) = part["rewards"].values()
-            found[f"{group} share_ge_half"] = reward["share_ge_half"]["value"]
-        return found
+        return read_table(run / "eval" / f"{name}.json")
 
     result = {}
     for who, name in (("p0", "base"), ("quark", "quark")):
-        result[who] = numbers(name)
+        result[who] = numbers(load(name))
         if task == "repetition":  # the fluency of sampled text
-            nucleus = numbers(f"{name}-nucleus")
+            nucleus = numbers(load(f"{name}-nucleus"))
             result[who] |= {f"sampled {key}": value for key, value in nucleus.items()}
     dial = {}
     for file in (run / "eval").glob("dial-r*.json"):
@@ -193,6 +183,18 @@ def measure(task, run):
             (reward,) = load(file.stem)["rewards"].values()
             dial[int(file.stem[6:])] = reward["mean"]["value"]
     return result | {"dial": [dial[k] for k in sorted(dial)]}
+
+
+def numbers(table):
+    """What is looked at of a table of evaluate.py: {metric: value}."""
+    (reward,) = table["rewards"].values()
+    found = {metric: reward[metric]["value"] for metric in reward}
+    text = ("perplexity", "dist_2", "dist_3", "rep_2", "diversity")
+    found |= {metric: table[metric]["value"] for metric in text}
+    for group, part in table["groups"].items():
+        (reward,) = part["rewards"].values()
+        found[f"{group} share_ge_half"] = reward["share_ge_half"]["value"]
+    return found
 
 
 # ---------------------------------------------------------------------------------------- the rule
@@ -222,8 +224,10 @@ def summary(task, seeds):
         "ppl": ratio(kind + "perplexity"),
         "rising": min(float(np.diff(run["dial"]).min()) for run in seeds.values()),
     }
-    if task == "sentiment":
-        found |= {group: quark(f"{group} share_ge_half") for group in ("negative", "neutral")}
+    for group in ("negative", "neutral"):
+        share = f"{group} share_ge_half"
+        if task == "sentiment" and all(share in run["quark"] for run in seeds.values()):
+            found[group] = quark(share)
     if task == "toxicity":
         for name in ("unwanted_prob", "avg_max_unwanted"):
             found[name] = ratio(name)

@@ -8,10 +8,10 @@ fail() {                                      # fail SENTENCE...
 # ------------------------------------------------------------------------------------- the task
 TASK=${1:-sentiment}
 case $TASK in
-    repetition | sentiment | toxicity | test) ;;
+    repetition | sentiment | toxicity | test | install) ;;
     *)
         echo "run_all.sh: error: no task is called '$TASK';" \
-            "choose sentiment, toxicity, repetition or test" >&2
+            "choose sentiment, toxicity, repetition, test or install" >&2
         exit 2
         ;;
 esac
@@ -128,6 +128,7 @@ fi
 # On Linux, glibc returns freed memory and asks for it again, which takes half of a learning step.
 export MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=17179869184 MALLOC_TOP_PAD_=67108864
 export TOKENIZERS_PARALLELISM=false PYTHONUNBUFFERED=1
+[ "$TASK" != install ] || exit 0               # only .venv was asked for
 if [ "$TASK" = test ]; then                   # MARK=slow: the slow tests, one after the other
     [ -n "${MARK:-}" ] || exec "$PYTHON" -m pytest -q -n auto --maxprocesses 4 -m "not slow" tests
     exec "$PYTHON" -m pytest -q -m "$MARK" tests

@@ -10,18 +10,22 @@ import common
 import dexperts
 import gedi
 import numpy as np
+import page
 import pplm
 import ppo
 import pytest
 import qrpo
 import rloo
+import running
 import simctg
+import table
 import torch
 import unlikelihood
 import weights
 from conftest import ROOT, K, write_jsonl
 
 from explore import sample
+from learn import add_reward_tokens
 from plumbing.pool import BadInput
 from rewards import load_reward
 
@@ -182,6 +186,13 @@ def test_dexperts_reads_three_models(p0, quark):
                 z_0 + 1.5 * (plus - z_0 if step else plus - logits_after(p0, text))
             )[inside]
             close(z, expected)
+
+
+def test_without_an_expert_p0_takes_its_place():
+    z_0, minus = torch.tensor([[1.0, 2.0]]), torch.tensor([[0.0, 3.0]])
+    method = dexperts.DExperts.__new__(dexperts.DExperts)
+    method.alpha, method.top_p = 2.0, 1.0
+    assert method.combine(z_0, minus).tolist() == [[3.0, 0.0]]
 
 
 def test_without_a_difference_dexperts_is_p0(p0, p0_folder, tmp_path):
@@ -682,8 +693,97 @@ def test_the_other_commands_leave_completions(files, tmp_path):
 @pytest.mark.parametrize("file", sorted((ROOT / "baselines").glob("*.py")), ids=lambda f: f.stem)
 def test_a_file_says_where_it_comes_from_and_how_it_differs(file):
     text = file.read_text(encoding="utf-8")
-    assert len(text.splitlines()) <= 225 or file.stem == "common"
-    if file.stem not in ("common", "table"):
+    assert len(text.splitlines()) <= 225 or file.stem in ("common", "running", "table")
+    if file.stem not in ("common", "table", "running", "page"):
         for part in ("Source   ", "Reads    ", "Writes   ", "Where we differ: ", "\n    python "):
             assert part in text, f"{file.name} lacks {part}"
     assert K
+
+
+# -------------------------------------------------------------------------- tries, rows and the page
+
+
+def numbers(mean, dist_2=0.9, perplexity=20.0, **more):
+    found = {"mean": mean, "dist_2": dist_2, "dist_3": 0.9, "rep_2": 0.01, "perplexity": perplexity}
+    groups = {f"{name} share_ge_half": mean for name in ("negative", "neutral")}
+    return found | groups | {"held-out vader": 0.5, "train seconds": 60.0} | more
+
+
+def test_the_chosen_knobs_have_the_highest_gain_at_the_price():
+    """If none keeps the price, those of the lowest perplexity."""
+    of_p0 = numbers(0.5)
+    tries = {"a": numbers(0.7), "b": numbers(0.8), "c": numbers(0.9, dist_2=0.8)}
+    tries = {name: {"knobs": {}, "p0": of_p0, "numbers": n} for name, n in tries.items()}
+    assert table.choose("sentiment", tries) == "b"
+    costly = {"c": tries["c"], "d": {"knobs": {}, "p0": of_p0, "numbers": numbers(0.9, 0.9, 40.0)}}
+    assert table.choose("sentiment", costly) == "c"
+
+
+def test_a_row_says_what_was_measured_and_how_it_stands_to_quark():
+    """Differences of .1 .2 .3 are 0.2 +- 0.248: not told apart; of -.2 -.2 -.21: below."""
+    rows = {
+        "p0": {str(s): numbers(0.5, perplexity=20.0 + s) for s in range(3)},
+        "quark": {str(s): numbers(0.6) for s in range(3)},
+        "rloo": {str(s): numbers(0.7 + 0.1 * s, perplexity=2 * (20.0 + s)) for s in range(3)},
+        "dexperts": {str(s): numbers(0.4 - 0.01 * (s == 2)) for s in range(3)},
+    }
+    text = page.table("sentiment", rows)
+    line = next(line for line in text.splitlines() if line.startswith("| rloo"))
+    assert "| 0.800 ± 0.248 |" in line and "| 2.00 ± 0.00 |" in line and line.endswith("| 60 | 1 |")
+    assert "| dexperts |" in text and "| 60 | 3 |" in text
+    said = page.sentences("sentiment", rows).splitlines()
+    assert said[0].startswith("- rloo: not told apart from Quark (+0.200 ± 0.248); does not keep")
+    assert said[1].startswith("- dexperts: below Quark (-0.203 ± 0.014); keeps the price")
+
+
+def test_every_row_of_the_design_has_a_method():
+    rows = "p0 quark best_of_8 best_of_25 dapt ctrl dexperts anti_expert weights gedi pplm ppo rloo"
+    assert list(table.METHODS["sentiment"]) == [*rows.split(), "grpo", "qrpo"]
+    assert set(table.METHODS["sentiment"]) - set(table.METHODS["toxicity"]) == {"ctrl"}
+    rows = "p0 quark mle unlikelihood unlikelihood_sequence quark_unlikelihood simctg"
+    assert list(table.METHODS["repetition"]) == [*rows.split(), "simctg_contrastive", "contrastive"]
+    for task, methods in table.METHODS.items():
+        tries = len(json.loads(running.defaults.RESULTS.read_text()).get(task, []))
+        for name in methods.keys() & table.KNOBS.keys():
+            assert len(table.KNOBS[name]) >= tries, f"{name} has fewer tries than Quark had"
+
+
+PARTS = {
+    "sentiment": ["best_of_8", "ctrl", "dexperts", "gedi", "qrpo"],
+    "repetition": ["quark_unlikelihood", "simctg_contrastive"],
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("task", PARTS)
+def test_a_part_of_a_table(task, tmp_path, monkeypatch, capsys):
+    """Some methods with one setting and one seed on a few prompts; a second call makes nothing."""
+    small = {"NUM_PROMPTS": "4", "NUM_SAMPLES": "2", "ITERATIONS": "3", "STEPS": "2", "K": "2"}
+    small |= {"MODEL": "tiny/lm", "PROMPTS": "tiny/prompts/train.jsonl", "MIN_TOKENS": "3"}
+    small |= {"NEW_TOKENS": "8", "TEST_PROMPTS": str(tmp_path / "test.jsonl"), "TASK": task}
+    rows = [{"prompt": f"The film {i}", "group": ["negative", "neutral"][i % 2]} for i in range(4)]
+    write_jsonl(tmp_path / "test.jsonl", rows)
+    for module in (running, table):
+        monkeypatch.setattr(module, "settings_of", lambda task, seed: small)
+    monkeypatch.setattr(running, "RUNS", tmp_path / "runs")
+    monkeypatch.setattr(running, "N_TUNING", 3)
+    monkeypatch.setattr(running, "UPDATES", 2)
+    monkeypatch.setattr(table, "RESULTS", tmp_path / "results")
+    knobs = {name: settings[:1] for name, settings in table.KNOBS.items()}
+    for name in ("ctrl", "qrpo", "quark_unlikelihood", "simctg_contrastive"):
+        knobs[name] = [knobs[name][0] | {"steps": 2}]
+    monkeypatch.setattr(table, "KNOBS", knobs)
+    policy = common.load_policy(ROOT / "tiny" / "lm")
+    add_reward_tokens(policy, 2)
+    policy.save(tmp_path / "quark")
+    monkeypatch.setattr(table, "last_model", lambda run: tmp_path / "quark")
+    command = [task, "--seeds", "0", "--methods", *PARTS[task]]
+    table.main(command)
+    printed = capsys.readouterr().out
+    found = json.loads((tmp_path / "results" / f"{task}.json").read_text())
+    assert set(found) == {"p0", "quark", *PARTS[task]}
+    assert all(f"| {name} |" in printed for name in found)
+    table.main(command)
+    assert "seed 0" not in capsys.readouterr().out
+    with pytest.raises(BadInput, match="has no row"):
+        table.main([task, "--methods", "magic"])
