@@ -20,6 +20,7 @@ FILES = {  # exercise -> file in that folder; an absolute path works too
     4: "ex4_loss.py",
     5: "ex5_pool.py",
     6: "ex6_judge.py",
+    7: "ex7_gedi.py",
 }
 NAMES = {}  # the sheet's name -> the student's, as in {"assign_quantiles": "my_quantiles"}
 

@@ -1,4 +1,4 @@
-"""Draws the subject of exercise 2, 3 or 5 in the terminal, with the student's functions.
+"""Draws the subject of exercise 2, 3, 5 or 7 in the terminal, with the student's functions.
 
 python exercises/draw.py 3
 SOLUTIONS=handed_in/anna python exercises/draw.py 5
@@ -80,12 +80,24 @@ def draw_pool(work):
         print(f"{name:24s}  {numbers}")
 
 
-PICTURES = {"2": (2, draw_quantiles), "3": (3, draw_kl), "5": (5, draw_pool)}
+def draw_gedi(work):
+    """How hard GeDi pulls while it reads a text that is good by half a nat a token."""
+    print("tokens read  P(good) of a token at   -2 nats  0 nats  +2 nats   pulls like alpha")
+    for t in (0, 1, 3, 7, 15, 31):
+        read = np.full(t, -3.0), np.full(t, -3.5)
+        p_good = work.posterior(*read, np.array([-4.0, -3.0, -2.0]), np.array([-2.0, -3, -4]), 4.0)
+        cells = "".join(f"{p:9.2f}" for p in p_good)
+        alphas = [work.effective_alpha(p, 30.0, 4.0, t) for p in p_good]
+        pulls = ", ".join(f"{alpha:.1f}" for alpha in alphas)
+        print(f"{t:11d}  {'':23s}{cells}   {pulls}")
+
+
+PICTURES = {"2": (2, draw_quantiles), "3": (3, draw_kl), "5": (5, draw_pool), "7": (7, draw_gedi)}
 
 
 def main(which):
     if which not in PICTURES:
-        sys.exit("draw.py: error: name an exercise: 2, 3 or 5")
+        sys.exit("draw.py: error: name an exercise: 2, 3, 5 or 7")
     exercise, picture = PICTURES[which]
     try:
         picture(solution(exercise))

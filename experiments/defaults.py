@@ -94,7 +94,7 @@ TRIES = {
         "p 0.99, lr 3e-4": NEARLY_ALL | {"LR": "3e-4"},
         "p 0.98, lr 2e-4": MOST_OF_P | {"LR": "2e-4"},
         "p 0.99, lr 2e-4": NEARLY_ALL | {"LR": "2e-4"},
-        "p 0.98, lr 1.5e-4": MOST_OF_P | {"LR": "1.5e-4"},
+        "p 0.98, lr 2e-4, beta 0.07": MOST_OF_P | {"LR": "2e-4", "BETA": 0.07},
         "p 0.98, lr 3e-4, beta 0.1, token lr 20": MOST_OF_P
         | {"LR": "3e-4", "BETA": 0.1, "REWARD_TOKEN_LR": 20},
     },
@@ -106,11 +106,12 @@ TRIES = {
         "p 0.98, lr 3e-4, keep all": MOST_OF_P
         | {"LR": "3e-4", "QUANTIZE": "--per-prompt", "FORGET": ""},
         "p 0.98, lr 2e-4": MOST_OF_P | {"LR": "2e-4"},
+        "p 0.98, lr 2e-4, beta 0.1": MOST_OF_P | {"LR": "2e-4", "BETA": 0.1},
     },
     "repetition": {
         "before": {},
         "lr 1e-3": {"LR": "1e-3"},
-        "beta 0.2": {"BETA": 0.2},
+        "lr 2e-3, 384 prompts, 100 steps": {"LR": "2e-3", "NUM_PROMPTS": 384, "STEPS": 100},
         "lr 1e-3, p0's nucleus 0.4": {"LR": "1e-3", "EXPLORE_P0": "--decode sample --top-p 0.4"},
     },
 }
@@ -128,7 +129,7 @@ def unexplored_prompts(task, seed):
     """
     path = RUNS / f"unexplored-{task}-seed{seed}.jsonl"
     if not path.exists():
-        limit = BEFORE[task]["NUM_PROMPTS"]
+        limit = max((BEFORE[task] | own)["NUM_PROMPTS"] for own in TRIES[task].values())
         explored = {p["prompt"] for p in read_prompts(TRAIN, limit, seed)}
         rest = [p for p in read_prompts(TRAIN) if p["prompt"] not in explored]
         order = np.random.default_rng([seed, 1]).permutation(len(rest))[:N_PROMPTS]

@@ -28,8 +28,9 @@ UNWRITTEN = {  # exercise -> what the untouched starter is told first, by check
     },
     5: {"test_no_bound": "bounded is not written yet"},
     6: {"test_held_out_knows_its_trade": "held_out is not written yet"},
+    7: {"test_dexperts_mixes": "dexperts is not written yet"},
 }
-N_CHECKS = {1: 5, 2: 7, 3: 6, 4: 15, 5: 7, 6: 7}
+N_CHECKS = {1: 5, 2: 7, 3: 6, 4: 15, 5: 7, 6: 7, 7: 6}
 WRONG = {  # file -> the check that must catch it, and what that must say
     "ex1_upside_down": ("test_examples", "is it upside down"),
     "ex1_relative": ("test_each_text_alone", "depend on that text only"),
@@ -61,6 +62,10 @@ WRONG = {  # file -> the check that must catch it, and what that must say
     "ex6_by_heart": ("test_held_out_is_not_fooled", "not know texts by heart"),
     "ex6_pessimist": ("test_held_out_admits_ignorance", "give 0.5"),
     "ex6_two_winners": ("test_best_of", "do not pick again"),
+    "ex7_nucleus_after": ("test_the_nucleus_comes_first", "before the mixing"),
+    "ex7_forgets_the_text": ("test_posterior", "looks at the next token only"),
+    "ex7_sum": ("test_posterior", "GeDi takes the mean"),
+    "ex7_filter_upside_down": ("test_gedi_filters", "from the lowest P(good | v) up"),
 }
 SLIPS = [  # one line of a solution, changed: (file, old, new, the check that must catch it, words)
     (
@@ -132,6 +137,27 @@ SLIPS = [  # one line of a solution, changed: (file, old, new, the check that mu
         "I hated the story, and the actors were bad.",
         "test_the_judge_is_fooled",
         "0.9 is needed",
+    ),
+    (
+        "ex7_gedi",
+        "alpha * (log_plus - log_minus)",
+        "alpha * (log_minus - log_plus)",
+        "test_dexperts_mixes",
+        "p0 times (p_plus / p_minus)^alpha",
+    ),
+    (
+        "ex7_gedi",
+        "np.exp(log_p0) * p_good**omega",
+        "np.exp(log_p0) * p_good",
+        "test_gedi_reweights",
+        "with keep_mass 0 no token goes",
+    ),
+    (
+        "ex7_gedi",
+        "/ (t + 1) * (1 - p_good)",
+        "/ (t + 1)",
+        "test_effective_alpha",
+        "differentiate omega log P",
     ),
 ]
 
@@ -294,6 +320,7 @@ def reward(prompts, completions, **kwargs):
         4,
         5,
         6,
+        7,
     ],
 )
 def test_solution_passes(exercise, monkeypatch):
