@@ -1,5 +1,6 @@
 """baselines/: each method's update or distribution against a slow version or hand-worked numbers."""
 
+import dataclasses
 import itertools
 import json
 import math
@@ -472,6 +473,70 @@ def test_losses_of_a_sequence_and_of_a_token():
     A = torch.tensor([2.0, -1.0])
     assert rloo.sequence_loss(log_p, rows, A).item() == pytest.approx(1.5)
     assert rloo.token_loss(log_p, rows, A).item() == pytest.approx(1.0)
+
+
+def test_rloo_is_that_of_trl(p0_folder, tmp_path):
+    """Two updates of TRL's trainer: on its own samples, our advantages and our gradient are its own.
+
+    In the second one the policy has left p0, so the KL term counts.
+    """
+    reason = 'TRL is not installed: pip install "trl==1.16.0" "datasets<5" "pyarrow<24"'
+    trl = pytest.importorskip("trl", reason=reason)
+    from datasets import Dataset
+    from transformers import AutoTokenizer, GPT2LMHeadModel
+
+    common.load_policy(p0_folder).save(tmp_path / "p0")  # with a tokenizer that TRL can open
+    p0, beta = common.load_policy(tmp_path / "p0"), 0.3
+    texts = ["The film", "The jokes", "The songs", "The story"]
+    length = len(p0.encode(texts[0]))  # TRL gives a padded row of a GPT-2 other positions
+    texts = [text for text in texts if len(p0.encode(text)) == length]
+
+    def reward_of(completion_ids, **others):
+        return [sum(ids) % 7 / 7 for ids in completion_ids]
+
+    kls = []
+
+    class Trainer(trl.RLOOTrainer):
+        def _compute_loss(self, model, inputs):
+            loss = super()._compute_loss(model, inputs)
+            rows = []
+            for i in range(len(inputs["prompt_ids"])):
+                x = inputs["prompt_ids"][i][inputs["prompt_mask"][i].bool()].tolist()
+                y = inputs["completion_ids"][i][inputs["completion_mask"][i].bool()].tolist()
+                rows.append((x, y, inputs["advantages"][i].item()))
+            rows.sort(key=lambda row: row[0])  # the samples of a prompt together
+            pairs = [(x, y) for x, y, _ in rows]
+            policy = dataclasses.replace(p0, model=model)
+            log_p, owner = common.token_log_probs(policy, pairs)
+            with torch.no_grad():
+                log_p0, _ = common.token_log_probs(p0, pairs)
+            log_ratio = common.sum_by_row(log_p.detach() - log_p0, owner, len(pairs))
+            kls.append(log_ratio.abs().sum().item())
+            R = torch.tensor(reward_of([y for _, y in pairs]))
+            A = rloo.leave_one_out((R - beta * log_ratio).view(-1, 2)).flatten()
+            theirs = [advantage for _, _, advantage in rows]
+            assert A.tolist() == pytest.approx(theirs, abs=1e-5) and A.abs().sum() > 0
+            weights = list(model.parameters())
+            ours = torch.autograd.grad(rloo.sequence_loss(log_p, owner, A), weights)
+            for a, b in zip(ours, torch.autograd.grad(loss, weights, retain_graph=True)):
+                torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-3)
+            return loss
+
+    settings = {"output_dir": str(tmp_path), "use_cpu": True, "bf16": False, "beta": beta}
+    settings |= {"report_to": "none", "save_strategy": "no", "disable_tqdm": True, "max_steps": 2}
+    settings |= {"per_device_train_batch_size": 4, "num_generations": 2, "learning_rate": 1e-2}
+    settings |= {"max_completion_length": 6, "steps_per_generation": 1, "temperature": 1.0}
+    settings |= {"gradient_checkpointing": False, "disable_dropout": True, "warmup_steps": 0}
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "p0", padding_side="left")
+    trainer = Trainer(
+        model=GPT2LMHeadModel.from_pretrained(tmp_path / "p0", dtype=torch.float32),
+        reward_funcs=reward_of,
+        args=trl.RLOOConfig(**settings),
+        train_dataset=Dataset.from_dict({"prompt": texts}),
+        processing_class=tokenizer,
+    )
+    trainer.train()
+    assert len(kls) == 2 and kls[0] < 1e-3 < kls[1]
 
 
 # --------------------------------------------------------------------------------------------- QRPO
