@@ -1,9 +1,10 @@
 """Best-of-n: draw n completions of p0 and keep the one with the highest reward.
 
 The ceiling that costs no training: all of it is paid when the model is used. For rewards without
-ties the best of n has the expected quantile n / (n + 1), and it stays within
+ties the best of n has the expected quantile n / (n + 1), and to the distribution q that the n are
+drawn from (here p0's nucleus) it keeps
 
-    KL(pi || p0) <= log n - (n - 1) / n  nats a completion
+    KL(pi || q) <= log n - (n - 1) / n  nats a completion
 
 Source   Stiennon et al. 2020 (arXiv 2009.01325), the bound in their appendix G
 Reads    --model, p0; --prompts; --reward, which is called n times for each completion
@@ -39,7 +40,7 @@ def best_of(rewards, n):
 
 
 def kl_bound(n):
-    """log n - (n - 1) / n: an upper bound of KL(best of n || p0) in nats a completion."""
+    """log n - (n - 1) / n: an upper bound of KL(best of n || q) in nats a completion."""
     return math.log(n) - (n - 1) / n
 
 
@@ -59,9 +60,9 @@ def main(argv=None):
             raise BadInput(f"reward {args.reward} scored none of the {len(rows)} samples")
         return [rows[i] for i in best_of(values, args.n)]
 
-    args.num_samples *= args.n
-    common.write_generations(policy, args, None, reward.files, choose)
-    print(f"KL(best of {args.n} || p0) is at most {kl_bound(args.n):.2f} nats a completion")
+    drawn = args.num_samples * args.n
+    common.write_generations(policy, args, None, reward.files, choose, num_samples=drawn)
+    print(f"KL to what is sampled from: at most {kl_bound(args.n):.2f} nats a completion")
 
 
 if __name__ == "__main__":

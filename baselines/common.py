@@ -4,6 +4,7 @@ What a method computes stands in its own file. Here is what is the same for all:
 that read the same tokens, log-probabilities of given completions, a loop of updates, and options.
 """
 
+import argparse
 import copy
 import sys
 from pathlib import Path
@@ -22,6 +23,7 @@ from plumbing import options
 from plumbing.files import check_output, check_outputs, check_replaceable, whole_file, write_json
 from plumbing.policy import CachedModel, load_policy
 from plumbing.pool import BadInput, dump_row, read_pool, read_prompts
+from plumbing.quantized import ids_of
 from rewards import score
 
 # ------------------------------------------------------------- completions from a source of logits
@@ -75,11 +77,15 @@ def generations_parser(docstring, top_p=0.9):
     return parser
 
 
-def write_generations(policy, args, network, reads=(), choose=lambda rows: rows):
-    """Completions of every prompt by `network` -> args.out, for `evaluate.py --generations`."""
+def write_generations(policy, args, network, reads=(), choose=lambda rows: rows, **drawing):
+    """Completions of every prompt by `network` -> args.out, for `evaluate.py --generations`.
+
+    choose: which of the rows are written. drawing: options that differ from those of `args`.
+    """
     prompts = read_prompts(args.prompts, args.num_prompts, args.seed)
     check_output(args.out, [args.prompts, args.model, *reads])
-    rows = choose(generate(policy, prompts, args, None, network))
+    drawing = argparse.Namespace(**vars(args) | drawing)
+    rows = choose(generate(policy, prompts, drawing, None, network))
     with whole_file(args.out, args) as file:
         for row in rows:
             file.write(dump_row(row) + "\n")
@@ -126,11 +132,13 @@ def adam(policy, *more):
 def update(optimiser, loss, step, total_steps, args):
     """One step of Adam on `loss`, with learn.py's schedule and clipping. Returns the norm."""
     loss.backward()
-    (group,) = optimiser.param_groups
-    norm = torch.nn.utils.clip_grad_norm_(group["params"], args.clip).item()
+    parameters = [p for group in optimiser.param_groups for p in group["params"]]
+    norm = torch.nn.utils.clip_grad_norm_(parameters, args.clip).item()
     if not np.isfinite(norm):
         raise BadInput(f"the gradient's norm is {norm} at step {step}; lower --lr")
-    group["lr"] = learning_rate(step, args.lr, args.warmup, total_steps)
+    for group in optimiser.param_groups:
+        lr = learning_rate(step, args.lr, args.warmup, total_steps)
+        group["lr"] = lr * group.get("times", 1)
     optimiser.step()
     optimiser.zero_grad(set_to_none=True)
     return norm
@@ -167,6 +175,12 @@ def token_logits(policy, pairs, min_new_tokens=0):
     logits = policy.model.lm_head(hidden)[:, : policy.vocab_size]
     place = torch.tensor([t for _, y in pairs for t in range(len(y))], device=logits.device)
     rows = torch.tensor([i for i, (_, y) in enumerate(pairs) for _ in y], device=logits.device)
+    if ((place < min_new_tokens) & (targets == policy.eos_id)).any():
+        ends = int(place[(targets == policy.eos_id)].min()) + 1
+        raise BadInput(
+            f"a completion ends after {ends} tokens, before --min-new-tokens {min_new_tokens}; "
+            "give the number with which it was sampled"
+        )
     eos = torch.arange(policy.vocab_size, device=logits.device) == policy.eos_id
     return logits.masked_fill((place < min_new_tokens)[:, None] & eos, -torch.inf), targets, rows
 
@@ -198,7 +212,8 @@ def rollout(policy, prompts, reward, args, step):
     if args.batch_size % k:
         raise BadInput(f"--batch-size {args.batch_size} is no multiple of k, {k}")
     drawn = prompts_of_step(len(prompts), args.batch_size // k, step, args.seed)
-    keys = [(i, j) for i in drawn for j in range(k)]
+    before = [drawn[:place].count(i) for place, i in enumerate(drawn)]  # few prompts come twice
+    keys = [(i, n * k + j) for i, n in zip(drawn, before) for j in range(k)]
     room = policy.room_for_prompt(args.max_new_tokens, 0)
     ids = [policy.encode(prompts[i]["prompt"])[-room:] for i, _ in keys]
     settings = {"seed": args.seed, "iteration": step, "keys": keys, "batch_size": len(keys)}
@@ -228,11 +243,8 @@ def prompts_of_step(n, per_step, step, seed):
 def read_samples(path, policy):
     """A pool as [(prompt, x ids, y ids, reward)]."""
     samples = []
-    for _, row in read_pool([path]):
-        x = row.get("prompt_ids")
-        y = row.get("completion_ids")
-        x = policy.encode(row["prompt"]) if x is None else x
-        y = policy.encode(row["completion"]) if y is None else y
+    for place, row in read_pool([path]):
+        x, y = ids_of(row, policy, place)
         if y:
             samples.append((row["prompt"], x, y, row["reward"]))
     if not samples:

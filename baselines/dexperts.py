@@ -57,8 +57,8 @@ def main(argv=None):
     names = [name for name in (args.model, args.expert, args.anti_expert) if name]
     policies = [load_policy(name, device) for name in names]
     network = DExperts(policies, args.alpha, args.top_p, args.min_new_tokens)
-    args.top_p = 1.0  # the nucleus is p0's, cut above
-    common.write_generations(policies[0], args, network, names[1:])
+    # the nucleus is p0's, which is cut before the mixing
+    common.write_generations(policies[0], args, network, names[1:], top_p=1.0)
 
 
 if __name__ == "__main__":

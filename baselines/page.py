@@ -8,10 +8,9 @@ Above 0 the method is *above* Quark, below 0 *below*, otherwise they are *not to
 """
 
 import argparse
-import json
 
 import common  # noqa: F401, it puts the project on the path
-from running import ROOT, defaults
+from running import FEWER, N_FEWER, ROOT, defaults
 from study import interval, side_of_zero  # experiments/study.py
 
 from plumbing.options import run_stage
@@ -62,7 +61,8 @@ def values_of(rows, method, metric):
     found = []
     for seed, numbers in sorted(rows[method].items()):
         value = numbers[metric.rstrip("/")]
-        found.append(value / rows["p0"][seed][metric[:-1]] if metric.endswith("/") else value)
+        of_p0 = rows[reference_of(method)][seed]
+        found.append(value / of_p0[metric[:-1]] if metric.endswith("/") else value)
     return found
 
 
@@ -73,36 +73,41 @@ def cell(values, digits):
     return f"{mean:.{digits}f} ± {half:.{digits}f}"
 
 
-def table(task, rows):
-    """{method: {seed: {metric: value}}} -> the table in Markdown; means and 95 % intervals."""
+def table(task, rows, calls):
+    """{method: {seed: {metric: value}}} -> the table in Markdown; means and 95 % intervals.
+
+    calls: the reward calls of Quark's default run, and so of every method that learns from rewards.
+    """
     headings = [heading for _, heading, _ in COLUMNS[task]]
     headings += ["reward calls, training", "test, a text", "seconds to train", "forwards a token"]
     lines = ["| | " + " | ".join(headings) + " |", "|---" * (len(headings) + 1) + "|"]
-    calls = "as Quark" if "quark" in rows else "9,216"
     for method in rows:
         cells = [cell(values_of(rows, method, m), digits) for m, _, digits in COLUMNS[task]]
         seconds = values_of(rows, method, "train seconds")
-        cells.append("0" if method in NO_CALLS else calls)
+        cells.append("0" if method in NO_CALLS else f"{calls:,}")
         cells.append(str(AT_TEST.get(method, 0)))
         cells.append(f"{sum(seconds) / len(seconds):.0f}" if any(seconds) else "-")
         cells.append(str(FORWARDS.get(method, 1)))
-        lines.append(f"| {method} | " + " | ".join(cells) + " |")
+        name = f"{method}, {N_FEWER} prompts" if method in FEWER else method
+        lines.append(f"| {name.replace('_fewer', '')} | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
 
 
 def against_quark(task, rows, method):
     """ "above", "below" or "not told apart", and the difference of the gain with its interval."""
     metric, _ = GAIN[task]
-    seeds = sorted(set(rows[method]) & set(rows["quark"]))
-    differences = [rows[method][s][metric] - rows["quark"][s][metric] for s in seeds]
+    quark = rows["quark_fewer" if method in FEWER else "quark"]
+    seeds = sorted(rows[method].keys() & quark.keys())
+    differences = [rows[method][s][metric] - quark[s][metric] for s in seeds]
     mean, half = interval(differences)
     return {1: "above", 0: "not told apart from", -1: "below"}[side_of_zero(mean, half)], mean, half
 
 
 def keeps_price(task, rows, method):
     """Whether the mean over the seeds keeps the price of experiments/defaults.py."""
-    seeds = rows[method].keys() & rows["p0"].keys()
-    runs = {s: {"p0": rows["p0"][s], "quark": rows[method][s], "dial": [0, 1]} for s in seeds}
+    of_p0 = rows[reference_of(method)]
+    seeds = rows[method].keys() & of_p0.keys()
+    runs = {s: {"p0": of_p0[s], "quark": rows[method][s], "dial": [0, 1]} for s in seeds}
     return defaults.keeps_price(task, defaults.summary(task, runs))
 
 
@@ -110,7 +115,7 @@ def sentences(task, rows):
     """A line for each comparator."""
     lines = []
     for method in rows:
-        if method in ("p0", "quark"):
+        if method in ("p0", "quark", "p0_fewer", "quark_fewer"):
             continue
         word, mean, half = against_quark(task, rows, method)
         paid = "keeps" if keeps_price(task, rows, method) else "does not keep"
@@ -118,42 +123,61 @@ def sentences(task, rows):
     return "\n".join(lines) + "\n"
 
 
+def reference_of(method):
+    """p0's row on the same prompts."""
+    return "p0_fewer" if method in FEWER else "p0"
+
+
 def draw(task, tries, chosen, path):
-    """Gain against perplexity on the tuning prompts: a curve for each method's dial."""
+    """Gain against perplexity on the tuning prompts: a curve for each method's dial.
+
+    tries: {method: {label: {"knobs", "numbers"}}}. A star is the chosen setting. Where a method has
+    two knobs its settings are dots.
+    """
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9, 6), layout="constrained")
     ax = figure.subplots()
     ppl = "sampled perplexity" if task == "repetition" else "perplexity"
     metric, heading = GAIN[task]
-    for number, (method, points) in enumerate(tries.items()):
-        xs = [t["numbers"][ppl] / t["p0"][ppl] for t in points.values()]
-        ys = [t["numbers"][metric] for t in points.values()]
-        color, marker = f"C{number % 10}", "osD^v<>PXh"[number // 10 % 10]
-        one_knob = len({tuple(t["knobs"]) for t in points.values()} | {()}) == 2
-        one_knob = one_knob and all(len(t["knobs"]) == 1 for t in points.values())
-        line = "-" if one_knob else ""
-        style = {"color": color, "linestyle": line, "marker": marker, "markersize": 3}
-        ax.plot(xs, ys, linewidth=0.8, label=method, **style)
+    for number, (method, entries) in enumerate(tries.items()):
+        of_p0 = tries[reference_of(method)][""]["numbers"][ppl]
+        points = {  # the value of a dial's only knob, or the label: (perplexity, gain)
+            label: (t["numbers"][ppl] / of_p0, t["numbers"][metric])
+            for label, t in entries.items()
+            if "numbers" in t
+        }
+        is_dial = all(len(t["knobs"]) == 1 for t in entries.values())
+        order = sorted(points, key=lambda label: place_on_dial(entries[label]["knobs"]))
+        style = {"color": f"C{number % 10}", "marker": "osD^v<>PXh"[number // 10 % 10]}
+        line = {"linestyle": "-" if is_dial else "", "linewidth": 0.8, "markersize": 3}
+        if points:
+            ax.plot(*zip(*(points[label] for label in order)), label=method, **style, **line)
         if method in chosen:
-            t = points[chosen[method]]
-            place = (t["numbers"][ppl] / t["p0"][ppl], t["numbers"][metric])
-            ax.plot(*place, marker="*", color=color, markersize=13, linestyle="")
+            ax.plot(*points[chosen[method]], **style | {"marker": "*"}, markersize=13)
     ax.axvline(1.15 if task == "repetition" else 1.3, color="#777777", linestyle="--", linewidth=1)
     ax.set(xscale="log", xlabel=f"{ppl} / p0's", ylabel=heading, title=task)
     ax.grid(color="#e5e5e5")
-    ax.legend(fontsize=8, loc="outside right upper")
+    figure.legend(fontsize=8, loc="outside right upper")
     path.parent.mkdir(exist_ok=True)
     figure.savefig(path, dpi=110)
 
 
-def publish(task, rows, tries, choose, order):
+def place_on_dial(knobs):
+    """Numbers in their order; Quark's "none" last."""
+    values = list(knobs.values())
+    return [float(value) if value != "none" else float("inf") for value in values]
+
+
+def publish(table_of_task, order):
     """The task's part of baselines/README.md and its picture."""
-    chosen = {m: choose(task, t) for m, t in tries.items() if m not in ("p0", "quark")}
+    task, rows, tries = table_of_task.task, table_of_task.rows, table_of_task.tries
+    chosen = table_of_task.chosen()
     draw(task, tries, chosen, HERE / "figures" / f"{task}.png")
     rows = {method: rows[method] for method in order if method in rows}
-    picked = ", ".join(f"{m} {label}" for m, label in chosen.items())
-    text = f"{table(task, rows)}\n{sentences(task, rows)}\nChosen: {picked}.\n"
+    picked = "; ".join(f"{method}: {label}" for method, label in chosen.items())
+    picture = f"![{task}: gain against perplexity](figures/{task}.png)"
+    text = f"{table(task, rows, table_of_task.calls)}\n{sentences(task, rows)}\nChosen: {picked}.\n\n{picture}\n"
     page = HERE / "README.md"
     before, rest = page.read_text(encoding="utf-8").split(f"<!-- {task} -->\n")
     after = rest.split("<!-- end", 1)[1]
@@ -164,12 +188,12 @@ def main(argv=None):
     argparse.ArgumentParser(description=__doc__.split("\n\n")[0]).parse_args(argv)
     import table as runs  # baselines/table.py
 
-    for task in runs.METHODS:
-        rows, tries = (
-            json.loads((runs.RESULTS / f"{task}{x}.json").read_text(encoding="utf-8"))
-            for x in ("", "-tries")
-        )
-        publish(task, rows, tries, runs.choose, runs.METHODS[task])
+    for task, methods in runs.METHODS.items():
+        finished = runs.Table(task)
+        if all(method in finished.rows for method in methods):
+            publish(finished, methods)
+        else:
+            print(f"{task}: not all rows are made yet; bash baselines/table.sh {task}")
 
 
 if __name__ == "__main__":

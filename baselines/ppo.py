@@ -92,6 +92,23 @@ class Value(torch.nn.Module):
         return self.head(predicting_states(self.policy, starts)[0]).squeeze(-1)  # (M,)
 
 
+@torch.no_grad()
+def at_sampling(policy, p0, value, pairs, r, beta, args):
+    """What stays fixed while a batch is learned from, of its M tokens.
+
+    Returns log p_old, V_old, A and G, each (M,), and the mean KL of a completion.
+    """
+    lengths = [len(y) for _, y in pairs]
+    log_old, rows = common.token_log_probs(policy, pairs, args.min_new_tokens)
+    log_p0, _ = common.token_log_probs(p0, pairs, args.min_new_tokens)
+    V_old = value(pairs)
+    last = torch.tensor(np.cumsum(lengths) - 1, device=log_old.device)
+    R = whiten(token_rewards(log_old, log_p0, last, r, beta), shift_mean=False)
+    A = advantages(R.cpu(), V_old.cpu(), lengths, args.gamma, args.lam).to(R.device)
+    kl = common.sum_by_row(log_old - log_p0, rows, len(pairs)).mean().item()
+    return log_old, V_old, whiten(A), A + V_old, kl
+
+
 def updates(policy, p0, value, prompts, reward, args):
     """args.steps batches of samples, each learned from in args.epochs passes."""
     optimiser = common.adam(policy, value)
@@ -102,14 +119,7 @@ def updates(policy, p0, value, prompts, reward, args):
         pairs, r = common.rollout(policy, prompts, reward, args, step)
         lengths = [len(y) for _, y in pairs]
         ends = np.cumsum(lengths)
-        with torch.no_grad():
-            log_old, rows = common.token_log_probs(policy, pairs, args.min_new_tokens)
-            log_p0, _ = common.token_log_probs(p0, pairs, args.min_new_tokens)
-            V_old = value(pairs)
-            R = token_rewards(log_old, log_p0, torch.tensor(ends - 1), r, beta)
-            A = advantages(whiten(R, False), V_old, lengths, args.gamma, args.lam)
-            G, A = A + V_old, whiten(A)
-        kl = common.sum_by_row(log_old - log_p0, rows, len(pairs)).mean().item()
+        log_old, V_old, A, G, kl = at_sampling(policy, p0, value, pairs, r, beta, args)
         for epoch in range(args.epochs):
             order = np.random.default_rng([args.seed, step, epoch]).permutation(len(pairs))
             for begin in range(0, len(order), args.minibatch):

@@ -1,7 +1,7 @@
 """QRPO: regress the policy's log-ratio onto the quantile of the reward. Offline, no critic.
 
 q(x, y) is the share of p0's samples of the same prompt that are not better than y. Under p0 it is
-uniform, so the partition function of the optimal policy p0 exp(q / beta) / Z is known exactly:
+uniform, so the partition function of the optimal policy p0 exp(q / beta) / Z is known:
 
     Z = integral_0^1 e^(q / beta) dq = beta (e^(1 / beta) - 1)
     L = (q - beta log Z - beta sum_t log(p_theta / p0)(y_t))^2
@@ -17,8 +17,8 @@ Writes   --out, a checkpoint folder, for evaluate.py --model
         --num-samples 24 --reward sentiment --out runs/baselines/p0.jsonl
     python baselines/qrpo.py --model tiny/lm --pool runs/baselines/p0.jsonl --out runs/baselines/qrpo
 
-Where we differ: ties get the middle of their ranks, and a sample is ranked among the *other*
-samples of its prompt.
+Where we differ: Z is exact, where the source simplifies log Z to log beta + 1 / beta. Ties get the
+middle of their ranks, and a sample is ranked among the *other* samples of its prompt.
 """
 
 import math
@@ -78,6 +78,13 @@ def log_probs_of_p0(p0, examples, min_new_tokens, batch_size=256):
     return torch.cat(sums)
 
 
+def batch_loss(policy, pairs, q, log_p0, beta, min_new_tokens):
+    """The loss of [(x, y)] with (B,) quantiles and p0's log-probabilities; and the log-ratios."""
+    log_p, rows = common.token_log_probs(policy, pairs, min_new_tokens)
+    log_ratio = common.sum_by_row(log_p, rows, len(pairs)) - log_p0
+    return qrpo_loss(log_ratio, q, beta), log_ratio
+
+
 def updates(policy, p0, examples, args):
     """args.steps updates; yields the loss and the mean log-ratio of each batch."""
     optimiser = common.adam(policy)
@@ -88,9 +95,8 @@ def updates(policy, p0, examples, args):
         )
         pairs = [examples[i][:2] for i in drawn]
         q = torch.tensor([examples[i][2] for i in drawn], device=policy.device)
-        log_p, rows = common.token_log_probs(policy, pairs, args.min_new_tokens)
-        log_ratio = common.sum_by_row(log_p, rows, len(pairs)) - of_p0[drawn]
-        loss = qrpo_loss(log_ratio, q, args.beta)
+        settings = (args.beta, args.min_new_tokens)
+        loss, log_ratio = batch_loss(policy, pairs, q, of_p0[drawn], *settings)
         common.update(optimiser, loss, step, args.steps, args)
         yield {"loss": loss.item(), "log_ratio": log_ratio.mean().item()}
 

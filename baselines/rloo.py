@@ -7,7 +7,7 @@ the others, so no value network is needed:
     A_i = r_i - mean_{j != i} r_j
     L   = - mean_i A_i log p_theta(y_i | x)
 
---kind grpo: A_i = (R_i - mean R) / (std R + 1e-4), beta 0, and the mean over all tokens.
+--kind grpo: A_i = (R_i - mean R) / (std R + 1e-4), no KL, and the mean over all tokens.
 
 Source   Ahmadian et al. 2024 (arXiv 2402.14740); GRPO: Shao et al. 2024 (arXiv 2402.03300)
 Reads    --model, p0; --prompts; --reward
@@ -19,7 +19,8 @@ Writes   --out, a checkpoint folder, for evaluate.py --model
         --prompts tiny/prompts/test.jsonl --out runs/baselines/rloo-measured
 
 Where we differ: one update for each batch of samples, so every ratio of new to old probabilities
-is 1 and nothing is clipped.
+is 1 and nothing is clipped. Shao et al. average within a completion before they average over the
+completions, and have a KL term in the loss; today's libraries have neither by default.
 """
 
 import common
@@ -52,20 +53,28 @@ def token_loss(log_probs, rows, advantages):
     return -(advantages[rows] * log_probs).mean()
 
 
+def batch_loss(policy, p0, pairs, R, k, kind, beta, min_new_tokens=0):
+    """The loss of [(x, y)] with (B,) rewards R, k samples of each prompt one after the other.
+
+    Returns the loss, and the sums of log p_theta / p0 (B,).
+    """
+    log_p, rows = common.token_log_probs(policy, pairs, min_new_tokens)
+    with torch.no_grad():
+        log_p0, _ = common.token_log_probs(p0, pairs, min_new_tokens)
+    log_ratio = common.sum_by_row(log_p.detach() - log_p0, rows, len(pairs))
+    if kind == "rloo":
+        A = leave_one_out((R - beta * log_ratio).view(-1, k)).flatten()
+        return sequence_loss(log_p, rows, A), log_ratio
+    return token_loss(log_p, rows, group_normalised(R.view(-1, k)).flatten()), log_ratio
+
+
 def updates(policy, p0, prompts, reward, args):
     """args.steps updates; yields the mean reward and the KL to p0 of each batch."""
     optimiser = common.adam(policy)
+    settings = (args.samples_per_prompt, args.kind, args.beta, args.min_new_tokens)
     for step in range(args.steps):
         pairs, R = common.rollout(policy, prompts, reward, args, step)
-        log_p, rows = common.token_log_probs(policy, pairs, args.min_new_tokens)
-        with torch.no_grad():
-            log_p0, _ = common.token_log_probs(p0, pairs, args.min_new_tokens)
-        log_ratio = common.sum_by_row(log_p.detach() - log_p0, rows, len(pairs))
-        groups = (R - args.beta * log_ratio).view(-1, args.samples_per_prompt)
-        if args.kind == "rloo":
-            loss = sequence_loss(log_p, rows, leave_one_out(groups).flatten())
-        else:
-            loss = token_loss(log_p, rows, group_normalised(groups).flatten())
+        loss, log_ratio = batch_loss(policy, p0, pairs, R, *settings)
         common.update(optimiser, loss, step, args.steps, args)
         yield {"reward": R.mean().item(), "kl": log_ratio.mean().item()}
 
@@ -75,12 +84,10 @@ def main(argv=None):
     common.add_rollout_options(parser, samples_per_prompt=4)
     add = parser.add_argument
     add("--kind", choices=["rloo", "grpo"], default="rloo", help="which advantages, which mean")
-    add("--beta", type=float, help="weight of the KL term (default: rloo 0.05, grpo 0)")
+    add("--beta", type=float, default=0.05, help="rloo: weight of the KL in the reward")
     args = parser.parse_args(argv)
     if args.samples_per_prompt < 2:
         parser.error("--samples-per-prompt must be at least 2: a sample is compared with others")
-    if args.beta is None:
-        args.beta = 0.05 if args.kind == "rloo" else 0.0
     reward = load_reward(args.reward, device=options.pick_device(args.device))
     prompts = read_prompts(args.prompts, args.num_prompts, args.seed)
     policy, p0 = common.load_for_training(args, [args.prompts])

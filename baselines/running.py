@@ -18,12 +18,15 @@ import defaults  # experiments/defaults.py
 import held_out as judges  # experiments/held_out.py
 import seeds  # experiments/seeds.py
 
-from plumbing.files import whole_file
+from plumbing.files import read_json, whole_file, write_json
 from plumbing.pool import BadInput, dump_row, read_jsonl, read_prompts
 from plumbing.tables import read_table
 
 RUNS = ROOT / "runs" / "baselines"
 N_TUNING = 160
+N_FEWER = 96
+FEWER = {"pplm", "best_of_25", "p0_fewer", "quark_fewer"}  # methods that write for N_FEWER prompts
+CHECKED = set()  # Quark's runs that this process has seen
 UPDATES = 300  # of what several methods stand on: experts, the guide
 LOCKS = defaultdict(Lock)  # of each file that several methods share
 # As run_all.sh has it: glibc keeps freed memory, which halves the time of an update.
@@ -42,60 +45,73 @@ class Run:
     knobs: {name: value} of the method. tuning: on the openings that are in no file of prompts.
     """
 
-    def __init__(self, task, seed, method, knobs, tuning=False):
+    def __init__(self, task, seed, method, knobs, tuning=False, root=None):
         self.task, self.seed, self.method, self.knobs = task, seed, method, knobs
-        self.root = RUNS / f"{task}-seed{seed}"
+        self.root = (root or RUNS) / f"{task}-seed{seed}"
         label = "".join(f"-{key}-{value}" for key, value in knobs.items())
         self.name = f"{method}{label}"
         self.out = self.root / ("tuning" if tuning else "test") / self.name
         self.settings = settings_of(task, seed)
         self.prompts = tuning_prompts() if tuning else ROOT / self.settings["TEST_PROMPTS"]
-        self.seconds = 0.0  # of training, with what it stands on
+        if method in FEWER:
+            self.prompts = fewer_prompts(self.prompts)
+        self.more = {}  # what else is kept of the run
+        self.seconds = {}  # of training, with what it stands on: {file or folder: seconds}
         self.log = self.root / "logs" / f"{self.out.parent.name}-{self.name}.log"
 
     def python(self, script, *arguments):
         """Runs a script of this project with one thread; its output goes to the log."""
         call([sys.executable, script, *map(str, arguments)], self.log)
 
-    def once(self, path, make):
-        """Makes a shared file or folder unless it is there, and counts its seconds."""
-        clock = path.with_name(path.name + ".seconds")
+    def once(self, path, key, make):
+        """Makes a shared file or folder unless it was made with this key, and counts its seconds."""
+        clock, key = path.with_name(path.name + ".made.json"), [str(word) for word in key]
         with LOCKS[path]:
-            if not clock.exists():
+            made = read_json(clock, "what was made") if clock.exists() else {}
+            if made.get("key") != key or not path.exists():
                 path.parent.mkdir(parents=True, exist_ok=True)
                 start = time.perf_counter()
                 make()
-                clock.write_text(str(time.perf_counter() - start))
-        self.seconds += float(clock.read_text())
+                made = {"key": key, "seconds": time.perf_counter() - start}
+                write_json(clock, made)
+        self.seconds[path] = made["seconds"]
         return path
+
+    def made_by(self, path, script, *arguments):
+        """`once` with a script of this project, which writes its --out."""
+        command = [script, *arguments]
+        return self.once(path, command, lambda: self.python(*command, "--out", path))
 
     # ------------------------------------------------------------------------ what methods stand on
 
     def pool(self):
         """p0's samples, as many as Quark's default run scores."""
-        path = self.root / "p0.jsonl"
-        return self.once(path, lambda: self.python("explore.py", *self.of_pool(), "--out", path))
+        return self.samples_of(self.settings["MODEL"], "p0.jsonl")
 
-    def of_pool(self):
+    def samples_of(self, model, name):
+        """Samples of the training prompts, of all tokens, as many as Quark's default run scores."""
         s = self.settings
-        per_prompt = int(s["NUM_SAMPLES"]) * int(s["ITERATIONS"])
-        options = ["--model", s["MODEL"], "--prompts", s["PROMPTS"], "--reward", self.task]
-        options += ["--num-prompts", s["NUM_PROMPTS"], "--num-samples", per_prompt]
-        return options + ["--top-p", 1, "--seed", self.seed, "--batch-size", 256, *self.lengths()]
+        options = ["--model", model, "--prompts", s["PROMPTS"], "--reward", self.task]
+        options += ["--num-prompts", s["NUM_PROMPTS"], "--num-samples", per_prompt(s)]
+        options += ["--top-p", 1, "--seed", self.seed, "--batch-size", 256, *self.lengths()]
+        return self.made_by(self.root / name, "explore.py", *options)
 
     def lengths(self):
         s = self.settings
-        return ["--max-new-tokens", s["NEW_TOKENS"], "--min-new-tokens", s["MIN_TOKENS"]]
+        return ["--max-new-tokens", s["NEW_TOKENS"], *self.shortest()]
 
-    def quantized(self, K):
-        """The pool in K quantiles within each prompt."""
-        path, pool = self.root / f"quantized-{K}.jsonl", self.pool()
-        options = ["--quantiles", K, "--per-prompt", "--seed", self.seed, "--out", path]
-        return self.once(path, lambda: self.python("quantize.py", pool, *options))
+    def shortest(self):
+        return ["--min-new-tokens", self.settings["MIN_TOKENS"]]
+
+    def quantized(self, K, *options):
+        """The pool in K quantiles."""
+        name = f"quantized-{K}{'-'.join(options)}.jsonl"
+        own = [self.pool(), "--quantiles", K, *options, "--seed", self.seed]
+        return self.made_by(self.root / name, "quantize.py", *own)
 
     def fifth(self, name):
         """D+, "good", or D-, "bad": quantile 5 or 1 of 5. "both": as quantiles 2 and 1."""
-        path, rows = self.root / f"{name}.jsonl", self.quantized(5)
+        path, rows = self.root / f"{name}.jsonl", self.quantized(5, "--per-prompt")
         wanted = {"good": {5: 5}, "bad": {1: 1}, "both": {1: 1, 5: 2}}[name]
 
         def make():
@@ -104,39 +120,43 @@ class Run:
                     if row["quantile"] in wanted:
                         file.write(dump_row(row | {"quantile": wanted[row["quantile"]]}) + "\n")
 
-        return self.once(path, make)
+        return self.once(path, [rows, wanted], make)
 
     def expert(self, name, lr="3e-4", steps=None):
         """p0 fine-tuned on D+ or D-."""
         steps = steps or UPDATES
-        path, pool = self.root / f"expert-{name}-{lr}-{steps}", self.fifth(name)
-        return self.once(path, lambda: self.learn(path, pool, lr, steps, "--no-reward-token"))
+        out = self.root / "models" / f"expert-{name}-{lr}-{steps}"
+        return self.learn(out, self.fifth(name), lr, steps, "--no-reward-token")
 
-    def learn(self, out, pool, lr, steps, *options):
+    def learn(self, out, pool, lr, steps, *options, batch_size=32):
+        """p0 fine-tuned on a pool, by learn.py without the KL."""
         p0 = self.settings["MODEL"]
-        more = ["--beta", 0, "--lr", lr, "--steps", steps, "--batch-size", 32, "--warmup", 10]
-        more += ["--clip", 1, "--seed", self.seed, *options, "--out", out]
-        self.python("learn.py", "--pool", pool, "--model", p0, "--reference", p0, *more)
+        more = ["--beta", 0, "--lr", lr, "--steps", steps, "--batch-size", batch_size]
+        more += ["--warmup", 10, "--clip", 1, "--seed", self.seed, *options]
+        return self.made_by(
+            out, "learn.py", "--pool", pool, "--model", p0, "--reference", p0, *more
+        )
 
     # ------------------------------------------------------------------- how its texts are measured
 
-    def train(self, script, *options, prompts=False):
+    def train(self, script, *options):
         """Trains by a script of baselines/ with this run's knobs. Returns the model's folder."""
-        s, out = self.settings, self.root / "models" / self.name
-        if prompts:
-            options += ("--prompts", s["PROMPTS"], "--num-prompts", s["NUM_PROMPTS"])
-            options += ("--reward", self.task, *self.lengths())
         knobs = [word for key, value in self.knobs.items() for word in (f"--{key}", value)]
-        own = ["--model", s["MODEL"], "--seed", self.seed, *options, *knobs, "--out", out]
-        return self.once(out, lambda: self.python(f"baselines/{script}", *own))
+        own = ["--model", self.settings["MODEL"], "--seed", self.seed, *options, *knobs]
+        return self.made_by(self.root / "models" / self.name, f"baselines/{script}", *own)
 
-    def write(self, script, *options, num_prompts=None):
+    def rollouts(self):
+        """Options of an on-policy method: as many reward calls as Quark's default run."""
+        s, batch_size = self.settings, 128
+        steps = int(s["NUM_PROMPTS"]) * per_prompt(s) // batch_size
+        own = ["--prompts", s["PROMPTS"], "--num-prompts", s["NUM_PROMPTS"], "--reward", self.task]
+        return [*own, *self.lengths(), "--batch-size", batch_size, "--steps", max(1, steps)]
+
+    def write(self, script, *options):
         """Completions by a script of baselines/, then their measures."""
         completions = self.out.with_name(f"{self.name}-completions.jsonl")
         own = ["--model", self.settings["MODEL"], "--prompts", self.prompts, *self.lengths()]
         own += ["--num-samples", self.samples(), "--seed", self.seed, *options]
-        if num_prompts:
-            own += ["--num-prompts", num_prompts]
         self.python(f"baselines/{script}", *own, "--out", completions)
         self.evaluate("--generations", completions)
 
@@ -160,7 +180,8 @@ class Run:
 
     def row(self):
         """What is kept of the run: {metric: value}, the second judge's with "held-out" in front."""
-        found = {"train seconds": round(self.seconds, 1), **self.numbers()}
+        found = {"train seconds": round(sum(self.seconds.values()), 1), **self.numbers()}
+        found |= self.more
         name, _ = seeds.HELD_OUT.get(self.task, (None, None))
         if name:
             rows = [row for _, row in read_jsonl(self.out.with_name(f"{self.name}.jsonl"))]
@@ -170,12 +191,17 @@ class Run:
         return seeds.rounded(found)
 
     def numbers(self):
+        """Of the table; repetition: of samples, too, or of the own text of a method that searches."""
         found = defaults.numbers(read_table(self.out.with_name(f"{self.name}.json")))
         nucleus = self.out.with_name(f"{self.name}-nucleus.json")
-        if nucleus.exists():
-            sampled = defaults.numbers(read_table(nucleus))
+        if self.task == "repetition":
+            sampled = defaults.numbers(read_table(nucleus)) if nucleus.exists() else found
             found |= {f"sampled {key}": value for key, value in sampled.items()}
         return found
+
+
+def per_prompt(settings):
+    return int(settings["NUM_SAMPLES"]) * int(settings["ITERATIONS"])
 
 
 def call(command, log, **environment):
@@ -191,13 +217,23 @@ def call(command, log, **environment):
 
 
 def quark_folder(task, seed):
-    """Quark's default run, which is made unless it is finished."""
+    """Quark's default run, which is made or finished first, and the seconds that its rounds took.
+
+    run_all.sh skips what is there, and refuses a folder that was made with other settings.
+    """
     run = ROOT / "runs" / f"{task}-tiny-seed{seed}"
     with LOCKS[run]:
-        if not (run / "report.html").exists():
+        if run not in CHECKED:
             own = {"SEED": str(seed), "RUN": str(run), "PYTHON": sys.executable}
             call(["bash", "run_all.sh", task], run.with_name(f"{run.name}.log"), **own)
+            CHECKED.add(run)
     return run
+
+
+def seconds_of(run):
+    """From a run's settings to its last model, by the times of the files."""
+    last = max(run.glob("model/*/config.json"))
+    return max(0.0, last.stat().st_mtime - (run / "settings").stat().st_mtime)
 
 
 def settings_of(task, seed):
@@ -211,20 +247,27 @@ def settings_of(task, seed):
 
 def tuning_prompts():
     """N_TUNING of the openings that are in neither file of prompts."""
-    path = RUNS / "tuning.jsonl"
-    with LOCKS[path]:
-        if not path.exists():
-            folder = ROOT / "tiny" / "prompts"
-            used = {
-                p["prompt"]
-                for name in ("train", "test")
-                for p in read_prompts(folder / f"{name}.jsonl")
-            }
-            free = [row["text"] for _, row in read_jsonl(folder / "openings.jsonl")]
-            free = [text for text in free if text not in used]
-            drawn = sorted(np.random.default_rng(0).permutation(len(free))[:N_TUNING])
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with whole_file(path) as file:
-                for i in drawn:
-                    file.write(dump_row({"prompt": free[i]}) + "\n")
+    folder = ROOT / "tiny" / "prompts"
+    files = [folder / f"{name}.jsonl" for name in ("train", "test")]
+    used = {prompt["prompt"] for file in files for prompt in read_prompts(file)}
+    texts = [row["text"] for _, row in read_jsonl(folder / "openings.jsonl")]
+    free = [{"prompt": text} for text in texts if text not in used]
+    drawn = np.random.default_rng(0).permutation(len(free))[:N_TUNING]
+    return write_prompts(RUNS / "tuning.jsonl", [free[i] for i in sorted(drawn)])
+
+
+def fewer_prompts(path):
+    """N_FEWER of the prompts, as many of each group, for methods that cost much at each token."""
+    prompts = read_prompts(path)
+    groups = {}
+    for i in np.random.default_rng(0).permutation(len(prompts)):
+        groups.setdefault(prompts[i].get("group"), []).append(int(i))
+    drawn = [i for own in groups.values() for i in own[: N_FEWER // len(groups)]]
+    return write_prompts(RUNS / f"{path.stem}-fewer.jsonl", [prompts[i] for i in sorted(drawn)])
+
+
+def write_prompts(path, prompts):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with LOCKS[path], whole_file(path) as file:
+        file.writelines(dump_row(prompt) + "\n" for prompt in prompts)
     return path

@@ -13,14 +13,15 @@ Reads    train: --pool, p0's own ancestral samples; --model, p0
          else: --model, any; --prompts
 Writes   --out: a checkpoint folder, or completions by contrastive search
 
-    python baselines/simctg.py --train --pool runs/baselines/p0.jsonl --model tiny/lm \\
-        --out runs/baselines/simctg
+    python baselines/simctg.py --train --pool runs/baselines/p0.jsonl --min-new-tokens 64 \\
+        --model tiny/lm --out runs/baselines/simctg
     python baselines/simctg.py --model runs/baselines/simctg --prompts tiny/prompts/test.jsonl \\
         --max-new-tokens 64 --min-new-tokens 64 --num-samples 1 \\
         --out runs/baselines/simctg_contrastive.jsonl
 
 Where we differ: the original trains on a corpus; p0's own samples are an unbiased anchor that needs
-none. A search costs k + 1 forward passes a token: the chosen token is read once more.
+none, and L_MLE is that of the completions, since the few prompts come again and again. A search
+costs k + 1 forward passes a token: the chosen token is read once more.
 """
 
 import sys
@@ -98,16 +99,19 @@ class ContrastiveSearch(CachedModel):
 # ---------------------------------------------------------------------------------------- training
 
 
-def mle_and_contrast(policy, texts, rho):
-    """Lists of ids -> the mean -log p of every token but the first, and the contrastive loss."""
-    states = policy.hidden_states(texts)
+def mle_and_contrast(policy, pairs, rho, min_new_tokens=0):
+    """[(x, y)] -> the mean -log p of the tokens of y, and the contrastive loss of x and y."""
+    mle = -common.token_log_probs(policy, pairs, min_new_tokens)[0].mean()
+    texts = [[*x, *y] for x, y in pairs]
     lengths = torch.tensor([len(text) for text in texts], device=policy.device)
-    rows = torch.cat([torch.full((len(t) - 1,), i) for i, t in enumerate(texts)])
-    columns = torch.cat([torch.arange(len(t) - 1) for t in texts])
-    targets = torch.tensor([token for t in texts for token in t[1:]], device=policy.device)
-    logits = policy.model.lm_head(states[rows, columns])[:, : policy.vocab_size]
-    mle = torch.nn.functional.cross_entropy(logits, targets)
-    return mle, contrastive_loss(states, lengths, rho)
+    return mle, contrastive_loss(policy.hidden_states(texts), lengths, rho)
+
+
+@torch.no_grad()
+def mean_cosine(policy, texts):
+    """The mean cosine of the states of different tokens; below 1 - rho the loss has little to do."""
+    lengths = torch.tensor([len(text) for text in texts], device=policy.device)
+    return contrastive_loss(policy.hidden_states(texts), lengths, rho=2.0).item() - 1
 
 
 def updates(policy, samples, args):
@@ -116,8 +120,8 @@ def updates(policy, samples, args):
         drawn = np.random.default_rng([args.seed, step]).integers(
             len(samples), size=args.batch_size
         )
-        texts = [[*samples[i][1], *samples[i][2]] for i in drawn]
-        mle, contrast = mle_and_contrast(policy, texts, args.rho)
+        pairs = [samples[i][1:3] for i in drawn]
+        mle, contrast = mle_and_contrast(policy, pairs, args.rho, args.min_new_tokens)
         common.update(optimiser, mle + contrast, step, args.steps, args)
         yield {"mle": mle.item(), "contrast": contrast.item()}
 
@@ -128,9 +132,15 @@ def train_model(argv):
     add("--train", action="store_true", help="train; without it: search")
     add("--pool", required=True, help="p0's ancestral samples, by explore.py")
     add("--rho", type=float, default=0.5, help="the margin: cosines above 1 - rho cost")
+    text = "as the pool was sampled: before, <|endoftext|> is impossible"
+    add("--min-new-tokens", type=options.NATURAL, default=0, help=text)
     args = parser.parse_args(argv)
     policy, _ = common.load_for_training(args, [args.pool])
     samples = common.read_samples(args.pool, policy)
+    found = mean_cosine(policy, [[*x, *y] for _, x, y, _ in samples[:200]])
+    print(
+        f"mean cosine of the states of a text: {found:.3f}; the loss begins at {1 - args.rho:.3f}"
+    )
     common.train(policy, updates(policy, samples, args), args)
 
 
@@ -144,8 +154,8 @@ def main(argv=None):
     args = parser.parse_args(argv)
     options.check_lengths(parser, args)
     policy = load_policy(args.model, options.pick_device(args.device))
-    if args.k < 2:
-        parser.error("--k must be at least 2: there is nothing to search among one candidate")
+    if not 2 <= args.k <= policy.vocab_size:
+        parser.error(f"--k must be from 2 to {policy.vocab_size}, the number of tokens")
     args.decode = "greedy"
     network = ContrastiveSearch(policy, args.k, args.alpha, args.min_new_tokens)
     common.write_generations(policy, args, network)

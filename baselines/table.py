@@ -6,9 +6,9 @@
 
 Rules. Each method gets as many reward calls in training as Quark's default run. Offline methods
 learn from one pool of p0's samples, or from its best and worst fifth within each prompt. The knobs
-are chosen with seed 0 on 160 openings that are in neither file of prompts, among as many settings
-as Quark's defaults had tries: the highest mean reward among those that keep the price (the rule of
-experiments/defaults.py); if none does, the one with the lowest perplexity. Then three seeds are
+are chosen with seed 0 on 160 openings that are in neither file of prompts, among at least as many
+settings as Quark's defaults had tries: the highest mean reward among those that keep the price (the
+rule of experiments/defaults.py); if none does, the perplexity nearest to p0's. Then three seeds are
 measured on the test prompts.
 
 Each finished try and row goes at once to baselines/results/, from which the next call goes on.
@@ -16,6 +16,7 @@ Each finished try and row goes at once to baselines/results/, from which the nex
 
 import argparse
 import json
+import math
 import time
 from concurrent.futures import ThreadPoolExecutor
 from threading import Lock
@@ -23,14 +24,13 @@ from threading import Lock
 import common
 import page
 import running
-from running import RUNS, Run, defaults, quark_folder, settings_of
+from running import Run, defaults, quark_folder, settings_of
 
 from plumbing.files import write_json
 from plumbing.options import run_stage
 from plumbing.pool import BadInput
 
 RESULTS = common.ROOT / "baselines" / "results"
-N_PPLM = 96  # prompts: it costs about 62 forward passes a token
 
 # --------------------------------------------------------------------------------------- the methods
 
@@ -40,6 +40,8 @@ def p0(run):
 
 
 def quark(run):
+    folder = quark_folder(run.task, run.seed)
+    run.seconds[folder] = running.seconds_of(folder)
     run.sample(last_model(run), run.knobs.get("token", "K"))
 
 
@@ -62,9 +64,8 @@ def dapt(run):
 
 
 def ctrl(run):
-    pool, out = run.quantized(2), run.out / "model"
-    run.once(out, lambda: run.learn(out, pool, run.knobs["lr"], run.knobs["steps"]))
-    run.sample(out, "K")
+    pool = run.quantized(2, "--per-prompt")
+    run.sample(run.learn(run.root / "models" / run.name, pool, **run.knobs), "K")
 
 
 def dexperts(run):
@@ -78,85 +79,85 @@ def anti_expert(run):
 
 def weights(run):
     experts = ["--expert", run.expert("good"), "--anti-expert", run.expert("bad")]
-    model, out = run.settings["MODEL"], run.out / "model"
-    options = ["--model", model, *experts, "--scale", run.knobs["scale"], "--out", out]
-    run.once(out, lambda: run.python("baselines/weights.py", *options))
-    run.sample(out)
+    model, out = run.settings["MODEL"], run.root / "models" / run.name
+    options = ["--model", model, *experts, "--scale", run.knobs["scale"]]
+    run.sample(run.made_by(out, "baselines/weights.py", *options))
 
 
 def gedi(run):
-    guide, pool = run.root / "guide", run.fifth("both")
-    options = ["--train", "--pool", pool, "--model", run.settings["MODEL"], "--seed", run.seed]
+    pool, p0 = run.fifth("both"), run.settings["MODEL"]
+    options = ["--train", "--pool", pool, "--model", p0, "--seed", run.seed]
     options += ["--steps", running.UPDATES]
-    run.once(guide, lambda: run.python("baselines/gedi.py", *options, "--out", guide))
-    run.write("gedi.py", "--guide", guide, "--omega", run.knobs["omega"])
+    guide = run.made_by(run.root / "models" / "guide", "baselines/gedi.py", *options)
+    knobs = [word for key, value in run.knobs.items() for word in (f"--{key}", value)]
+    run.write("gedi.py", "--guide", guide, *knobs)
 
 
 def pplm(run):
-    classifier, parts = run.root / "classifier.json", [run.fifth("good"), run.fifth("bad")]
-    options = ["--train", "--good", parts[0], "--bad", parts[1], "--model", run.settings["MODEL"]]
-    own = [*options, "--seed", run.seed, "--out", classifier]
-    run.once(classifier, lambda: run.python("baselines/pplm.py", *own))
-    eta = ["--classifier", classifier, "--eta", run.knobs["eta"]]
-    run.write("pplm.py", *eta, num_prompts=N_PPLM)
+    parts = ["--good", run.fifth("good"), "--bad", run.fifth("bad")]
+    options = ["--train", *parts, "--model", run.settings["MODEL"], "--seed", run.seed]
+    classifier = run.made_by(run.root / "classifier.json", "baselines/pplm.py", *options)
+    run.more["classifier's AUC"] = load(classifier)["auc"]
+    run.write("pplm.py", "--classifier", classifier, "--eta", run.knobs["eta"])
 
 
 def ppo(run):
-    run.sample(run.train("ppo.py", prompts=True))
+    run.sample(run.train("ppo.py", *run.rollouts()))
 
 
 def rloo(run):
-    run.sample(run.train("rloo.py", prompts=True))
+    run.sample(run.train("rloo.py", *run.rollouts()))
 
 
 def grpo(run):
-    run.sample(run.train("rloo.py", "--kind", "grpo", prompts=True))
+    run.sample(run.train("rloo.py", "--kind", "grpo", *run.rollouts()))
 
 
 def qrpo(run):
-    run.sample(run.train("qrpo.py", "--pool", run.pool()))
+    run.sample(run.train("qrpo.py", "--pool", run.pool(), *run.shortest()))
 
 
 def mle(run):
     """p0 is the MLE model. A control: as many updates on its own samples."""
-    pool, out = run.pool(), run.out / "model"
     steps = int(run.settings["STEPS"]) * int(run.settings["ITERATIONS"])
-    run.once(out, lambda: run.learn(out, pool, "3e-4", steps, "--no-reward-token"))
-    run.sample(out)
+    size = run.settings["BATCH"]
+    options = [run.root / "models" / run.name, run.pool(), "3e-4", steps, "--no-reward-token"]
+    run.sample(run.learn(*options, batch_size=size))
 
 
 def unlikelihood(run):
-    run.sample(run.train("unlikelihood.py", "--pool", run.pool()))
+    run.sample(run.train("unlikelihood.py", "--pool", run.pool(), *run.shortest()))
 
 
 def unlikelihood_sequence(run):
-    run.sample(run.train("unlikelihood.py", "--pool", run.pool(), "--sequence", 0.5))
+    half = ["--sequence", 0.5]
+    run.sample(run.train("unlikelihood.py", "--pool", run.pool(), *run.shortest(), *half))
 
 
 def quark_unlikelihood(run):
-    """Unlikelihood training that goes on from Quark's model, under r_K."""
-    model = ["--model", last_model(run), "--reward-token", "--sequence", 0.5]
-    run.sample(run.train("unlikelihood.py", "--pool", run.pool(), *model), "K")
+    """Unlikelihood training that goes on from Quark's model, under r_K, on its own samples."""
+    model = last_model(run)
+    folder = model.parent.parent
+    run.seconds[folder] = running.seconds_of(folder)
+    pool = run.samples_of(model, "quark.jsonl")
+    own = ["--model", model, "--reward-token", "--sequence", 0.5, *run.shortest()]
+    run.sample(run.train("unlikelihood.py", "--pool", pool, *own), "K")
 
 
 def simctg(run):
-    run.sample(run.train("simctg.py", "--train", "--pool", run.pool()))
+    run.sample(simctg_model(run))
 
 
 def simctg_contrastive(run):
-    search(run, run.train("simctg.py", "--train", "--pool", run.pool()))
+    run.write("simctg.py", "--model", simctg_model(run))
+
+
+def simctg_model(run):
+    return run.train("simctg.py", "--train", "--pool", run.pool(), *run.shortest())
 
 
 def contrastive(run):
-    search(run, run.settings["MODEL"], "--alpha", run.knobs["alpha"])
-
-
-def search(run, model, *options):
-    """Contrastive search for the main columns; the others measure nucleus samples of the model."""
-    run.write("simctg.py", "--model", model, *options)
-    own = ["--model", model, "--prompts", run.prompts, *run.lengths(), "--seed", run.seed]
-    own += ["--reward-token", "none", "--top-p", 0.9, "--num-samples", 2]
-    run.evaluate(*own, suffix="-nucleus")
+    run.write("simctg.py", "--alpha", run.knobs["alpha"])
 
 
 def grid(**values):
@@ -174,14 +175,14 @@ KNOBS = {  # what is tried; a method that is not here has nothing to choose
     "dexperts": grid(alpha=[0.25, 0.5, 0.75, 1, 1.25, 1.5, 1.75, 2, 2.5, 3.2, 4, 5, 6, 8, 10]),
     "anti_expert": grid(alpha=[0.25, 0.5, 0.75, 1, 1.25, 1.5, 1.75, 2, 2.5, 3.2, 4, 5, 6, 8, 10]),
     "weights": grid(scale=[0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 1, 1.25, 1.5, 1.75, 2, 2.5, 3]),
-    "gedi": grid(omega=[1, 2, 3, 5, 7, 10, 13, 16, 20, 25, 30, 40, 50, 70, 100]),
+    "gedi": grid(omega=[1, 2, 5, 10, 30], **{"filter-mass": [0, 0.4, 0.8]}),
     "pplm": grid(
         eta=[0.003, 0.005, 0.01, 0.015, 0.02, 0.03, 0.04, 0.06, 0.08, 0.1, 0.13, 0.16]
         + [0.2, 0.25, 0.3]
     ),
     "ppo": grid(lr=["1e-4", "2e-4", "3e-4"], beta=[0.01, 0.02, 0.05, 0.1, 0.2]),
     "rloo": grid(lr=["2e-4", "3e-4", "5e-4"], beta=[0.02, 0.05, 0.1, 0.15, 0.2]),
-    "grpo": grid(lr=["1e-4", "2e-4", "3e-4"], beta=[0, 0.02, 0.05, 0.1, 0.2]),
+    "grpo": grid(lr=RATES, **{"samples-per-prompt": [4, 8, 16]}),
     "qrpo": grid(lr=["2e-4", "5e-4", "1e-3"], beta=[0.03, 0.05, 0.1, 0.2, 0.3]),
     "unlikelihood": grid(lr=["1e-4", "3e-4", "1e-3"], alpha=[1, 3, 10]),
     "unlikelihood_sequence": grid(lr=["1e-4", "3e-4", "1e-3"], alpha=[1, 3, 10]),
@@ -194,9 +195,10 @@ OF_JUDGED = [p0, quark, best_of_8, best_of_25, dapt, ctrl, dexperts, anti_expert
 OF_JUDGED += [pplm, ppo, rloo, grpo, qrpo]
 OF_REPETITION = [p0, quark, mle, unlikelihood, unlikelihood_sequence, quark_unlikelihood, simctg]
 OF_REPETITION += [simctg_contrastive, contrastive]
+ON_FEWER = {"p0_fewer": p0, "quark_fewer": quark}  # what pplm and best_of_25 are compared with
 METHODS = {
-    "sentiment": {f.__name__: f for f in OF_JUDGED},
-    "toxicity": {f.__name__: f for f in OF_JUDGED if f is not ctrl},
+    "sentiment": {f.__name__: f for f in OF_JUDGED} | ON_FEWER,
+    "toxicity": {f.__name__: f for f in OF_JUDGED if f is not ctrl} | ON_FEWER,
     "repetition": {f.__name__: f for f in OF_REPETITION},
 }
 
@@ -218,56 +220,99 @@ def price_of(task, numbers, of_p0):
     return defaults.summary(task, {0: run})
 
 
-def choose(task, tries):
-    """The knobs of the chosen try: {"label": {"knobs", "p0", "numbers"}} -> its label.
+def choose(task, tries, of_p0):
+    """The label of the chosen try: {label: {"knobs", "numbers"}}, the numbers of p0.
 
-    The highest gain among those that keep the price; if none does, the lowest perplexity.
+    The highest gain among those that keep the price; if none does, the perplexity nearest to p0's.
+    A try that failed has no numbers.
     """
-    found = {name: price_of(task, t["numbers"], t["p0"]) for name, t in tries.items()}
+    found = {
+        name: price_of(task, entry["numbers"], of_p0)
+        for name, entry in tries.items()
+        if "numbers" in entry
+    }
+    if not found:
+        raise BadInput(f"{task}: all of {len(tries)} tries failed: {', '.join(tries)}")
     kept = [name for name in found if defaults.keeps_price(task, found[name])]
     if kept:
         return max(kept, key=lambda name: found[name]["gain"])
-    return min(found, key=lambda name: found[name]["ppl"])
+    return min(found, key=lambda name: abs(math.log(found[name]["ppl"])))
 
 
 class Table:
     """The tries and rows of one task, on disk and in memory."""
 
-    def __init__(self, task, rows_in=RESULTS):
+    def __init__(self, task, again=False):
         self.task, self.lock = task, Lock()
-        self.rows_file = rows_in / f"{task}.json"
+        self.root = running.RUNS / "again" if again else running.RUNS
+        self.rows_file = (self.root / "results" if again else RESULTS) / f"{task}.json"
         self.tries_file = RESULTS / f"{task}-tries.json"
         self.rows, self.tries = load(self.rows_file), load(self.tries_file)
+        settings = settings_of(task, 0)
+        self.calls = int(settings["NUM_PROMPTS"]) * running.per_prompt(settings)
 
     def try_knobs(self, job):
         """One try on the tuning prompts, with seed 0."""
         method, knobs = job
-        numbers, seconds = self.make(Run(self.task, 0, method, knobs, tuning=True))
+        start = time.perf_counter()
+        try:
+            run = Run(self.task, 0, method, knobs, tuning=True)
+            entry = {"knobs": knobs, "numbers": self.make(run)}
+        except BadInput as error:  # such as a rate at which the loss is no number
+            entry = {"knobs": knobs, "failed": str(error)}
         with self.lock:
-            of_p0 = self.tries.get("p0", {}).get("", {}).get("numbers", numbers)
-            entry = {"knobs": knobs, "p0": of_p0, "numbers": numbers}
             self.tries.setdefault(method, {})[label_of(knobs)] = entry
             write_json(self.tries_file, self.tries)
-            gain = price_of(self.task, numbers, of_p0)["gain"]
-            print(f"{method} {label_of(knobs)}: gain {gain:.3f}, {seconds:.0f} s", flush=True)
+        said = entry.get("failed") or f"gain {entry['numbers']['mean']:.3f}"
+        print(
+            f"{method} {label_of(knobs)}: {said}, {time.perf_counter() - start:.0f} s", flush=True
+        )
 
     def add_row(self, job):
         """The chosen setting on the test prompts."""
         method, seed = job
-        numbers, seconds = self.make(Run(self.task, seed, method, self.knobs_of(method)))
+        start = time.perf_counter()
+        numbers = self.make(Run(self.task, seed, method, self.knobs_of(method), root=self.root))
         with self.lock:
             self.rows.setdefault(method, {})[str(seed)] = numbers
             write_json(self.rows_file, self.rows)
-            print(f"{self.task} seed {seed} {method}: {seconds:.0f} s", flush=True)
+        seconds = time.perf_counter() - start
+        print(f"{self.task} seed {seed} {method}: {seconds:.0f} s", flush=True)
 
     def make(self, run):
-        start = time.perf_counter()
         METHODS[self.task][run.method](run)
-        return run.row(), time.perf_counter() - start
+        return run.row()
+
+    def p0_of(self, method):
+        """p0's numbers on the tuning prompts of the method."""
+        return self.tries[page.reference_of(method)][""]["numbers"]
 
     def knobs_of(self, method):
-        tries = self.tries.get(method)
-        return tries[choose(self.task, tries)]["knobs"] if method in KNOBS and tries else {}
+        if method not in KNOBS:
+            return {}
+        tries = self.tries[method]
+        return tries[choose(self.task, tries, self.p0_of(method))]["knobs"]
+
+    def chosen(self):
+        """{method: label of the chosen try}"""
+        return {
+            method: choose(self.task, tries, self.p0_of(method))
+            for method, tries in self.tries.items()
+            if method in KNOBS
+        }
+
+
+def jobs_of(table, methods, seeds):
+    """The tries and rows that are still to be made: ([(method, knobs)], [(method, seed)])."""
+    dial = grid(token=[*range(1, int(settings_of(table.task, 0)["K"]) + 1), "none"])
+    knobs = KNOBS | {"quark": dial, "p0_fewer": [{}]}  # no choice, but points of the picture
+    beside = ["quark"]
+    if set(methods) & running.FEWER:
+        beside += ["p0_fewer", "quark_fewer"]
+    tries = [(m, k) for m in dict.fromkeys([*beside, *methods]) for k in knobs.get(m, [])]
+    tries = [(m, k) for m, k in tries if label_of(k) not in table.tries.get(m, {})]
+    rows = dict.fromkeys(["p0", *beside, *methods])
+    return tries, [(m, s) for s in seeds for m in rows if str(s) not in table.rows.get(m, {})]
 
 
 def main(argv=None):
@@ -277,31 +322,28 @@ def main(argv=None):
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--jobs", type=int, default=2, help="at a time, each with one thread")
     parser.add_argument("--tries", action="store_true", help="only choose the knobs")
-    text = "make the rows anew, in runs/baselines/results/"
+    text = "make the rows anew, in runs/baselines/again/"
     parser.add_argument("--again", action="store_true", help=text)
     args = parser.parse_args(argv)
-    methods = args.methods or list(METHODS[args.task])
-    if unknown := [name for name in methods if name not in METHODS[args.task]]:
-        known = " ".join(METHODS[args.task])
-        raise BadInput(f"{args.task} has no row {unknown[0]}; the rows: {known}")
-    table = Table(args.task, RUNS / "results" if args.again else RESULTS)
+    known = METHODS[args.task]
+    methods = args.methods or list(known)
+    if unknown := [name for name in methods if name not in known]:
+        raise BadInput(f"{args.task} has no row {unknown[0]}; the rows: {' '.join(known)}")
+    table = Table(args.task, args.again)
     start = time.perf_counter()
+    tries, rows = jobs_of(table, methods, args.seeds)
     with ThreadPoolExecutor(args.jobs) as pool:
-        if "p0" not in table.tries and set(methods) & set(KNOBS):
+        if tries and "p0" not in table.tries:
             table.try_knobs(("p0", {}))
-        dial = grid(token=[*range(1, int(settings_of(args.task, 0)["K"]) + 1), "none"])
-        knobs = KNOBS | {"quark": dial}  # no choice, but a curve of the picture
-        todo = [(m, k) for m in dict.fromkeys(["quark", *methods]) for k in knobs.get(m, [])]
-        todo = [(m, k) for m, k in todo if label_of(k) not in table.tries.get(m, {})]
-        list(pool.map(table.try_knobs, todo))
+        list(pool.map(table.try_knobs, tries))
         if not args.tries:
-            rows = dict.fromkeys(["p0", "quark", *methods])
-            todo = [(m, s) for s in args.seeds for m in rows if str(s) not in table.rows.get(m, {})]
-            list(pool.map(table.add_row, todo))
-    print(page.table(args.task, {m: table.rows[m] for m in METHODS[args.task] if m in table.rows}))
+            list(pool.map(table.add_row, rows))
+    shown = {m: table.rows[m] for m in known if m in table.rows}
+    if shown:
+        print(page.table(args.task, shown, table.calls))
     print(f"{(time.perf_counter() - start) / 60:.0f} minutes")
-    if not args.again and all(len(table.rows.get(m, {})) == 3 for m in METHODS[args.task]):
-        page.publish(args.task, table.rows, table.tries, choose, METHODS[args.task])
+    if not args.again and all(len(table.rows.get(m, {})) >= 3 for m in known):
+        page.publish(table, known)
 
 
 if __name__ == "__main__":

@@ -1,13 +1,14 @@
 """Unlikelihood training: besides raising what should be written, lower what should not.
 
 Token level: at each place of a text, tokens that stood before are candidates that should not come
-again. Sequence level: the model continues a prefix greedily, and every token that completes an
-n-gram which it has written before is made less likely:
+again. Sequence level: the model continues a prefix greedily, and every token of an n-gram which it
+has written before is made less likely:
 
     L_token(t) = -log p(y_t) - alpha sum_{c in {y_<t} \\ {y_t}} log(1 - p(c))
-    L_seq(t)   = -log(1 - p(y_t))      where y_{t-n+1 .. t} occurred before, n = 4
+    L_seq(t)   = -log(1 - p(y_t))      if y_t is part of an n-gram that occurred before, n = 4
 
-Source   Welleck et al. 2020 (arXiv 1908.04319), Equations 4 to 8; alpha 1, half of the updates each
+Source   Welleck et al. 2020 (arXiv 1908.04319), sections 5.1 and 5.2; alpha 1, half of the updates
+         at each level
 Reads    --model, p0; --pool, p0's own ancestral samples (T = 1, all tokens): the MLE term
 Writes   --out, a checkpoint folder, for evaluate.py --model
 
@@ -15,11 +16,12 @@ Writes   --out, a checkpoint folder, for evaluate.py --model
         --num-samples 20 --max-new-tokens 64 --min-new-tokens 64 --reward repetition \\
         --out runs/baselines/p0.jsonl
     python baselines/unlikelihood.py --model tiny/lm --pool runs/baselines/p0.jsonl \\
-        --sequence 0.5 --out runs/baselines/unlikelihood
+        --min-new-tokens 64 --sequence 0.5 --out runs/baselines/unlikelihood
 
-Where we differ: the original trains on a corpus; p0's own samples are an unbiased anchor that needs
-none. Its loop never sees the last n-gram; ours does. Candidates come from the prompt and the
-completion of one text, never from another. --reward-token: from a model of Quark, under r_K.
+Where we differ: the original trains on a corpus; the model's own samples are an unbiased anchor that
+needs none. It continues 50 tokens by 100 and makes 1,500 updates; --prefix, --new-tokens, --steps.
+Its loop never sees the last n-gram; ours does. Candidates come from the prompt and the completion of
+one text, never from another. --reward-token: from a model of Quark, under r_K, on its own samples.
 """
 
 import common
@@ -60,17 +62,18 @@ def token_loss(logits, targets, candidates, alpha):
 
 
 def repeats(y, n):
-    """For each token of y: does it complete an n-gram that occurred before in y? [bool]"""
-    seen, found = set(), []
-    for t in range(len(y)):
-        ngram = tuple(y[t - n + 1 : t + 1]) if t >= n - 1 else None
-        found.append(ngram is not None and ngram in seen)
+    """For each token of y: is it part of an n-gram that occurred before in y? [bool]"""
+    seen, found = set(), [False] * len(y)
+    for t in range(len(y) - n + 1):
+        ngram = tuple(y[t : t + n])
+        if ngram in seen:
+            found[t : t + n] = [True] * n
         seen.add(ngram)
     return found
 
 
 def sequence_loss(logits, targets, repeated):
-    """The mean over all tokens of -log(1 - p(y_t)) at those that complete a repeated n-gram."""
+    """The mean over all tokens of -log(1 - p(y_t)) at those of repeated n-grams."""
     p = logits.log_softmax(-1).gather(1, targets[:, None]).squeeze(1).exp()
     return -((1 - p).clamp(min=SMALLEST).log() * repeated).mean()
 
@@ -80,30 +83,34 @@ def updates(policy, samples, args):
     optimiser = common.adam(policy)
     k = policy.n_quantiles if args.reward_token else None
     front = [policy.reward_token_id(k)] if k else []
+    room = policy.room_for_prompt(args.new_tokens, len(front))
     repeated_share = 0.0
     for step in range(args.steps):
         rng = np.random.default_rng([args.seed, step])
         drawn = [samples[i] for i in rng.integers(len(samples), size=args.batch_size)]
         if rng.random() < args.sequence:
-            prefixes = [(list(x) + list(y))[: args.prefix] for _, x, y, _ in drawn]
+            prefixes = [(list(x) + list(y))[: args.prefix][-room:] for _, x, y, _ in drawn]
             decoding = {"quantile": k, "max_new_tokens": args.new_tokens, "greedy": True}
             decoding |= {"min_new_tokens": args.new_tokens, "batch_size": args.batch_size}
             pairs = list(zip(prefixes, sample(policy, prefixes, **decoding)))
             flags = [flag for _, y in pairs for flag in repeats(y, args.n)]
             repeated_share = sum(flags) / len(flags)
-            logits, targets, _ = common.token_logits(policy, with_front(front, pairs))
+            reads = with_front(policy, front, pairs)
+            logits, targets, _ = common.token_logits(policy, reads, args.new_tokens)
             repeated = torch.tensor(flags, device=policy.device)
             loss = sequence_loss(logits, targets, repeated)
         else:
             pairs = [(x, y) for _, x, y, _ in drawn]
-            logits, targets, _ = common.token_logits(policy, with_front(front, pairs))
+            reads = with_front(policy, front, pairs)
+            logits, targets, _ = common.token_logits(policy, reads, args.min_new_tokens)
             loss = token_loss(logits, targets, previous_tokens(pairs), args.alpha)
         common.update(optimiser, loss, step, args.steps, args)
         yield {"loss": loss.item(), "repeated": repeated_share}
 
 
-def with_front(front, pairs):
-    return [([*front, *x], y) for x, y in pairs]
+def with_front(policy, front, pairs):
+    """The pairs with r_K, if any, in front of x: what `explore.sample` reads."""
+    return [([*front, *policy.start_of(x)], y) for x, y in pairs]
 
 
 def main(argv=None):
@@ -117,6 +124,8 @@ def main(argv=None):
     add("--prefix", type=options.COUNT, default=16, help="tokens that greedy text goes on from")
     add("--new-tokens", type=options.COUNT, default=64, help="greedy tokens")
     add("--reward-token", action="store_true", help="put r_K in front: --model is of Quark")
+    text = "as the pool was sampled: before, <|endoftext|> is impossible"
+    add("--min-new-tokens", type=options.NATURAL, default=0, help=text)
     args = parser.parse_args(argv)
     policy, _ = common.load_for_training(args, [args.pool])
     if args.reward_token and not policy.n_quantiles:

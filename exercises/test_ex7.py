@@ -74,26 +74,26 @@ def test_posterior():
 def test_gedi_reweights():
     """With nothing to filter: p0 P(good | v)^omega."""
     for omega in (0.0, 1.0, 5.0):
-        p = written_by("gedi", (P0, P_GOOD, omega, 0.0, 1.0), f"gedi(omega={omega}, keep_mass=0)")
+        p = written_by("gedi", (P0, P_GOOD, omega, 0.0, 1.0), f"gedi(omega={omega}, filter_mass=0)")
         right = np.exp(P0) * P_GOOD**omega
         right /= right.sum()
         expect(
             np.allclose(p, right),
-            f"gedi(omega={omega}, keep_mass=0) gives {p.round(3).tolist()}, not "
-            f"{right.round(3).tolist()}; with keep_mass 0 no token goes.",
+            f"gedi(omega={omega}, filter_mass=0) gives {p.round(3).tolist()}, not "
+            f"{right.round(3).tolist()}; with filter_mass 0 no token goes.",
         )
 
 
 def test_gedi_filters():
     """In ascending order of P .2 .4 .5 .7 .9 the masses so far are .4 .42 .62 .7 1 with omega 0."""
-    for keep_mass, tau, stay in ((0.65, 0.8, [1, 3]), (0.65, 0.45, [1, 2, 3]), (0.8, 0.8, [1])):
-        what = f"gedi(omega=0, keep_mass={keep_mass}, tau={tau})"
-        p = written_by("gedi", (P0, P_GOOD, 0.0, keep_mass, tau), what)
+    for filter_mass, tau, stay in ((0.65, 0.8, [1, 3]), (0.65, 0.45, [1, 2, 3]), (0.8, 0.8, [1])):
+        what = f"gedi(omega=0, filter_mass={filter_mass}, tau={tau})"
+        p = written_by("gedi", (P0, P_GOOD, 0.0, filter_mass, tau), what)
         left = np.flatnonzero(p > 0).tolist()
         expect(
             left == stay,
             f"{what} leaves tokens {left}, not {stay}; from the lowest P(good | v) up, a token below "
-            "tau goes while those so far, itself included, hold less than keep_mass.",
+            "tau goes while those so far, itself included, hold less than filter_mass.",
         )
 
 

@@ -1,7 +1,7 @@
 """How the defaults of settings/tiny.sh were chosen: tries on training prompts, one rule, a picture.
 
-    python experiments/defaults.py sentiment                     # all tries, three seeds each
-    python experiments/defaults.py sentiment --only before "beta 0.2" --seeds 0
+    python experiments/defaults.py sentiment --seeds 0           # every try, with one seed
+    python experiments/defaults.py sentiment --seeds 1 2 --only "p 0.98, lr 2e-4"
     python experiments/defaults.py --show                        # only the tables and the pictures
 
 A try is a run of run_all.sh with other settings. It is measured on 160 training prompts that the
@@ -13,7 +13,9 @@ The rule, for sentiment and toxicity: of the tries that keep the paper's price, 
 highest mean reward. The price, in the mean over three seeds: dist-2 at most 0.05 and dist-3 at most
 0.01 below p0's, perplexity at most 1.3 times p0's. In every seed the mean reward rises from r_1 to
 r_K. For repetition: diversity of the sampled text at least 0.93, its perplexity within 0.9 and 1.15
-times p0's, and of these the highest diversity of greedy text.
+times p0's, and of these the highest diversity of greedy text. Every try is made with seed 0. Those
+that keep the price there are made with seeds 1 and 2, from the highest gain down, until one of them
+keeps it in the mean of the three.
 
 Each finished run's numbers go at once to experiments/results/defaults.json, from which the next
 call goes on. A run takes four to ten minutes on one core; two are made at a time.
@@ -112,10 +114,15 @@ TRIES = {
         "before": {},
         "lr 1e-3": {"LR": "1e-3"},
         "lr 2e-3, 384 prompts, 100 steps": {"LR": "2e-3", "NUM_PROMPTS": 384, "STEPS": 100},
-        "lr 1e-3, p0's nucleus 0.4": {"LR": "1e-3", "EXPLORE_P0": "--decode sample --top-p 0.4"},
+        "lr 1e-3, p0 mixed": {"LR": "1e-3", "EXPLORE_P0": "--decode mixed --top-p 0.9"},
+        "lr 2e-3, p0 mixed, 384 prompts, 100 steps": {
+            "LR": "2e-3",
+            "NUM_PROMPTS": 384,
+            "STEPS": 100,
+            "EXPLORE_P0": "--decode mixed --top-p 0.9",
+        },
     },
 }
-CHOSEN = {"sentiment": None, "toxicity": None, "repetition": None}
 
 
 # ------------------------------------------------------------------------------------- making a run
@@ -246,6 +253,13 @@ def keeps_price(task, found):
     return paid and found["rising"] > 0
 
 
+def choose(task, tries):
+    """The name of the try that the rule chooses; None if none of three seeds keeps the price."""
+    found = {name: summary(task, seeds) for name, seeds in tries.items() if len(seeds) == 3}
+    kept = [name for name in found if keeps_price(task, found[name])]
+    return max(kept, key=lambda name: found[name]["gain"], default=None)
+
+
 PRICE = {
     "ppl": ("perplexity / p0's", ".2f"),
     "dist_2": ("dist-2 − p0's", "+.3f"),
@@ -280,9 +294,10 @@ def table(task, tries):
     heading = " | ".join(name for name, _ in columns.values())
     lines = [f"| {task} | seeds | {heading} | keeps the price |", "|---" * (len(columns) + 3) + "|"]
     found = {name: summary(task, seeds) for name, seeds in tries.items()}
+    chosen = choose(task, tries)
     for name in sorted(found, key=lambda name: -found[name]["gain"]):
         cells = [f"{found[name][key]:{form}}" for key, (_, form) in columns.items()]
-        label = f"**{name}**" if name == CHOSEN[task] else name
+        label = f"**{name}**" if name == chosen else name
         kept = "yes" if keeps_price(task, found[name]) else "no"
         lines.append(f"| {label} | {len(tries[name])} | " + " | ".join(cells) + f" | {kept} |")
     return "\n".join(lines) + "\n"
@@ -296,12 +311,13 @@ def draw(results):
     panels = figure.subplots(1, len(results), squeeze=False)[0]
     for ax, (task, tries) in zip(panels, results.items()):
         x_of, limit = ("diversity", 0.93) if task == "repetition" else ("dist_2", -0.05)
+        best = choose(task, tries)
         for number, (name, seeds) in enumerate(tries.items(), 1):
             found = summary(task, seeds)
             for seed in seeds:
                 one = summary(task, {seed: seeds[seed]})
                 ax.plot(one[x_of], one["gain"], ".", color="#aaaaaa", markersize=3)
-            chosen = name == CHOSEN[task]
+            chosen = name == best
             colour = "#D55E00" if chosen else "#0072B2"
             face = colour if keeps_price(task, found) else "none"
             style = {"marker": "*" if chosen else "o", "s": 140 if chosen else 30}

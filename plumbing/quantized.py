@@ -16,18 +16,11 @@ def load_quantized(path, policy, reward_tokens=True):
     for place, row in read_pool([path]):
         if reward_tokens and "quantile" not in row:
             raise BadInput(f'{place}: "quantile" is missing; run quantize.py on the pool first')
-        x = _ids(row, "prompt", policy, place)
-        y = _ids(row, "completion", policy, place)
-        room = policy.context - 1 - len(y)
-        if room < 1:
-            raise BadInput(
-                f"{place}: the completion has {len(y)} tokens, which leaves no room for a prompt "
-                f"in a context of {policy.context}"
-            )
+        x, y = ids_of(row, policy, place)
         k = row["quantile"] if reward_tokens else None
         part = parts.setdefault(k, [])
         if y:  # an empty completion has no token to learn from
-            part.append((k, np.array(x[-room:], np.int32), np.array(y, np.int32)))
+            part.append((k, np.array(x, np.int32), np.array(y, np.int32)))
     if not any(parts.values()):
         raise BadInput(f"{path}: no rows to learn from; run explore.py and quantize.py first")
     if not reward_tokens:
@@ -44,6 +37,19 @@ def load_quantized(path, policy, reward_tokens=True):
                 "learned about it; sample with a higher --min-new-tokens"
             )
     return [parts[k] for k in range(1, K + 1)]
+
+
+def ids_of(row, policy, place):
+    """The ids of a row's prompt, cut from the left to fit the context, and of its completion."""
+    x = _ids(row, "prompt", policy, place)
+    y = _ids(row, "completion", policy, place)
+    room = policy.context - 1 - len(y)
+    if room < 1:
+        raise BadInput(
+            f"{place}: the completion has {len(y)} tokens, which leaves no room for a prompt "
+            f"in a context of {policy.context}"
+        )
+    return x[-room:], y
 
 
 def _ids(row, field, policy, place):

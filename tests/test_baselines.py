@@ -23,7 +23,7 @@ import table
 import torch
 import unlikelihood
 import weights
-from conftest import ROOT, K, write_jsonl
+from conftest import ROOT, write_jsonl
 
 from explore import sample
 from learn import add_reward_tokens
@@ -135,9 +135,30 @@ def test_a_rollout_is_the_samples_of_the_policy(p0):
     with pytest.raises(BadInput, match="no multiple of k"):
         common.rollout(p0, prompts, reward, rollout_options(batch_size=3), step=0)
     with pytest.raises(BadInput, match="no score"):
-        none = load_reward("hash")
         common.rollout(p0, prompts, lambda **texts: [None] * 4, rollout_options(), step=0)
-        assert none
+    ids = [p0.encode(text) for text in texts]  # the likeliest tokens only would be another policy
+    keys = [(PROMPTS.index(text), j) for text, j in zip(texts, (0, 1, 0, 1))]
+    settings = {"max_new_tokens": 6, "min_new_tokens": 2, "seed": 0, "iteration": 1, "keys": keys}
+    assert [y for _, y in pairs] == sample(p0, ids, **settings)
+
+
+def test_a_prompt_that_comes_twice_in_a_step_gets_other_samples(p0):
+    options = rollout_options(batch_size=4, samples_per_prompt=1)
+    prompts = [{"prompt": text} for text in PROMPTS]
+    pairs, _ = common.rollout(p0, prompts, load_reward("hash"), options, step=0)
+    assert len({(tuple(x), tuple(y)) for x, y in pairs}) == 4
+
+
+def test_rows_that_do_not_fit_are_named(p0, tmp_path):
+    long = {"prompt": "The film", "completion": " was" * 70, "reward": 1}
+    path = write_jsonl(tmp_path / "pool.jsonl", [long])
+    with pytest.raises(BadInput, match="leaves no room"):
+        common.read_samples(path, p0)
+    with pytest.raises(BadInput, match="ends after 1 tokens, before --min-new-tokens 2"):
+        common.token_log_probs(p0, [([1], [2, 3]), ([1], [p0.eos_id])], min_new_tokens=2)
+    rows = [{"prompt": " was" * 60, "completion": " was", "reward": 0.5}]
+    ((_, x, y, r),) = common.read_samples(write_jsonl(tmp_path / "pool.jsonl", rows), p0)
+    assert len(x) + len(y) <= p0.context and r == 0.5
 
 
 # ---------------------------------------------------------------------------------------- best-of-n
@@ -383,6 +404,26 @@ def test_pplm_mixes_and_carries_its_past_on(precise):
         torch.testing.assert_close(network.past[0][0][:1, :, :-1], before)
 
 
+def test_pplm_sums_the_states_that_were_read(precise):
+    """At each step the unperturbed states up to x_t, also beside longer rows."""
+    network = pplm_network(precise, eta=0.5)
+    with torch.no_grad():
+        for texts, _ in driven(network, precise):
+            for row, text in enumerate(texts):
+                expected = states_of(precise, text).sum(0)
+                torch.testing.assert_close(network.total[row], expected, atol=1e-8, rtol=1e-6)
+
+
+def test_a_row_of_pplm_does_not_depend_on_its_neighbours(precise):
+    """The first prompt is padded beside the longer one; alone it is not."""
+    tokens = torch.tensor([precise.encode(PROMPTS[0])])
+    alone = pplm_network(precise, eta=0.5, m=2)
+    alone.start(torch.tensor([0]))
+    with torch.no_grad():
+        _, beside = next(driven(pplm_network(precise, eta=0.5, m=2), precise))
+        close(beside[0].log_softmax(-1), alone.next_logits(tokens)[0].log_softmax(-1), 1e-6)
+
+
 def test_mean_states_and_auc(p0):
     texts = [p0.encode(text) for text in PROMPTS]
     expected = torch.stack([states_of(p0, ids).mean(0) for ids in texts])
@@ -475,6 +516,73 @@ def test_losses_of_a_sequence_and_of_a_token():
     assert rloo.token_loss(log_p, rows, A).item() == pytest.approx(1.0)
 
 
+def two_pairs(policy):
+    """Two samples of each of two prompts, of different lengths."""
+    texts = (
+        (PROMPTS[0], " was"),
+        (PROMPTS[0], " was thin"),
+        (PROMPTS[1], " good"),
+        (PROMPTS[1], "x"),
+    )
+    return [(policy.encode(x), policy.encode(y)) for x, y in texts]
+
+
+def log_prob(policy, x, y):
+    """log p(y | x), a token at a time."""
+    return sum(
+        logits_after(policy, x + y[:t]).log_softmax(-1)[token].item() for t, token in enumerate(y)
+    )
+
+
+@pytest.fixture
+def moved(p0_folder):
+    """p0 with other weights: a policy that has learned something."""
+    policy = common.load_policy(p0_folder)
+    policy.model.transformer.h[1].mlp.c_proj.weight.data *= 0.7
+    return policy
+
+
+def test_the_loss_of_a_batch(p0, moved):
+    """r = R - beta sum log p / p0: a sample that p0 finds unlikely is worth less."""
+    pairs, R, beta = two_pairs(p0), [0.1, 0.9, 0.3, 0.2], 0.4
+    log_p = [log_prob(moved, x, y) for x, y in pairs]
+    ratio = [a - log_prob(p0, x, y) for a, (x, y) in zip(log_p, pairs)]
+    r = [R_i - beta * ratio_i for R_i, ratio_i in zip(R, ratio)]
+    A = [r[0] - r[1], r[1] - r[0], r[2] - r[3], r[3] - r[2]]
+    expected = -sum(a * b for a, b in zip(A, log_p)) / 4
+    loss, found = rloo.batch_loss(moved, p0, pairs, torch.tensor(R), 2, "rloo", beta)
+    assert loss.item() == pytest.approx(expected, rel=1e-4)
+    assert found.tolist() == pytest.approx(ratio, abs=1e-3) and max(map(abs, ratio)) > 0.1
+    A = rloo.group_normalised(torch.tensor(R).view(2, 2)).flatten().tolist()
+    n_tokens = sum(len(y) for _, y in pairs)
+    expected = -sum(a * b for a, b in zip(A, log_p)) / n_tokens
+    loss, _ = rloo.batch_loss(moved, p0, pairs, torch.tensor(R), 2, "grpo", beta)
+    assert loss.item() == pytest.approx(expected, rel=1e-4)
+
+
+def test_the_targets_of_ppo(p0, moved):
+    """A and G of each token by hand: the KL at each, r at the last; G from A before whitening."""
+    pairs, r, beta = two_pairs(p0), torch.tensor([0.1, 0.9, 0.3, 0.2]), 0.4
+    args = SimpleNamespace(min_new_tokens=0, gamma=0.9, lam=0.8)
+    value = ppo.Value(common.load_policy(p0.model.name_or_path))
+    torch.nn.init.normal_(value.head.weight, std=0.1)
+    log_old, V_old, A, G, kl = ppo.at_sampling(moved, p0, value, pairs, r, beta, args)
+    rewards, lengths = [], [len(y) for _, y in pairs]
+    for (x, y), r_i in zip(pairs, r.tolist()):
+        for t, token in enumerate(y):
+            a, b = (logits_after(m, x + y[:t]).log_softmax(-1)[token].item() for m in (moved, p0))
+            rewards.append(-beta * (a - b) + (r_i if t == len(y) - 1 else 0))
+    rewards = ppo.whiten(torch.tensor(rewards), shift_mean=False)
+    raw = ppo.advantages(rewards, V_old, lengths, 0.9, 0.8)
+    torch.testing.assert_close(G, raw + V_old, atol=1e-3, rtol=1e-3)
+    torch.testing.assert_close(A, ppo.whiten(raw), atol=1e-3, rtol=1e-3)
+    expected = np.mean([log_prob(moved, x, y) - log_prob(p0, x, y) for x, y in pairs])
+    assert kl == pytest.approx(expected, abs=1e-3) and V_old.std() > 0.01
+    assert log_old.sum().item() == pytest.approx(
+        sum(log_prob(moved, x, y) for x, y in pairs), rel=1e-4
+    )
+
+
 def test_rloo_is_that_of_trl(p0_folder, tmp_path):
     """Two updates of TRL's trainer: on its own samples, our advantages and our gradient are its own.
 
@@ -507,17 +615,14 @@ def test_rloo_is_that_of_trl(p0_folder, tmp_path):
             rows.sort(key=lambda row: row[0])  # the samples of a prompt together
             pairs = [(x, y) for x, y, _ in rows]
             policy = dataclasses.replace(p0, model=model)
-            log_p, owner = common.token_log_probs(policy, pairs)
-            with torch.no_grad():
-                log_p0, _ = common.token_log_probs(p0, pairs)
-            log_ratio = common.sum_by_row(log_p.detach() - log_p0, owner, len(pairs))
-            kls.append(log_ratio.abs().sum().item())
             R = torch.tensor(reward_of([y for _, y in pairs]))
+            own, log_ratio = rloo.batch_loss(policy, p0, pairs, R, 2, "rloo", beta)
+            kls.append(log_ratio.abs().sum().item())
             A = rloo.leave_one_out((R - beta * log_ratio).view(-1, 2)).flatten()
             theirs = [advantage for _, _, advantage in rows]
             assert A.tolist() == pytest.approx(theirs, abs=1e-5) and A.abs().sum() > 0
             weights = list(model.parameters())
-            ours = torch.autograd.grad(rloo.sequence_loss(log_p, owner, A), weights)
+            ours = torch.autograd.grad(own, weights)
             for a, b in zip(ours, torch.autograd.grad(loss, weights, retain_graph=True)):
                 torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-3)
             return loss
@@ -563,6 +668,21 @@ def test_the_loss_is_zero_for_the_optimal_policy():
     assert qrpo.qrpo_loss(off, q, beta).item() == pytest.approx(0.15**2 / 2, rel=1e-4)
 
 
+def test_the_log_ratio_is_that_of_the_policy_to_p0(p0, moved):
+    """Its sign: where p_theta is p0 it is 0, so the loss is that of q alone."""
+    pairs, q, beta = two_pairs(p0), torch.tensor([0.1, 0.9, 0.3, 0.2]), 0.4
+    examples = [(x, y, 0.0) for x, y in pairs]
+    of_p0 = qrpo.log_probs_of_p0(p0, examples, 0, batch_size=3)
+    loss, ratio = qrpo.batch_loss(moved, pairs, q, of_p0, beta, 0)
+    expected = [log_prob(moved, x, y) - log_prob(p0, x, y) for x, y in pairs]
+    assert ratio.tolist() == pytest.approx(expected, abs=1e-3)
+    assert loss.item() == pytest.approx(
+        qrpo.qrpo_loss(torch.tensor(expected), q, beta).item(), rel=1e-3
+    )
+    same, _ = qrpo.batch_loss(p0, pairs, q, of_p0, beta, 0)
+    assert same.item() == pytest.approx(qrpo.qrpo_loss(torch.zeros(4), q, beta).item(), rel=1e-4)
+
+
 def test_a_sample_is_ranked_within_its_prompt():
     samples = [("a", [1], [2], 0.9), ("b", [1], [3], 0.1), ("a", [1], [4], 0.8), ("b", [1], [5], 0)]
     assert {(y[0], q) for _, y, q in qrpo.examples_of(samples)} == {(2, 1), (4, 0), (3, 1), (5, 0)}
@@ -594,8 +714,9 @@ def test_the_unlikelihood_of_candidates():
 
 
 def test_repeated_ngrams_by_hand():
-    """a b a b a: with n = 2, the second "a b" ends at place 3 and the second "b a" at the last."""
-    assert unlikelihood.repeats("ababa", 2) == [False, False, False, True, True]
+    """a b a b a: with n = 2, the second "a b" and, to the very end, the second "b a"."""
+    assert unlikelihood.repeats("ababa", 2) == [False, False, True, True, True]
+    assert unlikelihood.repeats("abcxabc", 3) == [False] * 4 + [True] * 3
     assert unlikelihood.repeats("aaaa", 1) == [False, True, True, True]
     assert unlikelihood.repeats("abc", 4) == [False] * 3
 
@@ -647,15 +768,21 @@ def test_contrastive_search_by_whole_passes(p0):
                 close(row, expected)
 
 
-def test_the_losses_of_simctg_are_of_every_token_but_the_first(p0):
-    texts = [p0.encode(text) for text in PROMPTS]
-    mle, _ = simctg.mle_and_contrast(p0, texts, 0.5)
-    nll = [
-        -logits_after(p0, text[:t]).log_softmax(-1)[text[t]].item()
-        for text in texts
-        for t in range(1, len(text))
-    ]
-    assert mle.item() == pytest.approx(np.mean(nll), rel=1e-4)
+def test_the_losses_of_simctg_are_of_y_and_of_all_states(p0):
+    """-log p of the completions only; the states of prompt and completion are pushed apart."""
+    pairs = two_pairs(p0)
+    mle, contrast = simctg.mle_and_contrast(p0, pairs, 1.2)
+    n_tokens = sum(len(y) for _, y in pairs)
+    nll = -sum(log_prob(p0, x, y) for x, y in pairs) / n_tokens
+    assert mle.item() == pytest.approx(nll, rel=1e-4)
+    cosines = []
+    for x, y in pairs:
+        states = states_of(p0, x + y)
+        cosines += [cosine(a, b) for a, b in itertools.permutations(states, 2)]
+    expected = np.mean([max(0.0, 0.2 + c) for c in cosines])
+    assert contrast.item() == pytest.approx(expected, rel=1e-4)
+    found = simctg.mean_cosine(p0, [x + y for x, y in pairs])
+    assert found == pytest.approx(np.mean(cosines), abs=1e-4)
 
 
 # ------------------------------------------------------------------------------ the commands, briefly
@@ -762,7 +889,6 @@ def test_a_file_says_where_it_comes_from_and_how_it_differs(file):
     if file.stem not in ("common", "table", "running", "page"):
         for part in ("Source   ", "Reads    ", "Writes   ", "Where we differ: ", "\n    python "):
             assert part in text, f"{file.name} lacks {part}"
-    assert K
 
 
 # -------------------------------------------------------------------------- tries, rows and the page
@@ -775,13 +901,16 @@ def numbers(mean, dist_2=0.9, perplexity=20.0, **more):
 
 
 def test_the_chosen_knobs_have_the_highest_gain_at_the_price():
-    """If none keeps the price, those of the lowest perplexity."""
+    """If none keeps the price, those whose perplexity is nearest to p0's; failed ones are left out."""
     of_p0 = numbers(0.5)
     tries = {"a": numbers(0.7), "b": numbers(0.8), "c": numbers(0.9, dist_2=0.8)}
-    tries = {name: {"knobs": {}, "p0": of_p0, "numbers": n} for name, n in tries.items()}
-    assert table.choose("sentiment", tries) == "b"
-    costly = {"c": tries["c"], "d": {"knobs": {}, "p0": of_p0, "numbers": numbers(0.9, 0.9, 40.0)}}
-    assert table.choose("sentiment", costly) == "c"
+    tries = {name: {"knobs": {}, "numbers": n} for name, n in tries.items()}
+    tries["e"] = {"knobs": {}, "failed": "the loss is nan"}
+    assert table.choose("sentiment", tries, of_p0) == "b"
+    costly = {"c": tries["c"], "d": {"knobs": {}, "numbers": numbers(0.9, 0.9, 40.0)}}
+    assert table.choose("sentiment", costly, of_p0) == "c"
+    with pytest.raises(BadInput, match="all of 1 tries failed"):
+        table.choose("sentiment", {"e": tries["e"]}, of_p0)
 
 
 def test_a_row_says_what_was_measured_and_how_it_stands_to_quark():
@@ -792,7 +921,7 @@ def test_a_row_says_what_was_measured_and_how_it_stands_to_quark():
         "rloo": {str(s): numbers(0.7 + 0.1 * s, perplexity=2 * (20.0 + s)) for s in range(3)},
         "dexperts": {str(s): numbers(0.4 - 0.01 * (s == 2)) for s in range(3)},
     }
-    text = page.table("sentiment", rows)
+    text = page.table("sentiment", rows, 9216)
     line = next(line for line in text.splitlines() if line.startswith("| rloo"))
     assert "| 0.800 ± 0.248 |" in line and "| 2.00 ± 0.00 |" in line and line.endswith("| 60 | 1 |")
     assert "| dexperts |" in text and "| 60 | 3 |" in text
@@ -801,9 +930,24 @@ def test_a_row_says_what_was_measured_and_how_it_stands_to_quark():
     assert said[1].startswith("- dexperts: below Quark (-0.203 ± 0.014); keeps the price")
 
 
+def test_pplm_is_compared_on_its_own_prompts():
+    """With the 96 prompts' p0 and Quark, not with those of all prompts."""
+    rows = {
+        "p0": {"0": numbers(0.5, perplexity=20.0)},
+        "p0_fewer": {"0": numbers(0.4, perplexity=10.0)},
+        "quark": {"0": numbers(0.9)},
+        "quark_fewer": {"0": numbers(0.6)},
+        "pplm": {"0": numbers(0.7, perplexity=20.0)},
+    }
+    assert page.values_of(rows, "pplm", "perplexity/") == [2.0]
+    assert page.against_quark("sentiment", rows, "pplm")[1] == pytest.approx(0.1)
+    assert "| pplm, 96 prompts |" in page.table("sentiment", rows, 9216)
+
+
 def test_every_row_of_the_design_has_a_method():
     rows = "p0 quark best_of_8 best_of_25 dapt ctrl dexperts anti_expert weights gedi pplm ppo rloo"
-    assert list(table.METHODS["sentiment"]) == [*rows.split(), "grpo", "qrpo"]
+    fewer = ["p0_fewer", "quark_fewer"]
+    assert list(table.METHODS["sentiment"]) == [*rows.split(), "grpo", "qrpo", *fewer]
     assert set(table.METHODS["sentiment"]) - set(table.METHODS["toxicity"]) == {"ctrl"}
     rows = "p0 quark mle unlikelihood unlikelihood_sequence quark_unlikelihood simctg"
     assert list(table.METHODS["repetition"]) == [*rows.split(), "simctg_contrastive", "contrastive"]
@@ -832,6 +976,7 @@ def test_a_part_of_a_table(task, tmp_path, monkeypatch, capsys):
         monkeypatch.setattr(module, "settings_of", lambda task, seed: small)
     monkeypatch.setattr(running, "RUNS", tmp_path / "runs")
     monkeypatch.setattr(running, "N_TUNING", 3)
+    monkeypatch.setattr(running, "N_FEWER", 2)
     monkeypatch.setattr(running, "UPDATES", 2)
     monkeypatch.setattr(table, "RESULTS", tmp_path / "results")
     knobs = {name: settings[:1] for name, settings in table.KNOBS.items()}
@@ -840,8 +985,10 @@ def test_a_part_of_a_table(task, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(table, "KNOBS", knobs)
     policy = common.load_policy(ROOT / "tiny" / "lm")
     add_reward_tokens(policy, 2)
-    policy.save(tmp_path / "quark")
-    monkeypatch.setattr(table, "last_model", lambda run: tmp_path / "quark")
+    (tmp_path / "quark").mkdir()
+    (tmp_path / "quark" / "settings").touch()
+    policy.save(tmp_path / "quark" / "model" / "03")
+    monkeypatch.setattr(table, "quark_folder", lambda task, seed: tmp_path / "quark")
     command = [task, "--seeds", "0", "--methods", *PARTS[task]]
     table.main(command)
     printed = capsys.readouterr().out

@@ -12,8 +12,8 @@ from conftest import ROOT
 from evaluate import measure
 
 STAGES = ["quantize.py", "rewards.py", "explore.py", "learn.py", "evaluate.py"]
-PAGES = [ROOT / "README.md", *sorted(ROOT.glob("docs/*.md")), ROOT / "bench" / "README.md"]
-PAGES += ROOT.glob("CONTRIBUTING.md")
+PAGES = [ROOT / "README.md", *sorted(ROOT.glob("docs/*.md")), *ROOT.glob("CONTRIBUTING.md")]
+PAGES += [ROOT / folder / "README.md" for folder in ("baselines", "bench")]
 TEXT = {page: page.read_text(encoding="utf-8") for page in PAGES}
 SHELL = [ROOT / "run_all.sh", *sorted(ROOT.glob("settings/*.sh")), *ROOT.glob("plumbing/*.sh")]
 
@@ -88,7 +88,7 @@ def test_every_link_leads_somewhere(page):
 
 def test_every_file_exists():
     """Whatever looks like a path of this repository. What a run writes does not."""
-    folders = "tiny|tests|experiments|exercises|plumbing|settings|bench|docs"
+    folders = "tiny|tests|experiments|exercises|baselines|plumbing|settings|bench|docs"
     path = re.compile(rf"(?:(?:{folders})/[\w./-]*|\w+\.(?:py|sh)|requirements\.txt)(?=[:\s]|$)")
     found = set()
     for page, code in CODE:
@@ -135,7 +135,7 @@ def test_every_option_exists():
 
 def test_every_variable_exists():
     """run_all.sh, what it sources, a study or plumbing/remote.py reads each NAME=value and `NAME`."""
-    shell = read(*SHELL, *ROOT.glob("experiments/*.sh"))
+    shell = read(*SHELL, *ROOT.glob("experiments/*.sh"), *ROOT.glob("baselines/*.sh"))
     remote = read(ROOT / "plumbing" / "remote.py")
     found = set()
     for page, code in CODE:

@@ -25,11 +25,12 @@ def posterior(read_plus, read_minus, log_plus, log_minus, scale):
     raise NotImplementedError
 
 
-def gedi(log_p0, p_good, omega, keep_mass, tau):
+def gedi(log_p0, p_good, omega, filter_mass, tau):
     """(V,) log-probabilities of p0 and (V,) P(good | v) -> (V,) probabilities.
 
-    p0 P(good | v)^omega, normalised. Then go through the tokens from the lowest P(good | v) up:
-    while those so far hold less than `keep_mass`, a token whose P(good | v) is below `tau` goes.
+    p0 P(good | v)^omega, normalised. Then go through the tokens from the lowest P(good | v) up: a
+    token goes if its P(good | v) is below `tau` and those so far, itself included, hold less than
+    `filter_mass`.
     """
     raise NotImplementedError
 

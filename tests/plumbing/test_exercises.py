@@ -150,7 +150,7 @@ SLIPS = [  # one line of a solution, changed: (file, old, new, the check that mu
         "np.exp(log_p0) * p_good**omega",
         "np.exp(log_p0) * p_good",
         "test_gedi_reweights",
-        "with keep_mass 0 no token goes",
+        "with filter_mass 0 no token goes",
     ),
     (
         "ex7_gedi",

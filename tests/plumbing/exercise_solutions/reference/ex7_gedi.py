@@ -23,11 +23,11 @@ def posterior(read_plus, read_minus, log_plus, log_minus, scale):
     return 1 / (1 + np.exp(-scale * odds / t))
 
 
-def gedi(log_p0, p_good, omega, keep_mass, tau):
+def gedi(log_p0, p_good, omega, filter_mass, tau):
     p_w = normalised(np.exp(log_p0) * p_good**omega)
     order = np.argsort(p_good)
     so_far = np.cumsum(p_w[order])
-    gone = order[(so_far < keep_mass) & (p_good[order] < tau)]
+    gone = order[(so_far < filter_mass) & (p_good[order] < tau)]
     p_w[gone] = 0
     return normalised(p_w)
 
