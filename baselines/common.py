@@ -106,6 +106,8 @@ def training_parser(docstring, steps, lr, batch_size):
     add("--warmup", type=options.number(int, least=0), default=10, help="updates of warm-up")
     add("--clip", type=positive, default=1.0, help="largest gradient norm")
     add("--batch-size", type=options.COUNT, default=batch_size, help="completions per update")
+    text = "save the model after this many steps, too, as OUT-N"
+    add("--save-at", type=options.COUNT, nargs="+", default=[], metavar="N", help=text)
     options.add_seed_and_device(parser, "random seed")
     return parser
 
@@ -145,18 +147,23 @@ def update(optimiser, loss, step, total_steps, args):
 
 
 def train(policy, steps, args):
-    """Exhausts `steps`, which yields {name: number} an update, and saves policy and metrics."""
+    """Exhausts `steps`, which yields {name: number} a step, and saves the policy and these lines.
+
+    A step is an update, or all updates on one batch of samples.
+    """
     metrics = []
-    with tqdm(steps, total=args.steps, desc="learning", unit="step") as bar:
-        for line in bar:
-            metrics.append({"step": len(metrics), **line})
-            bar.set_postfix({name: f"{value:.3f}" for name, value in line.items()})
 
     def write_more(folder):
         lines = [dump_row(line) + "\n" for line in metrics]
         (folder / "metrics.jsonl").write_text("".join(lines), encoding="utf-8")
         write_json(folder / "args.json", vars(args))
 
+    with tqdm(steps, total=args.steps, desc="learning", unit="step") as bar:
+        for line in bar:
+            metrics.append({"step": len(metrics), **line})
+            bar.set_postfix({name: f"{value:.3f}" for name, value in line.items()})
+            if len(metrics) in args.save_at:
+                policy.save(f"{args.out}-{len(metrics)}", write_more)
     policy.save(args.out, write_more)
 
 

@@ -128,29 +128,50 @@ class Run:
         out = self.root / "models" / f"expert-{name}-{lr}-{steps}"
         return self.learn(out, self.fifth(name), lr, steps, "--no-reward-token")
 
-    def learn(self, out, pool, lr, steps, *options, batch_size=32):
-        """p0 fine-tuned on a pool, by learn.py without the KL."""
+    def learn(self, out, pool, lr, steps, *options, batch_size=32, model=None, total_steps=None):
+        """p0, or a `model` on its way, fine-tuned on a pool, by learn.py without the KL."""
         p0 = self.settings["MODEL"]
         more = ["--beta", 0, "--lr", lr, "--steps", steps, "--batch-size", batch_size]
         more += ["--warmup", 10, "--clip", 1, "--seed", self.seed, *options]
+        more += ["--total-steps", total_steps] if total_steps else []
         return self.made_by(
-            out, "learn.py", "--pool", pool, "--model", p0, "--reference", p0, *more
+            out, "learn.py", "--pool", pool, "--model", model or p0, "--reference", p0, *more
         )
 
     # ------------------------------------------------------------------- how its texts are measured
 
-    def train(self, script, *options):
-        """Trains by a script of baselines/ with this run's knobs. Returns the model's folder."""
-        knobs = [word for key, value in self.knobs.items() for word in (f"--{key}", value)]
-        own = ["--model", self.settings["MODEL"], "--seed", self.seed, *options, *knobs]
-        return self.made_by(self.root / "models" / self.name, f"baselines/{script}", *own)
+    def learn_by_thirds(self, pool, lr, third, *options):
+        """The model after `third` / 3 of 2 UPDATES of learn.py: all thirds are of one run."""
+        model, each = None, 2 * UPDATES // 3
+        for n in range(1, third + 1):
+            out = self.root / "models" / f"{self.method}-{lr}-{n}"
+            own = {"model": model, "total_steps": 3 * each}
+            model = self.learn(out, pool, lr, each, *options, **own)
+        return model
 
-    def rollouts(self):
-        """Options of an on-policy method: as many reward calls as Quark's default run."""
-        s, batch_size = self.settings, 128
-        steps = int(s["NUM_PROMPTS"]) * per_prompt(s) // batch_size
+    def train(self, script, *options, steps, method=None, knobs=None):
+        """Trains by a script of baselines/ with this run's knobs. Returns the model's folder.
+
+        The knob "third" is where a run is stopped, so three tries cost one run. method and knobs:
+        of another row, whose model is used.
+        """
+        third = self.knobs.get("third", 3)
+        knobs = {k: v for k, v in (knobs or self.knobs).items() if k != "third"}
+        name = (method or self.method) + "".join(f"-{key}-{value}" for key, value in knobs.items())
+        stops = [max(1, steps * n // 3) for n in (1, 2, 3)]
+        own = ["--model", self.settings["MODEL"], "--seed", self.seed, *options]
+        own += [word for key, value in knobs.items() for word in (f"--{key}", value)]
+        own += ["--steps", steps, "--save-at", *stops[:2]]
+        out = self.made_by(self.root / "models" / name, f"baselines/{script}", *own)
+        return out if third == 3 else out.with_name(f"{name}-{stops[third - 1]}")
+
+    def train_on_policy(self, script, *options):
+        """`train` with as many reward calls as Quark's default run, 128 a step."""
+        s = self.settings
         own = ["--prompts", s["PROMPTS"], "--num-prompts", s["NUM_PROMPTS"], "--reward", self.task]
-        return [*own, *self.lengths(), "--batch-size", batch_size, "--steps", max(1, steps)]
+        own += [*self.lengths(), "--batch-size", 128, *options]
+        steps = max(1, int(s["NUM_PROMPTS"]) * per_prompt(s) // 128)
+        return self.train(script, *own, steps=steps)
 
     def write(self, script, *options):
         """Completions by a script of baselines/, then their measures."""

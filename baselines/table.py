@@ -8,8 +8,9 @@ Rules. Each method gets as many reward calls in training as Quark's default run.
 learn from one pool of p0's samples, or from its best and worst fifth within each prompt. The knobs
 are chosen with seed 0 on 160 openings that are in neither file of prompts, among at least as many
 settings as Quark's defaults had tries: the highest mean reward among those that keep the price (the
-rule of experiments/defaults.py); if none does, the perplexity nearest to p0's. Then three seeds are
-measured on the test prompts.
+rule of experiments/defaults.py); if none does, the perplexity nearest to p0's. Where a run is
+stopped is a knob, too: after one, two or three thirds, so that three settings cost one run. Then
+three seeds are measured on the test prompts.
 
 Each finished try and row goes at once to baselines/results/, from which the next call goes on.
 """
@@ -60,12 +61,12 @@ def best_of_25(run):
 
 
 def dapt(run):
-    run.sample(run.expert("good", **run.knobs))
+    run.sample(run.learn_by_thirds(run.fifth("good"), *run.knobs.values(), "--no-reward-token"))
 
 
 def ctrl(run):
     pool = run.quantized(2, "--per-prompt")
-    run.sample(run.learn(run.root / "models" / run.name, pool, **run.knobs), "K")
+    run.sample(run.learn_by_thirds(pool, *run.knobs.values()), "K")
 
 
 def dexperts(run):
@@ -102,19 +103,21 @@ def pplm(run):
 
 
 def ppo(run):
-    run.sample(run.train("ppo.py", *run.rollouts()))
+    run.sample(run.train_on_policy("ppo.py", "--epochs", 2))
 
 
 def rloo(run):
-    run.sample(run.train("rloo.py", *run.rollouts()))
+    run.sample(run.train_on_policy("rloo.py"))
 
 
 def grpo(run):
-    run.sample(run.train("rloo.py", "--kind", "grpo", *run.rollouts()))
+    run.sample(run.train_on_policy("rloo.py", "--kind", "grpo"))
 
 
 def qrpo(run):
-    run.sample(run.train("qrpo.py", "--pool", run.pool(), *run.shortest()))
+    run.sample(
+        run.train("qrpo.py", "--pool", run.pool(), *run.shortest(), steps=6 * running.UPDATES // 5)
+    )
 
 
 def mle(run):
@@ -126,12 +129,25 @@ def mle(run):
 
 
 def unlikelihood(run):
-    run.sample(run.train("unlikelihood.py", "--pool", run.pool(), *run.shortest()))
+    run.sample(
+        run.train(
+            "unlikelihood.py", "--pool", run.pool(), *run.shortest(), steps=2 * running.UPDATES
+        )
+    )
 
 
 def unlikelihood_sequence(run):
     half = ["--sequence", 0.5]
-    run.sample(run.train("unlikelihood.py", "--pool", run.pool(), *run.shortest(), *half))
+    run.sample(
+        run.train(
+            "unlikelihood.py",
+            "--pool",
+            run.pool(),
+            *run.shortest(),
+            *half,
+            steps=2 * running.UPDATES,
+        )
+    )
 
 
 def quark_unlikelihood(run):
@@ -141,19 +157,20 @@ def quark_unlikelihood(run):
     run.seconds[folder] = running.seconds_of(folder)
     pool = run.samples_of(model, "quark.jsonl")
     own = ["--model", model, "--reward-token", "--sequence", 0.5, *run.shortest()]
-    run.sample(run.train("unlikelihood.py", "--pool", pool, *own), "K")
+    run.sample(run.train("unlikelihood.py", "--pool", pool, *own, steps=2 * running.UPDATES), "K")
 
 
 def simctg(run):
-    run.sample(simctg_model(run))
+    own = ["--train", "--pool", run.pool(), *run.shortest()]
+    run.sample(run.train("simctg.py", *own, steps=2 * running.UPDATES))
 
 
 def simctg_contrastive(run):
-    run.write("simctg.py", "--model", simctg_model(run))
-
-
-def simctg_model(run):
-    return run.train("simctg.py", "--train", "--pool", run.pool(), *run.shortest())
+    """The search, on the model of the original's rho."""
+    own = ["--train", "--pool", run.pool(), *run.shortest()]
+    of = {"method": "simctg", "knobs": {"lr": "3e-4", "rho": 0.5}}
+    model = run.train("simctg.py", *own, steps=2 * running.UPDATES, **of)
+    run.write("simctg.py", "--model", model, "--alpha", run.knobs["alpha"])
 
 
 def contrastive(run):
@@ -168,28 +185,58 @@ def grid(**values):
     return found
 
 
-RATES = ["1e-4", "2e-4", "3e-4", "5e-4", "1e-3"]
+def with_thirds(*settings):
+    """Each setting stopped after one, two and three thirds of its run."""
+    return [{**knobs, "third": n} for knobs in settings for n in (1, 2, 3)]
+
+
+RATES = grid(lr=["3e-4", "1e-4", "1e-3", "2e-4", "5e-4"])
+ALPHAS = grid(alpha=[0.5, 1, 2, 4, 1.5, 0.25, 3, 0.75, 6, 1.25, 2.5, 3.2, 5, 8, 10])
 KNOBS = {  # what is tried; a method that is not here has nothing to choose
-    "dapt": grid(lr=RATES, steps=[150, 300, 600]),
-    "ctrl": grid(lr=RATES, steps=[150, 300, 600]),
-    "dexperts": grid(alpha=[0.25, 0.5, 0.75, 1, 1.25, 1.5, 1.75, 2, 2.5, 3.2, 4, 5, 6, 8, 10]),
-    "anti_expert": grid(alpha=[0.25, 0.5, 0.75, 1, 1.25, 1.5, 1.75, 2, 2.5, 3.2, 4, 5, 6, 8, 10]),
-    "weights": grid(scale=[0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 1, 1.25, 1.5, 1.75, 2, 2.5, 3]),
-    "gedi": grid(omega=[1, 2, 5, 10, 30], **{"filter-mass": [0, 0.4, 0.8]}),
-    "pplm": grid(
-        eta=[0.003, 0.005, 0.01, 0.015, 0.02, 0.03, 0.04, 0.06, 0.08, 0.1, 0.13, 0.16]
-        + [0.2, 0.25, 0.3]
+    "dapt": with_thirds(*RATES),
+    "ctrl": with_thirds(*RATES),
+    "dexperts": ALPHAS,
+    "anti_expert": ALPHAS,
+    "weights": grid(scale=[0.25, 0.5, 1, 2, 0.75, 1.5, 0.1, 3, 0.4, 0.6, 0.9, 1.25, 1.75, 2.5, 4]),
+    "gedi": grid(omega=[5, 20, 1, 10, 60], **{"filter-mass": [0, 0.4, 0.8]}),
+    "pplm": grid(eta=[0.01, 0.03, 0.1, 0.2, 0.005, 0.02, 0.05, 0.07, 0.15])
+    + grid(eta=[0.003, 0.015, 0.04, 0.06, 0.12, 0.3]),
+    "ppo": with_thirds(
+        {"lr": "2e-4", "beta": 0.05},
+        {"lr": "1e-4", "beta": 0.05},
+        {"lr": "3e-4", "beta": 0.05},
+        {"lr": "2e-4", "beta": 0.1},
+        {"lr": "2e-4", "beta": 0.2},
     ),
-    "ppo": grid(lr=["1e-4", "2e-4", "3e-4"], beta=[0.01, 0.02, 0.05, 0.1, 0.2]),
-    "rloo": grid(lr=["2e-4", "3e-4", "5e-4"], beta=[0.02, 0.05, 0.1, 0.15, 0.2]),
-    "grpo": grid(lr=RATES, **{"samples-per-prompt": [4, 8, 16]}),
-    "qrpo": grid(lr=["2e-4", "5e-4", "1e-3"], beta=[0.03, 0.05, 0.1, 0.2, 0.3]),
-    "unlikelihood": grid(lr=["1e-4", "3e-4", "1e-3"], alpha=[1, 3, 10]),
-    "unlikelihood_sequence": grid(lr=["1e-4", "3e-4", "1e-3"], alpha=[1, 3, 10]),
-    "quark_unlikelihood": grid(lr=["3e-5", "1e-4", "3e-4"], alpha=[0.3, 1, 3]),
-    "simctg": grid(lr=["1e-4", "3e-4", "1e-3"], rho=[0.5, 0.7, 0.9]),
-    "simctg_contrastive": grid(lr=["1e-4", "3e-4", "1e-3"], rho=[0.5, 0.7, 0.9]),
-    "contrastive": grid(alpha=[0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9]),
+    "rloo": with_thirds(
+        {"lr": "3e-4", "beta": 0.05},
+        {"lr": "3e-4", "beta": 0.1},
+        {"lr": "2e-4", "beta": 0.05},
+        {"lr": "5e-4", "beta": 0.1},
+        {"lr": "3e-4", "beta": 0.2},
+    ),
+    "grpo": with_thirds(
+        {"lr": "2e-4", "samples-per-prompt": 4},
+        {"lr": "1e-4", "samples-per-prompt": 4},
+        {"lr": "2e-4", "samples-per-prompt": 8},
+        {"lr": "1e-4", "samples-per-prompt": 8},
+        {"lr": "5e-5", "samples-per-prompt": 4},
+    ),
+    "qrpo": with_thirds(
+        {"lr": "5e-4", "beta": 0.1},
+        {"lr": "2e-4", "beta": 0.1},
+        {"lr": "5e-4", "beta": 0.3},
+        {"lr": "2e-4", "beta": 0.03},
+        {"lr": "1e-3", "beta": 0.1},
+    ),
+    "unlikelihood": with_thirds(*grid(lr=["3e-4", "1e-3"]), {"lr": "3e-4", "alpha": 5}),
+    "unlikelihood_sequence": with_thirds(*grid(lr=["3e-4", "1e-4", "1e-3"])),
+    "quark_unlikelihood": with_thirds(*grid(lr=["1e-4", "3e-5", "3e-4"])),
+    "simctg": with_thirds(
+        {"lr": "3e-4", "rho": 0.5}, {"lr": "1e-3", "rho": 0.5}, {"lr": "3e-4", "rho": 0.9}
+    ),
+    "simctg_contrastive": grid(alpha=[0.6, 0.1, 0.2, 0.3, 0.4, 0.5, 0.7, 0.8, 0.9]),
+    "contrastive": grid(alpha=[0.6, 0.1, 0.2, 0.3, 0.4, 0.5, 0.7, 0.8, 0.9]),
 }
 OF_JUDGED = [p0, quark, best_of_8, best_of_25, dapt, ctrl, dexperts, anti_expert, weights, gedi]
 OF_JUDGED += [pplm, ppo, rloo, grpo, qrpo]
@@ -305,7 +352,9 @@ class Table:
 def jobs_of(table, methods, seeds):
     """The tries and rows that are still to be made: ([(method, knobs)], [(method, seed)])."""
     dial = grid(token=[*range(1, int(settings_of(table.task, 0)["K"]) + 1), "none"])
-    knobs = KNOBS | {"quark": dial, "p0_fewer": [{}]}  # no choice, but points of the picture
+    n_tries = len(load(defaults.RESULTS)[table.task])  # as many as Quark's defaults had, or more
+    knobs = {method: tries[: -(-n_tries // 3) * 3] for method, tries in KNOBS.items()}
+    knobs |= {"quark": dial, "p0_fewer": [{}]}  # no choice, but points of the picture
     beside = ["quark"]
     if set(methods) & running.FEWER:
         beside += ["p0_fewer", "quark_fewer"]

@@ -809,7 +809,7 @@ def files(p0, p0_folder, tmp_path):
 SAMPLING = "--num-samples 2 --max-new-tokens 4"
 ROLLOUTS = "--prompts PROMPTS --reward hash --max-new-tokens 5 --steps 2 --batch-size 4"
 COMMANDS = {
-    "rloo": (rloo, f"{ROLLOUTS} --samples-per-prompt 2"),
+    "rloo": (rloo, f"{ROLLOUTS} --samples-per-prompt 2 --save-at 1"),
     "grpo": (rloo, f"{ROLLOUTS} --samples-per-prompt 2 --kind grpo"),
     "ppo": (ppo, f"{ROLLOUTS} --minibatch 3 --epochs 2 --target-kl 1"),
     "qrpo": (qrpo, "--pool POOL --steps 2 --batch-size 3"),
@@ -834,6 +834,10 @@ def test_a_trained_method_leaves_a_model(files, tmp_path, name):
     lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == list(range(4 if name == "unlikelihood" else 2))
     assert all(math.isfinite(value) for line in lines for value in line.values())
+    if name == "rloo":
+        halfway = common.load_policy(f"{out}-1").model.lm_head.weight
+        assert not torch.equal(halfway, policy.model.lm_head.weight)
+        assert not torch.equal(halfway, p0.model.lm_head.weight)
     with pytest.raises(BadInput, match="choose another --out"):
         module.main(["--model", str(files["model"]), *words, "--out", str(files["model"])])
 
@@ -980,8 +984,6 @@ def test_a_part_of_a_table(task, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(running, "UPDATES", 2)
     monkeypatch.setattr(table, "RESULTS", tmp_path / "results")
     knobs = {name: settings[:1] for name, settings in table.KNOBS.items()}
-    for name in ("ctrl", "qrpo", "quark_unlikelihood", "simctg_contrastive"):
-        knobs[name] = [knobs[name][0] | {"steps": 2}]
     monkeypatch.setattr(table, "KNOBS", knobs)
     policy = common.load_policy(ROOT / "tiny" / "lm")
     add_reward_tokens(policy, 2)
