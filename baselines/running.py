@@ -1,11 +1,12 @@
 """One run of a comparator: where its files are, and the stages that it calls."""
 
+import hashlib
 import json
 import os
 import subprocess
 import sys
 import time
-from collections import defaultdict
+from pathlib import Path
 from threading import Lock
 
 import common
@@ -28,7 +29,7 @@ N_FEWER = 96
 FEWER = {"pplm", "best_of_25", "p0_fewer", "quark_fewer"}  # methods that write for N_FEWER prompts
 CHECKED = set()  # Quark's runs that this process has seen
 UPDATES = 300  # of what several methods stand on: experts, the guide
-LOCKS = defaultdict(Lock)  # of each file that several methods share
+LOCKS = {}  # of each file that several methods share
 # As run_all.sh has it: glibc keeps freed memory, which halves the time of an update.
 MALLOC = {
     "MALLOC_MMAP_MAX_": "0",
@@ -65,8 +66,8 @@ class Run:
 
     def once(self, path, key, make):
         """Makes a shared file or folder unless it was made with this key, and counts its seconds."""
-        clock, key = path.with_name(path.name + ".made.json"), [str(word) for word in key]
-        with LOCKS[path]:
+        clock, key = made_file(path), [fingerprint(word) for word in key]
+        with lock_of(path):
             made = read_json(clock, "what was made") if clock.exists() else {}
             if made.get("key") != key or not path.exists():
                 path.parent.mkdir(parents=True, exist_ok=True)
@@ -138,7 +139,7 @@ class Run:
             out, "learn.py", "--pool", pool, "--model", model or p0, "--reference", p0, *more
         )
 
-    # ------------------------------------------------------------------- how its texts are measured
+    # ------------------------------------------------------------------------ what the method trains
 
     def learn_by_thirds(self, pool, lr, third, *options):
         """The model after `third` / 3 of 2 UPDATES of learn.py: all thirds are of one run."""
@@ -163,6 +164,7 @@ class Run:
         own += [word for key, value in knobs.items() for word in (f"--{key}", value)]
         own += ["--steps", steps, "--save-at", *stops[:2]]
         out = self.made_by(self.root / "models" / name, f"baselines/{script}", *own)
+        self.seconds[out] *= third / 3
         return out if third == 3 else out.with_name(f"{name}-{stops[third - 1]}")
 
     def train_on_policy(self, script, *options):
@@ -172,6 +174,8 @@ class Run:
         own += [*self.lengths(), "--batch-size", 128, *options]
         steps = max(1, int(s["NUM_PROMPTS"]) * per_prompt(s) // 128)
         return self.train(script, *own, steps=steps)
+
+    # ------------------------------------------------------------------- how its texts are measured
 
     def write(self, script, *options):
         """Completions by a script of baselines/, then their measures."""
@@ -221,6 +225,23 @@ class Run:
         return found
 
 
+def lock_of(path):
+    return LOCKS.setdefault(path, Lock())
+
+
+def made_file(path):
+    """Where it stands how a file or folder was made."""
+    return path.with_name(path.name + ".made.json")
+
+
+def fingerprint(word):
+    """A word of a command; of a file that `once` made, how it was made belongs to it."""
+    if isinstance(word, Path) and made_file(word).exists():
+        made = read_json(made_file(word), "what was made")
+        return f"{word} {hashlib.sha256(json.dumps(made['key']).encode()).hexdigest()}"
+    return str(word)
+
+
 def per_prompt(settings):
     return int(settings["NUM_SAMPLES"]) * int(settings["ITERATIONS"])
 
@@ -238,12 +259,12 @@ def call(command, log, **environment):
 
 
 def quark_folder(task, seed):
-    """Quark's default run, which is made or finished first, and the seconds that its rounds took.
+    """The folder of Quark's default run, which is made or finished first.
 
     run_all.sh skips what is there, and refuses a folder that was made with other settings.
     """
     run = ROOT / "runs" / f"{task}-tiny-seed{seed}"
-    with LOCKS[run]:
+    with lock_of(run):
         if run not in CHECKED:
             own = {"SEED": str(seed), "RUN": str(run), "PYTHON": sys.executable}
             call(["bash", "run_all.sh", task], run.with_name(f"{run.name}.log"), **own)
@@ -289,6 +310,6 @@ def fewer_prompts(path):
 
 def write_prompts(path, prompts):
     path.parent.mkdir(parents=True, exist_ok=True)
-    with LOCKS[path], whole_file(path) as file:
+    with lock_of(path), whole_file(path) as file:
         file.writelines(dump_row(prompt) + "\n" for prompt in prompts)
     return path

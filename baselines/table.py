@@ -16,6 +16,7 @@ Each finished try and row goes at once to baselines/results/, from which the nex
 """
 
 import argparse
+import importlib.util
 import json
 import math
 import time
@@ -25,7 +26,7 @@ from threading import Lock
 import common
 import page
 import running
-from running import Run, defaults, quark_folder, settings_of
+from running import Run, defaults, quark_folder, seeds, settings_of
 
 from plumbing.files import write_json
 from plumbing.options import run_stage
@@ -349,7 +350,7 @@ class Table:
         }
 
 
-def jobs_of(table, methods, seeds):
+def jobs_of(table, methods, numbers):
     """The tries and rows that are still to be made: ([(method, knobs)], [(method, seed)])."""
     dial = grid(token=[*range(1, int(settings_of(table.task, 0)["K"]) + 1), "none"])
     n_tries = len(load(defaults.RESULTS)[table.task])  # as many as Quark's defaults had, or more
@@ -360,8 +361,9 @@ def jobs_of(table, methods, seeds):
         beside += ["p0_fewer", "quark_fewer"]
     tries = [(m, k) for m in dict.fromkeys([*beside, *methods]) for k in knobs.get(m, [])]
     tries = [(m, k) for m, k in tries if label_of(k) not in table.tries.get(m, {})]
+    tries.sort(key=lambda job: job[1].get("third", 0))  # so that no two at a time wait for one run
     rows = dict.fromkeys(["p0", *beside, *methods])
-    return tries, [(m, s) for s in seeds for m in rows if str(s) not in table.rows.get(m, {})]
+    return tries, [(m, s) for s in numbers for m in rows if str(s) not in table.rows.get(m, {})]
 
 
 def main(argv=None):
@@ -378,6 +380,9 @@ def main(argv=None):
     methods = args.methods or list(known)
     if unknown := [name for name in methods if name not in known]:
         raise BadInput(f"{args.task} has no row {unknown[0]}; the rows: {' '.join(known)}")
+    for _, module in seeds.HELD_OUT.values():
+        if importlib.util.find_spec(module) is None:
+            raise BadInput(f"{module} is missing; pip install -r baselines/requirements.txt")
     table = Table(args.task, args.again)
     start = time.perf_counter()
     tries, rows = jobs_of(table, methods, args.seeds)

@@ -2,7 +2,7 @@
 
     python experiments/seeds.py --keep runs/sentiment-tiny --out sentiment-seed0.json
     python experiments/seeds.py sentiment-seed0.json sentiment-seed1.json
-    python experiments/seeds.py --readme                        # the README's table of results
+    python experiments/seeds.py --readme             # the README's summary and table of results
 
 --keep writes what is measured of one run into one file: its settings, its tables, the dial and
 the texts of its summary. Where a package is installed that experiments/held_out.py needs, the
@@ -23,7 +23,7 @@ sys.path.insert(0, str(ROOT))
 from plumbing.files import write_json
 from plumbing.options import run_stage
 from plumbing.pool import BadInput, read_jsonl
-from plumbing.price import dial_beside, two_prompts
+from plumbing.price import dial_beside, summary_lines, two_prompts
 from plumbing.tables import at, read_table
 
 NAMES = ("base", "quark", "base-nucleus", "quark-nucleus")
@@ -216,6 +216,12 @@ def readme_table():
     return "\n".join(lines)
 
 
+def readme_summary():
+    """The README's example of how a run ends."""
+    run = json.loads((KEPT / "sentiment-seed0.json").read_text(encoding="utf-8"))
+    return "\n".join(summary_lines(run["tables"], run["dial"], run["texts"]))
+
+
 def short_range(values):
     """0.664 (0.642 to 0.691), with one digit from 10 on."""
     digits = 1 if values[0] >= 10 else 3
@@ -228,7 +234,8 @@ def main(argv=None):
     parser.add_argument("results", nargs="*", type=Path, help="what --keep wrote of each run")
     parser.add_argument("--keep", metavar="RUN", type=Path, help="measure a run, write --out")
     parser.add_argument("--out", type=Path)
-    parser.add_argument("--readme", action="store_true", help="print the README's table")
+    text = "print the README's summary and table"
+    parser.add_argument("--readme", action="store_true", help=text)
     args = parser.parse_args(argv)
     if args.keep:
         if not args.out:
@@ -237,7 +244,7 @@ def main(argv=None):
         write_json(args.out, keep(args.keep))
         return
     if args.readme:
-        print(readme_table())
+        print(readme_summary() + "\n\n" + readme_table())
         return
     if not args.results:
         parser.error("name the files that --keep wrote")

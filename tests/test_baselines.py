@@ -1001,3 +1001,23 @@ def test_a_part_of_a_table(task, tmp_path, monkeypatch, capsys):
     assert "seed 0" not in capsys.readouterr().out
     with pytest.raises(BadInput, match="has no row"):
         table.main([task, "--methods", "magic"])
+
+
+def test_what_stands_on_a_file_is_made_anew_with_it(tmp_path, monkeypatch):
+    """A second call with the same key makes nothing; a pool of another size remakes what it fed."""
+    monkeypatch.setattr(running, "settings_of", lambda task, seed: {"TEST_PROMPTS": "x"})
+    run, made = running.Run("sentiment", 0, "dapt", {}, root=tmp_path), []
+
+    def once(name, *key):
+        path = run.root / name
+
+        def make():
+            made.append(name)
+            path.write_text(name)
+
+        return run.once(path, key, make)
+
+    for size in (1, 1, 2):
+        once("quantized", once("pool", size), 5)
+    assert made == ["pool", "quantized"] * 2
+    assert set(run.seconds) == {run.root / "pool", run.root / "quantized"}
