@@ -9,8 +9,7 @@ TEST_PROMPTS=${TEST_PROMPTS:-tiny/prompts/test.jsonl}
 SAMPLE_BATCH=${SAMPLE_BATCH:-256}                          # completions sampled together
 case $TASK in
     sentiment)
-        EXPLORE=${EXPLORE:---decode sample --top-p 0.98}   # a small model's rarest tokens are noise
-        LR=${LR:-2e-4}                                     # a higher one costs diversity
+        EXPLORE=${EXPLORE:---decode sample --top-p 0.95}   # a small model's rarest tokens are noise
         ;;
     toxicity)
         EXPLORE=${EXPLORE:---decode sample --top-p 0.97}
