@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # The whole method, Algorithm 1 of the paper:   bash run_all.sh [sentiment|toxicity|repetition]
-# The tests:                                    bash run_all.sh test
+# The tests; only the packages, in .venv:       bash run_all.sh test; bash run_all.sh install
 #
 # Every setting is a shell variable, explained in settings/tiny.sh. Set it in front of the command:
 #   K=3 BETA=0.2 RUN=runs/k3 bash run_all.sh sentiment

@@ -417,6 +417,15 @@ def test_a_venv_of_windows(install):
     assert (done.returncode, told) == (0, [f"3.12 {PIP}"])
 
 
+def test_the_packages_alone(tmp_path):
+    """`run_all.sh install` makes no run."""
+    done = execute(
+        "bash", "run_all.sh", "install", PYTHON=sys.executable, RUN=str(tmp_path / "run")
+    )
+    assert done.returncode == 0 and not done.stderr
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_python_of_the_user_that_is_too_old(install, tmp_path):
     old = write_program(tmp_path / "my old" / "python", PYTHON.format(minor=9, pip_exits=0, bin=""))
     done, _ = install({}, PYTHON=str(old))
