@@ -116,6 +116,8 @@ TRIES = {
         "lr 1e-3": {"LR": "1e-3"},
         "lr 2e-3, 384 prompts, 100 steps": {"LR": "2e-3", "NUM_PROMPTS": 384, "STEPS": 100},
         "best half": {"QUANTIZE": "--last 1 --keep-p0 --keep-top 0.5"},
+        "best half, lr 2e-3": {"QUANTIZE": "--last 1 --keep-p0 --keep-top 0.5", "LR": "2e-3"},
+        "best half, lr 1.5e-3": {"QUANTIZE": "--last 1 --keep-p0 --keep-top 0.5", "LR": "1.5e-3"},
         "best half, p0's nucleus 0.75": {
             "QUANTIZE": "--last 1 --keep-p0 --keep-top 0.5",
             "EXPLORE_P0": "--decode sample --top-p 0.75",
