@@ -100,6 +100,10 @@ TRIES = {
         "p 0.98, lr 2.5e-4": MOST_OF_P | {"LR": "2.5e-4"},
         "p 0.98, lr 3e-4, beta 0.1, token lr 20": MOST_OF_P
         | {"LR": "3e-4", "BETA": 0.1, "REWARD_TOKEN_LR": 20},
+        "p 0.98, lr 3e-4, beta 0.07": MOST_OF_P | {"LR": "3e-4", "BETA": 0.07},
+        "p 0.98, lr 3e-4, K 4": MOST_OF_P | {"LR": "3e-4", "K": 4},
+        "p 0.98, lr 3e-4, 9 rounds": MOST_OF_P
+        | {"LR": "3e-4", "ITERATIONS": 9, "STEPS": 40, "WARMUP": 20, "NUM_PROMPTS": 256},
     },
     "toxicity": {
         "before": {},
