@@ -48,6 +48,7 @@ RESULTS = ROOT / "experiments" / "results" / "defaults.json"
 RUNS = ROOT / "runs" / "defaults"
 TRAIN = ROOT / "tiny" / "prompts" / "train.jsonl"
 N_PROMPTS = 160
+N_EXPLORED = 384  # a try that explores more draws them from all but the N_PROMPTS
 
 # What the defaults were before. Each try names what it changes.
 SHARED = {"K": 5, "BETA": 0.05, "ITERATIONS": 6, "STEPS": 60, "BATCH": 16, "LR": "5e-4"}
@@ -104,6 +105,13 @@ TRIES = {
         "p 0.98, lr 3e-4, K 4": MOST_OF_P | {"LR": "3e-4", "K": 4},
         "p 0.98, lr 3e-4, 9 rounds": MOST_OF_P
         | {"LR": "3e-4", "ITERATIONS": 9, "STEPS": 40, "WARMUP": 20, "NUM_PROMPTS": 256},
+        "p 0.98, lr 3e-4, 4 rounds, batch 32": MOST_OF_P
+        | {"LR": "3e-4", "ITERATIONS": 4, "NUM_SAMPLES": 6, "STEPS": 75, "BATCH": 32},
+        "p 0.98, lr 2e-4, 512 prompts": MOST_OF_P
+        | {"LR": "2e-4", "NUM_PROMPTS": 512, "NUM_SAMPLES": 3},
+        "p 0.98, lr 2.5e-4, entropy 0.02": MOST_OF_P | {"LR": "2.5e-4", "ENTROPY": 0.02},
+        "p 0.98, lr 2e-4, best 0.7": MOST_OF_P
+        | {"LR": "2e-4", "QUANTIZE": "--per-prompt --keep-top 0.7"},
     },
     "toxicity": {
         "before": {},
@@ -122,6 +130,9 @@ TRIES = {
         "best half": {"QUANTIZE": "--last 1 --keep-p0 --keep-top 0.5"},
         "best half, lr 2e-3": {"QUANTIZE": "--last 1 --keep-p0 --keep-top 0.5", "LR": "2e-3"},
         "best half, lr 1.5e-3": {"QUANTIZE": "--last 1 --keep-p0 --keep-top 0.5", "LR": "1.5e-3"},
+        "best 0.6, lr 2e-3": {"QUANTIZE": "--last 1 --keep-p0 --keep-top 0.6", "LR": "2e-3"},
+        "best 0.6, lr 1.5e-3": {"QUANTIZE": "--last 1 --keep-p0 --keep-top 0.6", "LR": "1.5e-3"},
+        "best 0.7, lr 1.5e-3": {"QUANTIZE": "--last 1 --keep-p0 --keep-top 0.7", "LR": "1.5e-3"},
         "best half, p0's nucleus 0.75": {
             "QUANTIZE": "--last 1 --keep-p0 --keep-top 0.5",
             "EXPLORE_P0": "--decode sample --top-p 0.75",
@@ -148,8 +159,7 @@ def unexplored_prompts(task, seed):
     """
     path = RUNS / f"unexplored-{task}-seed{seed}.jsonl"
     if not path.exists():
-        limit = max((BEFORE[task] | own)["NUM_PROMPTS"] for own in TRIES[task].values())
-        explored = {p["prompt"] for p in read_prompts(TRAIN, limit, seed)}
+        explored = {p["prompt"] for p in read_prompts(TRAIN, N_EXPLORED, seed)}
         rest = [p for p in read_prompts(TRAIN) if p["prompt"] not in explored]
         order = np.random.default_rng([seed, 1]).permutation(len(rest))[:N_PROMPTS]
         drawn = [rest[i] for i in sorted(order)]
@@ -159,6 +169,17 @@ def unexplored_prompts(task, seed):
         with whole_file(path) as file:
             for prompt, count in zip(drawn, positive.tolist()):
                 file.write(dump_row({"prompt": prompt["prompt"], "group": group_of(count)}) + "\n")
+    return path
+
+
+def other_prompts(task, seed):
+    """A file of all training prompts but unexplored_prompts."""
+    path = RUNS / f"others-{task}-seed{seed}.jsonl"
+    if not path.exists():
+        kept_back = {p["prompt"] for p in read_prompts(unexplored_prompts(task, seed))}
+        others = [p for p in read_prompts(TRAIN) if p["prompt"] not in kept_back]
+        with whole_file(path) as file:
+            file.writelines(dump_row(prompt) + "\n" for prompt in others)
     return path
 
 
@@ -173,6 +194,8 @@ def run_try(task, name, seed):
             if source.exists():
                 (run / "eval").mkdir(parents=True, exist_ok=True)
                 shutil.copy(source, run / "eval")
+    if int(settings["NUM_PROMPTS"]) > N_EXPLORED:
+        settings["PROMPTS"] = str(other_prompts(task, seed))
     own = {"TEST_PROMPTS": str(unexplored_prompts(task, seed)), "RUN": str(run), "ADOPT": "1"}
     environment = os.environ | settings | own | {"SEED": str(seed), "OMP_NUM_THREADS": "1"}
     environment |= {"PYTHON": sys.executable}
