@@ -3,7 +3,7 @@
 #   bash baselines/table.sh sentiment|toxicity|repetition
 #   METHODS="dexperts rloo qrpo" SEEDS=0 bash baselines/table.sh sentiment       # a part of it
 # Finished tries and rows are in baselines/results/ and are not made again; AGAIN=1 makes the rows
-# anew, in runs/baselines/results/. JOBS=2 rows at a time, each with one thread.
+# anew, in runs/baselines/again/. JOBS=2 rows at a time, each with one thread.
 set -euo pipefail
 if [[ ${PYTHON:-} == [!/]*/* ]]; then PYTHON=$PWD/$PYTHON; fi  # before cd
 unset CDPATH

@@ -133,6 +133,11 @@ TRIES = {
         "best 0.6, lr 2e-3": {"QUANTIZE": "--last 1 --keep-p0 --keep-top 0.6", "LR": "2e-3"},
         "best 0.6, lr 1.5e-3": {"QUANTIZE": "--last 1 --keep-p0 --keep-top 0.6", "LR": "1.5e-3"},
         "best 0.7, lr 1.5e-3": {"QUANTIZE": "--last 1 --keep-p0 --keep-top 0.7", "LR": "1.5e-3"},
+        "best half, lr 2e-3, p 0.95": {
+            "QUANTIZE": "--last 1 --keep-p0 --keep-top 0.5",
+            "LR": "2e-3",
+            "EXPLORE": "--decode sample --top-p 0.95",
+        },
         "best half, p0's nucleus 0.75": {
             "QUANTIZE": "--last 1 --keep-p0 --keep-top 0.5",
             "EXPLORE_P0": "--decode sample --top-p 0.75",
