@@ -135,12 +135,17 @@ TRIES = {
         "best half, lr 2e-3": {"QUANTIZE": "--last 1 --keep-p0 --keep-top 0.5", "LR": "2e-3"},
         "best half, lr 1.5e-3": {"QUANTIZE": "--last 1 --keep-p0 --keep-top 0.5", "LR": "1.5e-3"},
         "best 0.6, lr 2e-3": {"QUANTIZE": "--last 1 --keep-p0 --keep-top 0.6", "LR": "2e-3"},
-        "best 0.6, lr 1.5e-3": {"QUANTIZE": "--last 1 --keep-p0 --keep-top 0.6", "LR": "1.5e-3"},
-        "best 0.7, lr 1.5e-3": {"QUANTIZE": "--last 1 --keep-p0 --keep-top 0.7", "LR": "1.5e-3"},
-        "best half, lr 2e-3, p 0.95": {
+        "best half, p 0.95, lr 2e-3, token lr 30": {
             "QUANTIZE": "--last 1 --keep-p0 --keep-top 0.5",
-            "LR": "2e-3",
             "EXPLORE": "--decode sample --top-p 0.95",
+            "LR": "2e-3",
+            "REWARD_TOKEN_LR": 30,
+        },
+        "best 0.6, p0's nucleus 0.66, lr 2e-3, token lr 30": {
+            "QUANTIZE": "--last 1 --keep-p0 --keep-top 0.6",
+            "EXPLORE_P0": "--decode sample --top-p 0.66",
+            "LR": "2e-3",
+            "REWARD_TOKEN_LR": 30,
         },
         "best half, p0's nucleus 0.75": {
             "QUANTIZE": "--last 1 --keep-p0 --keep-top 0.5",
