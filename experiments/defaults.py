@@ -107,13 +107,11 @@ TRIES = {
         | {"LR": "3e-4", "ITERATIONS": 9, "STEPS": 40, "WARMUP": 20, "NUM_PROMPTS": 256},
         "p 0.98, lr 3e-4, 4 rounds, batch 32": MOST_OF_P
         | {"LR": "3e-4", "ITERATIONS": 4, "NUM_SAMPLES": 6, "STEPS": 75, "BATCH": 32},
-        "all of p, lr 4e-4, 4 rounds, batch 32": ALL_OF_P
-        | {"LR": "4e-4", "ITERATIONS": 4, "NUM_SAMPLES": 6, "STEPS": 75, "BATCH": 32},
-        "p 0.99, lr 3e-4, 4 rounds, batch 32": NEARLY_ALL
-        | {"LR": "3e-4", "ITERATIONS": 4, "NUM_SAMPLES": 6, "STEPS": 75, "BATCH": 32},
         "p 0.98, lr 2e-4, 512 prompts": MOST_OF_P
         | {"LR": "2e-4", "NUM_PROMPTS": 512, "NUM_SAMPLES": 3},
         "p 0.98, lr 2.5e-4, entropy 0.02": MOST_OF_P | {"LR": "2.5e-4", "ENTROPY": 0.02},
+        "p 0.98, lr 3e-4, entropy 0.04": MOST_OF_P | {"LR": "3e-4", "ENTROPY": 0.04},
+        "p 0.98, lr 4e-4, entropy 0.06": MOST_OF_P | {"LR": "4e-4", "ENTROPY": 0.06},
         "p 0.98, lr 2e-4, best 0.7": MOST_OF_P
         | {"LR": "2e-4", "QUANTIZE": "--per-prompt --keep-top 0.7"},
     },
