@@ -112,6 +112,7 @@ TRIES = {
         "p 0.98, lr 2.5e-4, entropy 0.02": MOST_OF_P | {"LR": "2.5e-4", "ENTROPY": 0.02},
         "p 0.98, lr 3e-4, entropy 0.04": MOST_OF_P | {"LR": "3e-4", "ENTROPY": 0.04},
         "p 0.98, lr 4e-4, entropy 0.06": MOST_OF_P | {"LR": "4e-4", "ENTROPY": 0.06},
+        "p 0.98, lr 3e-4, entropy 0.02": MOST_OF_P | {"LR": "3e-4", "ENTROPY": 0.02},
         "p 0.98, lr 2e-4, best 0.7": MOST_OF_P
         | {"LR": "2e-4", "QUANTIZE": "--per-prompt --keep-top 0.7"},
     },
@@ -136,6 +137,12 @@ TRIES = {
         "best half, p 0.95, lr 2e-3, token lr 30": {
             "QUANTIZE": "--last 1 --keep-p0 --keep-top 0.5",
             "EXPLORE": "--decode sample --top-p 0.95",
+            "LR": "2e-3",
+            "REWARD_TOKEN_LR": 30,
+        },
+        "best half, p 0.98, lr 2e-3, token lr 30": {
+            "QUANTIZE": "--last 1 --keep-p0 --keep-top 0.5",
+            "EXPLORE": "--decode sample --top-p 0.98",
             "LR": "2e-3",
             "REWARD_TOKEN_LR": 30,
         },
