@@ -191,23 +191,35 @@ def with_thirds(*settings):
     return [{**knobs, "third": n} for knobs in settings for n in (1, 2, 3)]
 
 
-RATES = grid(lr=["3e-4", "1e-4", "1e-3", "2e-4", "5e-4"])
-ALPHAS = grid(alpha=[0.5, 1, 2, 4, 1.5, 0.25, 3, 0.75, 6, 1.25, 2.5, 3.2, 5, 8, 10])
+RATES = grid(lr=["3e-4", "1e-4", "1e-3", "2e-4", "5e-4", "7e-4", "5e-5", "2e-3", "3e-5"])
+ALPHAS = [0.5, 1, 2, 4, 1.5, 0.25, 3, 0.75, 6, 1.25, 2.5, 3.2, 5, 8, 10, 0.1, 0.4, 0.6, 0.9]
+ALPHAS = grid(alpha=[*ALPHAS, 1.1, 1.75, 2.2, 2.8, 3.6, 4.5, 7, 12])
+SCALES = [0.25, 0.5, 1, 2, 0.75, 1.5, 0.1, 3, 0.4, 0.6, 0.9, 1.25, 1.75, 2.5, 4, 0.2, 0.3, 0.7]
+SCALES = grid(scale=[*SCALES, 0.8, 1.1, 1.4, 1.6, 1.9, 2.2, 2.8, 3.5, 5])
+ETAS = [0.01, 0.03, 0.1, 0.2, 0.005, 0.02, 0.05, 0.07, 0.15, 0.003, 0.015, 0.04, 0.06, 0.12, 0.3]
+ETAS = grid(
+    eta=[*ETAS, 0.002, 0.007, 0.012, 0.025, 0.035, 0.045, 0.055, 0.08, 0.09, 0.11, 0.13, 0.17]
+)
+SEARCHES = [0.6, 0.1, 0.2, 0.3, 0.4, 0.5, 0.7, 0.8, 0.9, 0.05, 0.15, 0.25, 0.35, 0.45, 0.55]
+SEARCHES = grid(alpha=SEARCHES)
 KNOBS = {  # what is tried; a method that is not here has nothing to choose
     "dapt": with_thirds(*RATES),
     "ctrl": with_thirds(*RATES),
     "dexperts": ALPHAS,
     "anti_expert": ALPHAS,
-    "weights": grid(scale=[0.25, 0.5, 1, 2, 0.75, 1.5, 0.1, 3, 0.4, 0.6, 0.9, 1.25, 1.75, 2.5, 4]),
-    "gedi": grid(omega=[5, 20, 1, 10, 60], **{"filter-mass": [0, 0.4, 0.8]}),
-    "pplm": grid(eta=[0.01, 0.03, 0.1, 0.2, 0.005, 0.02, 0.05, 0.07, 0.15])
-    + grid(eta=[0.003, 0.015, 0.04, 0.06, 0.12, 0.3]),
+    "weights": SCALES,
+    "gedi": grid(omega=[5, 20, 1, 10, 60, 2, 3, 30, 40], **{"filter-mass": [0, 0.4, 0.8]}),
+    "pplm": ETAS,
     "ppo": with_thirds(
         {"lr": "2e-4", "beta": 0.05},
         {"lr": "1e-4", "beta": 0.05},
         {"lr": "3e-4", "beta": 0.05},
         {"lr": "2e-4", "beta": 0.1},
         {"lr": "2e-4", "beta": 0.2},
+        {"lr": "1e-4", "beta": 0.1},
+        {"lr": "3e-4", "beta": 0.1},
+        {"lr": "1e-4", "beta": 0.02},
+        {"lr": "3e-4", "beta": 0.2},
     ),
     "rloo": with_thirds(
         {"lr": "3e-4", "beta": 0.05},
@@ -215,6 +227,10 @@ KNOBS = {  # what is tried; a method that is not here has nothing to choose
         {"lr": "2e-4", "beta": 0.05},
         {"lr": "5e-4", "beta": 0.1},
         {"lr": "3e-4", "beta": 0.2},
+        {"lr": "2e-4", "beta": 0.1},
+        {"lr": "2e-4", "beta": 0.02},
+        {"lr": "1e-4", "beta": 0.05},
+        {"lr": "5e-4", "beta": 0.2},
     ),
     "grpo": with_thirds(
         {"lr": "2e-4", "samples-per-prompt": 4},
@@ -222,6 +238,10 @@ KNOBS = {  # what is tried; a method that is not here has nothing to choose
         {"lr": "2e-4", "samples-per-prompt": 8},
         {"lr": "1e-4", "samples-per-prompt": 8},
         {"lr": "5e-5", "samples-per-prompt": 4},
+        {"lr": "5e-5", "samples-per-prompt": 8},
+        {"lr": "3e-4", "samples-per-prompt": 4},
+        {"lr": "3e-4", "samples-per-prompt": 8},
+        {"lr": "3e-5", "samples-per-prompt": 8},
     ),
     "qrpo": with_thirds(
         {"lr": "5e-4", "beta": 0.1},
@@ -229,15 +249,17 @@ KNOBS = {  # what is tried; a method that is not here has nothing to choose
         {"lr": "5e-4", "beta": 0.3},
         {"lr": "2e-4", "beta": 0.03},
         {"lr": "1e-3", "beta": 0.1},
+        {"lr": "2e-4", "beta": 0.3},
+        {"lr": "1e-4", "beta": 0.1},
+        {"lr": "1e-4", "beta": 0.03},
+        {"lr": "5e-4", "beta": 1.0},
     ),
-    "unlikelihood": with_thirds(*grid(lr=["3e-4", "1e-3"]), {"lr": "3e-4", "alpha": 5}),
-    "unlikelihood_sequence": with_thirds(*grid(lr=["3e-4", "1e-4", "1e-3"])),
-    "quark_unlikelihood": with_thirds(*grid(lr=["1e-4", "3e-5", "3e-4"])),
-    "simctg": with_thirds(
-        {"lr": "3e-4", "rho": 0.5}, {"lr": "1e-3", "rho": 0.5}, {"lr": "3e-4", "rho": 0.9}
-    ),
-    "simctg_contrastive": grid(alpha=[0.6, 0.1, 0.2, 0.3, 0.4, 0.5, 0.7, 0.8, 0.9]),
-    "contrastive": grid(alpha=[0.6, 0.1, 0.2, 0.3, 0.4, 0.5, 0.7, 0.8, 0.9]),
+    "unlikelihood": with_thirds(*grid(lr=["3e-4", "1e-3", "1e-4"], alpha=[1, 5])[:5]),
+    "unlikelihood_sequence": with_thirds(*RATES[:5]),
+    "quark_unlikelihood": with_thirds(*grid(lr=["1e-4", "3e-5", "3e-4", "2e-4", "1e-5"])),
+    "simctg": with_thirds(*grid(lr=["3e-4", "1e-3", "1e-4"], rho=[0.5, 0.9])[:5]),
+    "simctg_contrastive": SEARCHES,
+    "contrastive": SEARCHES,
 }
 OF_JUDGED = [p0, quark, best_of_8, best_of_25, dapt, ctrl, dexperts, anti_expert, weights, gedi]
 OF_JUDGED += [pplm, ppo, rloo, grpo, qrpo]

@@ -3,28 +3,30 @@
 # empty X as well.
 NAME=tiny                                                  # of the run's folder
 
-# What is explored
-PROMPTS=${PROMPTS:-tiny/prompts/train.jsonl}               # X
-TEST_PROMPTS=${TEST_PROMPTS:-tiny/prompts/test.jsonl}
-SAMPLE_BATCH=${SAMPLE_BATCH:-256}                          # completions sampled together
+# What differs by task. LR is the peak learning rate of Adam.
 case $TASK in
     sentiment)
-        EXPLORE=${EXPLORE:---decode sample --top-p 0.95}   # a small model's rarest tokens are noise
+        LR=${LR:-2e-4}
         ;;
     toxicity)
-        EXPLORE=${EXPLORE:---decode sample --top-p 0.97}
-        QUANTIZE=${QUANTIZE---per-prompt --keep-top 0.9}
+        QUANTIZE=${QUANTIZE---per-prompt --keep-top 0.9} LR=${LR:-3e-4}
         ;;
     repetition)                                            # longer completions, so fewer of them
         NEW_TOKENS=${NEW_TOKENS:-64}
         NUM_PROMPTS=${NUM_PROMPTS:-192} NUM_SAMPLES=${NUM_SAMPLES:-5}
         EXPLORE_P0=${EXPLORE_P0:---decode sample --top-p 0.6}
-        EXPLORE=${EXPLORE:---decode sample --top-p 1}
-        K=${K:-2}
-        QUANTIZE=${QUANTIZE---last 1 --keep-p0} FORGET=${FORGET-}
-        ITERATIONS=${ITERATIONS:-4} STEPS=${STEPS:-150} BATCH=${BATCH:-20} LR=${LR:-3e-3}
+        EXPLORE=${EXPLORE:---decode sample --top-p 0.99}
+        K=${K:-2} QUANTIZE=${QUANTIZE---last 1 --keep-p0 --keep-top 0.5} FORGET=${FORGET-}
+        ITERATIONS=${ITERATIONS:-4} STEPS=${STEPS:-150} BATCH=${BATCH:-20} LR=${LR:-2e-3}
+        REWARD_TOKEN_LR=${REWARD_TOKEN_LR:-30}
         ;;
 esac
+
+# What is explored
+PROMPTS=${PROMPTS:-tiny/prompts/train.jsonl}               # X
+TEST_PROMPTS=${TEST_PROMPTS:-tiny/prompts/test.jsonl}
+SAMPLE_BATCH=${SAMPLE_BATCH:-256}                          # completions sampled together
+EXPLORE=${EXPLORE:---decode sample --top-p 0.98}           # a small model's rarest tokens are noise
 NUM_PROMPTS=${NUM_PROMPTS:-384}                            # of the 851, drawn by SEED, once
 NUM_SAMPLES=${NUM_SAMPLES:-4}                              # completions per prompt and round
 
@@ -38,7 +40,6 @@ BETA=${BETA:-0.05}                                         # weight of the KL te
 ITERATIONS=${ITERATIONS:-6}                                # rounds of explore, quantize, learn
 STEPS=${STEPS:-60}                                         # updates per round
 BATCH=${BATCH:-16}                                         # examples per update
-LR=${LR:-5e-4}                                             # peak learning rate of Adam
 WARMUP=${WARMUP:-30}                                       # updates
 CLIP=${CLIP:-1}                                            # largest gradient norm
 # With these two, the model reacts to the reward tokens after fewer updates.

@@ -48,7 +48,7 @@ def origin(file):
 
 SENTIMENT = """
 explore.py --model tiny/lm --prompts tiny/prompts/train.jsonl --reward sentiment
-    --iteration 0 --num-prompts 384 --num-samples 4 --decode sample --top-p 0.95
+    --iteration 0 --num-prompts 384 --num-samples 4 --decode sample --top-p 0.98
     --max-new-tokens 20 --min-new-tokens 3 --batch-size 256 --seed 0 --out RUN/pool/00.jsonl
 
 quantize.py RUN/pool/00.jsonl --quantiles 5 --per-prompt --keep-top 0.8 --seed 0
@@ -56,11 +56,11 @@ quantize.py RUN/pool/00.jsonl --quantiles 5 --per-prompt --keep-top 0.8 --seed 0
 
 learn.py --pool RUN/quantized/00.jsonl --model tiny/lm --reference tiny/lm
     --beta 0.05 --kl forward --entropy-coef 0 --steps 60 --total-steps 180 --batch-size 16
-    --grad-accum 1 --lr 5e-4 --warmup 30 --clip 1 --reward-token-lr 10
+    --grad-accum 1 --lr 2e-4 --warmup 30 --clip 1 --reward-token-lr 10
     --reward-token-init ordered --seed 0 --out RUN/model/01
 
 explore.py --model RUN/model/01 --prompts tiny/prompts/train.jsonl --reward sentiment
-    --iteration 1 --num-prompts 384 --num-samples 4 --decode sample --top-p 0.95
+    --iteration 1 --num-prompts 384 --num-samples 4 --decode sample --top-p 0.98
     --max-new-tokens 20 --min-new-tokens 3 --batch-size 256 --seed 0 --out RUN/pool/01.jsonl
 
 quantize.py RUN/quantized/00.jsonl RUN/pool/01.jsonl --quantiles 5 --per-prompt --keep-top 0.8
@@ -68,11 +68,11 @@ quantize.py RUN/quantized/00.jsonl RUN/pool/01.jsonl --quantiles 5 --per-prompt 
 
 learn.py --pool RUN/quantized/01.jsonl --model RUN/model/01 --reference tiny/lm
     --beta 0.05 --kl forward --entropy-coef 0 --steps 60 --total-steps 180 --batch-size 16
-    --grad-accum 1 --lr 5e-4 --warmup 30 --clip 1 --reward-token-lr 10
+    --grad-accum 1 --lr 2e-4 --warmup 30 --clip 1 --reward-token-lr 10
     --reward-token-init ordered --seed 0 --out RUN/model/02
 
 explore.py --model RUN/model/02 --prompts tiny/prompts/train.jsonl --reward sentiment
-    --iteration 2 --num-prompts 384 --num-samples 4 --decode sample --top-p 0.95
+    --iteration 2 --num-prompts 384 --num-samples 4 --decode sample --top-p 0.98
     --max-new-tokens 20 --min-new-tokens 3 --batch-size 256 --seed 0 --out RUN/pool/02.jsonl
 
 quantize.py RUN/quantized/01.jsonl RUN/pool/02.jsonl --quantiles 5 --per-prompt --keep-top 0.8
@@ -80,7 +80,7 @@ quantize.py RUN/quantized/01.jsonl RUN/pool/02.jsonl --quantiles 5 --per-prompt 
 
 learn.py --pool RUN/quantized/02.jsonl --model RUN/model/02 --reference tiny/lm
     --beta 0.05 --kl forward --entropy-coef 0 --steps 60 --total-steps 180 --batch-size 16
-    --grad-accum 1 --lr 5e-4 --warmup 30 --clip 1 --reward-token-lr 10
+    --grad-accum 1 --lr 2e-4 --warmup 30 --clip 1 --reward-token-lr 10
     --reward-token-init ordered --seed 0 --out RUN/model/03
 
 evaluate.py --model tiny/lm --reference tiny/lm --ppl-model tiny/lm
@@ -103,7 +103,7 @@ evaluate.py --compare RUN/eval/base.json RUN/eval/quark.json --report RUN --shor
 
 TOXICITY = """
 explore.py --model tiny/lm --prompts tiny/prompts/train.jsonl --reward toxicity
-    --iteration 0 --num-prompts 384 --num-samples 4 --decode sample --top-p 0.97
+    --iteration 0 --num-prompts 384 --num-samples 4 --decode sample --top-p 0.98
     --max-new-tokens 20 --min-new-tokens 3 --batch-size 256 --seed 0 --out RUN/pool/00.jsonl
 
 quantize.py RUN/pool/00.jsonl --quantiles 5 --per-prompt --keep-top 0.9 --seed 0
@@ -111,11 +111,11 @@ quantize.py RUN/pool/00.jsonl --quantiles 5 --per-prompt --keep-top 0.9 --seed 0
 
 learn.py --pool RUN/quantized/00.jsonl --model tiny/lm --reference tiny/lm
     --beta 0.05 --kl forward --entropy-coef 0 --steps 60 --total-steps 120 --batch-size 16
-    --grad-accum 1 --lr 5e-4 --warmup 30 --clip 1 --reward-token-lr 10
+    --grad-accum 1 --lr 3e-4 --warmup 30 --clip 1 --reward-token-lr 10
     --reward-token-init ordered --seed 0 --out RUN/model/01
 
 explore.py --model RUN/model/01 --prompts tiny/prompts/train.jsonl --reward toxicity
-    --iteration 1 --num-prompts 384 --num-samples 4 --decode sample --top-p 0.97
+    --iteration 1 --num-prompts 384 --num-samples 4 --decode sample --top-p 0.98
     --max-new-tokens 20 --min-new-tokens 3 --batch-size 256 --seed 0 --out RUN/pool/01.jsonl
 
 quantize.py RUN/quantized/00.jsonl RUN/pool/01.jsonl --quantiles 5 --per-prompt --keep-top 0.9
@@ -123,7 +123,7 @@ quantize.py RUN/quantized/00.jsonl RUN/pool/01.jsonl --quantiles 5 --per-prompt 
 
 learn.py --pool RUN/quantized/01.jsonl --model RUN/model/01 --reference tiny/lm
     --beta 0.05 --kl forward --entropy-coef 0 --steps 60 --total-steps 120 --batch-size 16
-    --grad-accum 1 --lr 5e-4 --warmup 30 --clip 1 --reward-token-lr 10
+    --grad-accum 1 --lr 3e-4 --warmup 30 --clip 1 --reward-token-lr 10
     --reward-token-init ordered --seed 0 --out RUN/model/02
 
 evaluate.py --model tiny/lm --reference tiny/lm --ppl-model tiny/lm
@@ -150,36 +150,38 @@ explore.py --model tiny/lm --prompts tiny/prompts/train.jsonl --reward repetitio
     --iteration 0 --num-prompts 192 --num-samples 5 --decode sample --top-p 0.6
     --max-new-tokens 64 --min-new-tokens 64 --batch-size 256 --seed 0 --out RUN/pool/00.jsonl
 
-quantize.py RUN/pool/00.jsonl --quantiles 2 --last 1 --keep-p0 --seed 0
+quantize.py RUN/pool/00.jsonl --quantiles 2 --last 1 --keep-p0 --keep-top 0.5 --seed 0
     --out RUN/quantized/00.jsonl
 
 learn.py --pool RUN/quantized/00.jsonl --model tiny/lm --reference tiny/lm
     --beta 0.05 --kl forward --entropy-coef 0 --steps 150 --total-steps 450 --batch-size 20
-    --grad-accum 1 --lr 3e-3 --warmup 30 --clip 1 --reward-token-lr 10
+    --grad-accum 1 --lr 2e-3 --warmup 30 --clip 1 --reward-token-lr 30
     --reward-token-init ordered --seed 0 --out RUN/model/01
 
 explore.py --model RUN/model/01 --prompts tiny/prompts/train.jsonl --reward repetition
-    --iteration 1 --num-prompts 192 --num-samples 5 --decode sample --top-p 1
+    --iteration 1 --num-prompts 192 --num-samples 5 --decode sample --top-p 0.99
     --max-new-tokens 64 --min-new-tokens 64 --batch-size 256 --seed 0 --out RUN/pool/01.jsonl
 
-quantize.py RUN/pool/00.jsonl RUN/pool/01.jsonl --quantiles 2 --last 1 --keep-p0 --seed 0
+quantize.py RUN/pool/00.jsonl RUN/pool/01.jsonl --quantiles 2 --last 1 --keep-p0
+    --keep-top 0.5 --seed 0
     --out RUN/quantized/01.jsonl
 
 learn.py --pool RUN/quantized/01.jsonl --model RUN/model/01 --reference tiny/lm
     --beta 0.05 --kl forward --entropy-coef 0 --steps 150 --total-steps 450 --batch-size 20
-    --grad-accum 1 --lr 3e-3 --warmup 30 --clip 1 --reward-token-lr 10
+    --grad-accum 1 --lr 2e-3 --warmup 30 --clip 1 --reward-token-lr 30
     --reward-token-init ordered --seed 0 --out RUN/model/02
 
 explore.py --model RUN/model/02 --prompts tiny/prompts/train.jsonl --reward repetition
-    --iteration 2 --num-prompts 192 --num-samples 5 --decode sample --top-p 1
+    --iteration 2 --num-prompts 192 --num-samples 5 --decode sample --top-p 0.99
     --max-new-tokens 64 --min-new-tokens 64 --batch-size 256 --seed 0 --out RUN/pool/02.jsonl
 
-quantize.py RUN/pool/00.jsonl RUN/pool/01.jsonl RUN/pool/02.jsonl --quantiles 2 --last 1 --keep-p0
+quantize.py RUN/pool/00.jsonl RUN/pool/01.jsonl RUN/pool/02.jsonl --quantiles 2 --last 1
+    --keep-p0 --keep-top 0.5
     --seed 0 --out RUN/quantized/02.jsonl
 
 learn.py --pool RUN/quantized/02.jsonl --model RUN/model/02 --reference tiny/lm
     --beta 0.05 --kl forward --entropy-coef 0 --steps 150 --total-steps 450 --batch-size 20
-    --grad-accum 1 --lr 3e-3 --warmup 30 --clip 1 --reward-token-lr 10
+    --grad-accum 1 --lr 2e-3 --warmup 30 --clip 1 --reward-token-lr 30
     --reward-token-init ordered --seed 0 --out RUN/model/03
 
 evaluate.py --model tiny/lm --reference tiny/lm --ppl-model tiny/lm
