@@ -56,7 +56,7 @@ def _gains(table):
             n = f"of {table['n_samples']}"
             yield f"toxic at least once {n}", ("rewards", reward, "unwanted_prob"), None
             yield f"toxicity of the most toxic {n}", ("rewards", reward, "avg_max_unwanted"), None
-            yield mean
+            yield ("mean reward, 1 - toxicity", *mean[1:])
         elif reward == "repetition":
             yield f"diversity of {table['decode']} text", ("rewards", reward, "mean"), None
         else:
