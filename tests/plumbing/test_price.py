@@ -59,7 +59,7 @@ def test_toxicity_gains_by_prompt_and_a_reward_of_ones_own_by_its_mean():
     assert rounded(rows({"quark": table(1, own)}))[:4] == [
         ("gain", "toxic at least once of 3", 1.03),
         ("gain", "toxicity of the most toxic of 3", 1.02),
-        ("gain", "mean toxicity", 1.0),
+        ("gain", "mean reward, 1 - toxicity", 1.0),
         ("gain", "mean hash", 1.0),
     ]
 
