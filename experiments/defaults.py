@@ -175,6 +175,12 @@ TRIES = {
             "LR": "2e-3",
             "REWARD_TOKEN_LR": 30,
         },
+        "best 0.45 of each prompt, p 0.995, lr 2e-3, token lr 30": {
+            "QUANTIZE": "--per-prompt --last 1 --keep-p0 --keep-top 0.45",
+            "EXPLORE": "--decode sample --top-p 0.995",
+            "LR": "2e-3",
+            "REWARD_TOKEN_LR": 30,
+        },
         "best 0.6, p0's nucleus 0.66, lr 2e-3, token lr 30": {
             "QUANTIZE": "--last 1 --keep-p0 --keep-top 0.6",
             "EXPLORE_P0": "--decode sample --top-p 0.66",
