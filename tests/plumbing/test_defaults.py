@@ -67,6 +67,14 @@ def test_the_defaults_are_what_the_rule_chooses(task):
     }
 
 
+@pytest.mark.parametrize("task", TASKS)
+def test_all_tries_stand_in_the_page(task):
+    tries = json.loads(defaults.RESULTS.read_text(encoding="utf-8"))[task]
+    page = (ROOT / "docs" / "small-runs.md").read_text(encoding="utf-8")
+    assert set(tries) == set(defaults.TRIES[task]) and all("0" in seeds for seeds in tries.values())
+    assert defaults.table(task, tries) in page
+
+
 def test_the_rule_takes_the_highest_gain_among_those_of_three_seeds():
     three = ("0", "1", "2")
     tries = {
