@@ -2,7 +2,7 @@
 
     python experiments/seeds.py --keep runs/sentiment-tiny --out sentiment-seed0.json
     python experiments/seeds.py sentiment-seed0.json sentiment-seed1.json
-    python experiments/seeds.py --readme             # the README's summary and table of results
+    python experiments/seeds.py --readme             # the tables that stand in README and docs/
 
 --keep writes what is measured of one run into one file: its settings, its tables, the dial and
 the texts of its summary. Where a package is installed that experiments/held_out.py needs, the
@@ -196,12 +196,17 @@ README = [  # kind, task, what it is, [(result, path of a metric)], the paper's 
 ]
 
 
+def kept_runs():
+    """{task: what --keep wrote of each seed}"""
+    return {
+        task: [json.loads(file.read_text("utf-8")) for file in sorted(KEPT.glob(f"{task}-seed*"))]
+        for task in ("sentiment", "toxicity", "repetition")
+    }
+
+
 def readme_table():
     """The README's table of results, in Markdown, from the kept runs."""
-    runs = {}
-    for task in ("sentiment", "toxicity", "repetition"):
-        files = sorted(KEPT.glob(f"{task}-seed*.json"))
-        runs[task] = [json.loads(file.read_text(encoding="utf-8")) for file in files]
+    runs = kept_runs()
     lines = ["| | mean (range) over seeds 0, 1, 2 | p0 | Quark | the paper, GPT-2 large |"]
     lines.append("|---|---|---|---|---|")
     for kind, task, what, metrics, paper in README:
@@ -222,6 +227,34 @@ def readme_summary():
     return "\n".join(summary_lines(run["tables"], run["dial"], run["texts"]))
 
 
+def dial_table():
+    """The table of docs/metrics.md: the mean reward of p0 and under each token, over the seeds."""
+    lines = ["| | p0 | r_1 … r_K | no token |", "|---|---|---|---|"]
+    for task, runs in kept_runs().items():
+        p0 = np.mean([run["tables"]["base"]["rewards"][task]["mean"]["value"] for run in runs])
+        dial = np.mean([[mean for _, mean in run["dial"]] for run in runs], axis=0)
+        *tokens, none = (f"{mean:.3f}" for mean in dial)
+        lines.append(f"| {task} | {p0:.3f} | {', '.join(tokens)} | {none} |")
+    return "\n".join(lines)
+
+
+def held_out_table():
+    """The table of docs/running.md: the means by the trained judge and by one nobody trained on."""
+    lines = ["| | seed | its own judge | another judge | share of the gain |", "|---" * 5 + "|"]
+    for task, runs in kept_runs().items():
+        for run in runs:
+            if not run["held_out"]:
+                continue
+            own = [run["tables"][w]["rewards"][task]["mean"]["value"] for w in ("base", "quark")]
+            other = [run["held_out"][who]["mean"] for who in ("base", "quark")]
+            share = (other[1] - other[0]) / (own[1] - own[0])
+            cells = (f"{a:.3f} → {b:.3f}" for a, b in (own, other))
+            seed = run["settings"]["SEED"]
+            name = f"{task}, {run['held_out']['judge']}"
+            lines.append(f"| {name} | {seed} | {' | '.join(cells)} | {share:.2f} |")
+    return "\n".join(lines)
+
+
 def short_range(values):
     """0.664 (0.642 to 0.691), with one digit from 10 on."""
     digits = 1 if values[0] >= 10 else 3
@@ -234,7 +267,7 @@ def main(argv=None):
     parser.add_argument("results", nargs="*", type=Path, help="what --keep wrote of each run")
     parser.add_argument("--keep", metavar="RUN", type=Path, help="measure a run, write --out")
     parser.add_argument("--out", type=Path)
-    text = "print the README's summary and table"
+    text = "print the README's summary and table, and the tables of docs/metrics and running"
     parser.add_argument("--readme", action="store_true", help=text)
     args = parser.parse_args(argv)
     if args.keep:
@@ -244,7 +277,8 @@ def main(argv=None):
         write_json(args.out, keep(args.keep))
         return
     if args.readme:
-        print(readme_summary() + "\n\n" + readme_table())
+        parts = (readme_summary, readme_table, dial_table, held_out_table)
+        print("\n\n".join(part() for part in parts))
         return
     if not args.results:
         parser.error("name the files that --keep wrote")

@@ -120,8 +120,27 @@ def test_the_page_of_samples_has_twenty_of_each_task():
 
 
 @all_runs_are_kept
-def test_the_results_of_the_readme_are_those_of_the_kept_runs():
-    """The summary with which a run ends, and the table over seeds."""
-    page = (ROOT / "README.md").read_text(encoding="utf-8")
-    for part in (seeds.readme_summary(), seeds.readme_table()):
-        assert part.count("\n") > 6 and part in page
+@pytest.mark.parametrize(
+    ("page", "part"),
+    [
+        ("README.md", seeds.readme_summary),  # how a run ends
+        ("README.md", seeds.readme_table),
+        ("docs/metrics.md", seeds.dial_table),
+        ("docs/running.md", seeds.held_out_table),
+    ],
+)
+def test_the_pages_show_the_kept_runs(page, part):
+    assert part().count("\n") > 3 and part() in (ROOT / page).read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("task", KEPT)
+def test_three_seeds_are_kept_and_another_judge_agrees(task):
+    runs = seeds.kept_runs()[task]
+    assert [run["settings"]["SEED"] for run in runs] == ["0", "1", "2"]
+    for run in runs:
+        dial = [mean for token, mean in run["dial"] if token != "no token"]
+        assert dial == sorted(dial)
+        if task != "repetition":
+            own = [run["tables"][w]["rewards"][task]["mean"]["value"] for w in ("base", "quark")]
+            other = [run["held_out"][who]["mean"] for who in ("base", "quark")]
+            assert other[1] - other[0] > (own[1] - own[0]) / 2 > 0
