@@ -195,6 +195,18 @@ TRIES = {
             "LR": "2e-3",
             "REWARD_TOKEN_LR": 30,
         },
+        "best half of each prompt, p 0.995, lr 2e-3, token lr 2": {
+            "QUANTIZE": "--per-prompt --last 1 --keep-p0 --keep-top 0.5",
+            "EXPLORE": "--decode sample --top-p 0.995",
+            "LR": "2e-3",
+            "REWARD_TOKEN_LR": 2,
+        },
+        "best 0.6 of each prompt, p 0.995, lr 2e-3, token lr 2": {
+            "QUANTIZE": "--per-prompt --last 1 --keep-p0 --keep-top 0.6",
+            "EXPLORE": "--decode sample --top-p 0.995",
+            "LR": "2e-3",
+            "REWARD_TOKEN_LR": 2,
+        },
         "best 0.6, p0's nucleus 0.66, lr 2e-3, token lr 30": {
             "QUANTIZE": "--last 1 --keep-p0 --keep-top 0.6",
             "EXPLORE_P0": "--decode sample --top-p 0.66",
