@@ -200,8 +200,8 @@ ETAS = [0.01, 0.03, 0.1, 0.2, 0.005, 0.02, 0.05, 0.07, 0.15, 0.003, 0.015, 0.04,
 ETAS = grid(
     eta=[*ETAS, 0.002, 0.007, 0.012, 0.025, 0.035, 0.045, 0.055, 0.08, 0.09, 0.11, 0.13, 0.17]
 )
-SEARCHES = [0.6, 0.1, 0.2, 0.3, 0.4, 0.5, 0.7, 0.8, 0.9, 0.05, 0.15, 0.25, 0.35, 0.45, 0.55]
-SEARCHES = grid(alpha=SEARCHES)
+SEARCHES = [0.6, 0.1, 0.2, 0.3, 0.4, 0.5, 0.7, 0.8, 0.9, *(i / 20 for i in range(1, 20, 2))]
+SEARCHES = grid(alpha=[*SEARCHES, 0.42, 0.47, 0.52, 0.57, 0.62, 0.67, 0.72, 0.77])
 KNOBS = {  # what is tried; a method that is not here has nothing to choose
     "dapt": with_thirds(*RATES),
     "ctrl": with_thirds(*RATES),
@@ -254,10 +254,12 @@ KNOBS = {  # what is tried; a method that is not here has nothing to choose
         {"lr": "1e-4", "beta": 0.03},
         {"lr": "5e-4", "beta": 1.0},
     ),
-    "unlikelihood": with_thirds(*grid(lr=["3e-4", "1e-3", "1e-4"], alpha=[1, 5])[:5]),
-    "unlikelihood_sequence": with_thirds(*RATES[:5]),
-    "quark_unlikelihood": with_thirds(*grid(lr=["1e-4", "3e-5", "3e-4", "2e-4", "1e-5"])),
-    "simctg": with_thirds(*grid(lr=["3e-4", "1e-3", "1e-4"], rho=[0.5, 0.9])[:5]),
+    "unlikelihood": with_thirds(*RATES, *grid(lr=["3e-4", "1e-3"], alpha=[5])),
+    "unlikelihood_sequence": with_thirds(*RATES),
+    "quark_unlikelihood": with_thirds(
+        *grid(lr=["1e-4", "3e-5", "3e-4", "2e-4", "1e-5", "5e-5", "5e-4", "1e-3", "2e-3"])
+    ),
+    "simctg": with_thirds(*grid(lr=["3e-4", "1e-3", "1e-4"], rho=[0.5, 0.9, 0.2])),
     "simctg_contrastive": SEARCHES,
     "contrastive": SEARCHES,
 }
