@@ -213,6 +213,12 @@ TRIES = {
             "EXPLORE": "--decode sample --top-p 0.99",
             "LR": "2e-3",
         },
+        "best 0.75 of each prompt, beta 0.2, p 0.97, lr 2e-3": {
+            "QUANTIZE": "--per-prompt --last 1 --keep-p0 --keep-top 0.75",
+            "BETA": 0.2,
+            "EXPLORE": "--decode sample --top-p 0.97",
+            "LR": "2e-3",
+        },
         "best 0.6, p0's nucleus 0.66, lr 2e-3, token lr 30": {
             "QUANTIZE": "--last 1 --keep-p0 --keep-top 0.6",
             "EXPLORE_P0": "--decode sample --top-p 0.66",
