@@ -15,10 +15,10 @@ case $TASK in
         NEW_TOKENS=${NEW_TOKENS:-64}
         NUM_PROMPTS=${NUM_PROMPTS:-192} NUM_SAMPLES=${NUM_SAMPLES:-5}
         EXPLORE_P0=${EXPLORE_P0:---decode sample --top-p 0.6}
-        EXPLORE=${EXPLORE:---decode sample --top-p 0.99}
-        K=${K:-2} QUANTIZE=${QUANTIZE---last 1 --keep-p0 --keep-top 0.5} FORGET=${FORGET-}
+        EXPLORE=${EXPLORE:---decode sample --top-p 0.97}
+        K=${K:-2} QUANTIZE=${QUANTIZE---per-prompt --last 1 --keep-p0 --keep-top 0.75}
+        FORGET=${FORGET-} BETA=${BETA:-0.2}
         ITERATIONS=${ITERATIONS:-4} STEPS=${STEPS:-150} BATCH=${BATCH:-20} LR=${LR:-2e-3}
-        REWARD_TOKEN_LR=${REWARD_TOKEN_LR:-30}
         ;;
 esac
 
