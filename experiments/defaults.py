@@ -13,7 +13,9 @@ The rule, for sentiment and toxicity: of the tries that keep the paper's price, 
 highest mean reward. The price, in the mean over three seeds: dist-2 at most 0.05 and dist-3 at most
 0.01 below p0's, perplexity at most 1.3 times p0's. In every seed the mean reward rises from r_1 to
 r_K. For repetition: diversity of the sampled text at least 0.93, its perplexity within 0.9 and 1.15
-times p0's, and of these the highest diversity of greedy text. Every try is made with seed 0. Those
+times p0's, a dial that rises by at least 0.01 in the mean over the seeds, and of these the highest
+diversity of greedy text. (The last bound was added when the tries with the better half of the pool
+had dials that are flat within chance.) Every try is made with seed 0. Those
 that keep the price there are made with seeds 1 and 2, from the highest gain down, until one of them
 keeps it in the mean of the three. (Two more of sentiment were, to see how much is chance.)
 
@@ -41,7 +43,7 @@ sys.path.insert(0, str(ROOT))
 from plumbing.files import whole_file, write_json
 from plumbing.options import run_stage
 from plumbing.policy import load_policy
-from plumbing.pool import dump_row, read_prompts
+from plumbing.pool import dump_row, read_jsonl, read_prompts
 from plumbing.tables import read_table
 from tiny.prompts import group_of, judge
 
@@ -297,7 +299,30 @@ def run_try(task, name, seed):
         subprocess.run(command, cwd=ROOT, env=environment, stdout=log, stderr=log, check=True)
     if not p0_run.exists():
         shutil.copytree(run / "eval", p0_run / "eval")
+    if task == "repetition":
+        greedy_dial(run, environment)
     return measure(task, run)
+
+
+def greedy_dial(run, environment):
+    """The dial on all 659 training prompts that the run did not explore, in place of its own.
+
+    One greedy completion of 160 prompts leaves a standard error of 0.012.
+    """
+    explored = {row["prompt"] for _, row in read_jsonl(run / "pool" / "00.jsonl")}
+    prompts = run.with_name(f"{run.name}-dial.jsonl")
+    with whole_file(prompts) as file:
+        for prompt in read_prompts(TRAIN):
+            if prompt["prompt"] not in explored:
+                file.write(dump_row(prompt) + "\n")
+    model = max((run / "model").glob("[0-9]*"))
+    options = ["--model", model, "--reference", "tiny/lm", "--ppl-model", "none"]
+    options += ["--prompts", prompts, "--reward", "repetition", "--decode", "greedy"]
+    options += ["--max-new-tokens", 64, "--min-new-tokens", 64, "--num-samples", 1]
+    options += ["--batch-size", 256, "--reward-token", "all", "--out", run / "eval" / "dial"]
+    command = [sys.executable, "evaluate.py", *map(str, options)]
+    with open(f"{run}.log", "a") as log:
+        subprocess.run(command, cwd=ROOT, env=environment, stdout=log, stderr=log, check=True)
 
 
 def measure(task, run):
@@ -358,6 +383,7 @@ def summary(task, seeds):
         "rep_2": quark(kind + "rep_2"),
         "ppl": ratio(kind + "perplexity"),
         "rising": min(float(np.diff(run["dial"]).min()) for run in seeds.values()),
+        "step": float(np.mean([np.diff(run["dial"]).min() for run in seeds.values()])),
     }
     for group in ("negative", "neutral"):
         share = f"{group} share_ge_half"
@@ -375,6 +401,7 @@ def keeps_price(task, found):
     """Whether a try keeps the price, by the rule above."""
     if task == "repetition":
         paid = found["diversity"] >= 0.93 and 0.9 <= found["ppl"] <= 1.15
+        paid = paid and found["step"] >= 0.01
     else:
         paid = found["dist_2"] >= -0.05 and found["dist_3"] >= -0.01 and found["ppl"] <= 1.3
     return paid and found["rising"] > 0

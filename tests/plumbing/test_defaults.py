@@ -34,13 +34,15 @@ def test_the_price_is_that_of_the_mean_run_and_the_dial_that_of_the_worst():
     for worse in ({"dist_2": -0.051}, {"dist_3": -0.011}, {"ppl": 1.31}, {"rising": 0.0}):
         assert not defaults.keeps_price("sentiment", found | worse)
     falling = {"0": run(0.7, 0.9, 20), "1": run(0.7, 0.9, 20, [0.1, 0.3, 0.2])}
-    assert defaults.summary("sentiment", falling)["rising"] == pytest.approx(-0.1)
+    found = defaults.summary("sentiment", falling)
+    assert found["rising"] == pytest.approx(-0.1) and found["step"] == pytest.approx(0)
 
 
 def test_the_price_of_repetition():
-    found = {"diversity": 0.93, "ppl": 0.9, "rising": 0.1}
+    found = {"diversity": 0.93, "ppl": 0.9, "rising": 0.001, "step": 0.01}
     assert defaults.keeps_price("repetition", found)
-    for worse in ({"diversity": 0.929}, {"ppl": 0.89}, {"ppl": 1.16}, {"rising": -0.1}):
+    flat = ({"rising": -0.1}, {"step": 0.009})
+    for worse in ({"diversity": 0.929}, {"ppl": 0.89}, {"ppl": 1.16}, *flat):
         assert not defaults.keeps_price("repetition", found | worse)
 
 
