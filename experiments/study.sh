@@ -30,7 +30,7 @@ export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
 ITERATIONS=${ITERATIONS:-4} STEPS=${STEPS:-50}
 NUM_PROMPTS=${NUM_PROMPTS:-320} NUM_SAMPLES=${NUM_SAMPLES:-4}
 # Settings of run_all.sh, fixed here because its own may change.
-export DIAL_SAMPLES=0 EXPLORE="--decode sample --top-p 0.95" K=5 BATCH=16
+export DIAL_SAMPLES=0 EXPLORE="--decode sample --top-p 0.95" K=5 BATCH=16 LR=5e-4
 export QUANTIZE="--per-prompt --last 2" FORGET=
 runs=runs/studies
 lines=()
