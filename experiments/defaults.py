@@ -407,6 +407,19 @@ def keeps_price(task, found):
     return paid and found["rising"] > 0
 
 
+def ranked(task, tries):
+    """[(name, summary, whether the rule says that it keeps the price)], the highest gain first.
+
+    Before a try has all three seeds, seed 0 decides.
+    """
+    found = []
+    for name, seeds in tries.items():
+        first = {"0": seeds["0"]} if len(seeds) < 3 else seeds
+        kept = keeps_price(task, summary(task, first))
+        found.append((name, summary(task, seeds), kept))
+    return sorted(found, key=lambda one: -one[1]["gain"])
+
+
 def choose(task, tries):
     """The name of the try that the rule chooses; None if none of three seeds keeps the price."""
     found = {name: summary(task, seeds) for name, seeds in tries.items() if len(seeds) == 3}
@@ -443,17 +456,17 @@ COLUMNS = {  # task: {what summary() calls it: (heading, format)}
 
 
 def table(task, tries):
-    """The tries of a task in Markdown, the highest gain first."""
+    """The tries of a task in Markdown, numbered as in the picture."""
     columns = COLUMNS[task]
     heading = " | ".join(name for name, _ in columns.values())
-    lines = [f"| {task} | seeds | {heading} | keeps the price |", "|---" * (len(columns) + 3) + "|"]
-    found = {name: summary(task, seeds) for name, seeds in tries.items()}
+    lines = [f"| | {task} | seeds | {heading} | keeps the price |"]
+    lines.append("|---" * (len(columns) + 4) + "|")
     chosen = choose(task, tries)
-    for name in sorted(found, key=lambda name: -found[name]["gain"]):
-        cells = [f"{found[name][key]:{form}}" for key, (_, form) in columns.items()]
+    for number, (name, found, kept) in enumerate(ranked(task, tries), 1):
+        cells = [f"{found[key]:{form}}" for key, (_, form) in columns.items()]
         label = f"**{name}**" if name == chosen else name
-        kept = "yes" if keeps_price(task, found[name]) else "no"
-        lines.append(f"| {label} | {len(tries[name])} | " + " | ".join(cells) + f" | {kept} |")
+        cells += ["yes" if kept else "no"]
+        lines.append(f"| {number} | {label} | {len(tries[name])} | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
 
 
@@ -461,29 +474,25 @@ def draw(results):
     """experiments/figures/defaults.png: gain against the loss of diversity, a panel for a task."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(5.5 * len(results), 6), layout="constrained")
+    figure = Figure(figsize=(5.5 * len(results), 5), layout="constrained")
     panels = figure.subplots(1, len(results), squeeze=False)[0]
     for ax, (task, tries) in zip(panels, results.items()):
         x_of, limit = ("diversity", 0.93) if task == "repetition" else ("dist_2", -0.05)
         best = choose(task, tries)
-        for number, (name, seeds) in enumerate(tries.items(), 1):
-            found = summary(task, seeds)
-            for seed in seeds:
-                one = summary(task, {seed: seeds[seed]})
+        for number, (name, found, kept) in enumerate(ranked(task, tries), 1):
+            for seed, one in tries[name].items():
+                one = summary(task, {seed: one})
                 ax.plot(one[x_of], one["gain"], ".", color="#aaaaaa", markersize=3)
-            chosen = name == best
-            colour = "#D55E00" if chosen else "#0072B2"
-            face = colour if keeps_price(task, found) else "none"
-            style = {"marker": "*" if chosen else "o", "s": 140 if chosen else 30}
+            colour = "#D55E00" if name == best else "#0072B2"
+            style = {"marker": "*" if name == best else "o", "s": 140 if name == best else 30}
             place = (found[x_of], found["gain"])
-            label = f"{number}  {name}"
-            ax.scatter(*place, facecolor=face, edgecolor=colour, label=label, **style)
+            ax.scatter(*place, facecolor=colour if kept else "none", edgecolor=colour, **style)
             ax.annotate(str(number), place, xytext=(4, 4), textcoords="offset points", fontsize=8)
         ax.axvline(limit, color="#777777", linestyle="--", linewidth=1)
         heading = COLUMNS[task][x_of][0]
         ax.set(title=task, xlabel=heading, ylabel=COLUMNS[task]["gain"][0])
         ax.grid(color="#e5e5e5")
-        ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.13), fontsize=8, ncols=2)
+        ax.locator_params("x", nbins=5)
     path = ROOT / "experiments" / "figures" / "defaults.png"
     figure.savefig(path, dpi=110)
 
