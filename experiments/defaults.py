@@ -122,7 +122,6 @@ TRIES = {
     },
     "toxicity": {
         "before": {},
-        "beta 0.1": {"BETA": 0.1},
         "p 0.98, lr 3e-4, beta 0.1": MOST_OF_P | {"LR": "3e-4", "BETA": 0.1},
         "p 0.98, lr 3e-4": MOST_OF_P | {"LR": "3e-4"},
         "p 0.98, lr 3e-4, keep all": MOST_OF_P
@@ -131,7 +130,6 @@ TRIES = {
         "p 0.98, lr 2e-4, beta 0.1": MOST_OF_P | {"LR": "2e-4", "BETA": 0.1},
     },
     "repetition": {
-        "before": {},
         "lr 1e-3": {"LR": "1e-3"},
         "lr 2e-3, 384 prompts, 100 steps": {"LR": "2e-3", "NUM_PROMPTS": 384, "STEPS": 100},
         "best half": {"QUANTIZE": "--last 1 --keep-p0 --keep-top 0.5"},

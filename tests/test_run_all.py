@@ -150,38 +150,39 @@ explore.py --model tiny/lm --prompts tiny/prompts/train.jsonl --reward repetitio
     --iteration 0 --num-prompts 192 --num-samples 5 --decode sample --top-p 0.6
     --max-new-tokens 64 --min-new-tokens 64 --batch-size 256 --seed 0 --out RUN/pool/00.jsonl
 
-quantize.py RUN/pool/00.jsonl --quantiles 2 --last 1 --keep-p0 --keep-top 0.5 --seed 0
+quantize.py RUN/pool/00.jsonl --quantiles 2 --per-prompt --last 1 --keep-p0
+    --keep-top 0.75 --seed 0
     --out RUN/quantized/00.jsonl
 
 learn.py --pool RUN/quantized/00.jsonl --model tiny/lm --reference tiny/lm
-    --beta 0.05 --kl forward --entropy-coef 0 --steps 150 --total-steps 450 --batch-size 20
-    --grad-accum 1 --lr 2e-3 --warmup 30 --clip 1 --reward-token-lr 30
+    --beta 0.2 --kl forward --entropy-coef 0 --steps 150 --total-steps 450 --batch-size 20
+    --grad-accum 1 --lr 2e-3 --warmup 30 --clip 1 --reward-token-lr 10
     --reward-token-init ordered --seed 0 --out RUN/model/01
 
 explore.py --model RUN/model/01 --prompts tiny/prompts/train.jsonl --reward repetition
-    --iteration 1 --num-prompts 192 --num-samples 5 --decode sample --top-p 0.99
+    --iteration 1 --num-prompts 192 --num-samples 5 --decode sample --top-p 0.97
     --max-new-tokens 64 --min-new-tokens 64 --batch-size 256 --seed 0 --out RUN/pool/01.jsonl
 
-quantize.py RUN/pool/00.jsonl RUN/pool/01.jsonl --quantiles 2 --last 1 --keep-p0
-    --keep-top 0.5 --seed 0
+quantize.py RUN/pool/00.jsonl RUN/pool/01.jsonl --quantiles 2 --per-prompt --last 1 --keep-p0
+    --keep-top 0.75 --seed 0
     --out RUN/quantized/01.jsonl
 
 learn.py --pool RUN/quantized/01.jsonl --model RUN/model/01 --reference tiny/lm
-    --beta 0.05 --kl forward --entropy-coef 0 --steps 150 --total-steps 450 --batch-size 20
-    --grad-accum 1 --lr 2e-3 --warmup 30 --clip 1 --reward-token-lr 30
+    --beta 0.2 --kl forward --entropy-coef 0 --steps 150 --total-steps 450 --batch-size 20
+    --grad-accum 1 --lr 2e-3 --warmup 30 --clip 1 --reward-token-lr 10
     --reward-token-init ordered --seed 0 --out RUN/model/02
 
 explore.py --model RUN/model/02 --prompts tiny/prompts/train.jsonl --reward repetition
-    --iteration 2 --num-prompts 192 --num-samples 5 --decode sample --top-p 0.99
+    --iteration 2 --num-prompts 192 --num-samples 5 --decode sample --top-p 0.97
     --max-new-tokens 64 --min-new-tokens 64 --batch-size 256 --seed 0 --out RUN/pool/02.jsonl
 
-quantize.py RUN/pool/00.jsonl RUN/pool/01.jsonl RUN/pool/02.jsonl --quantiles 2 --last 1
-    --keep-p0 --keep-top 0.5
+quantize.py RUN/pool/00.jsonl RUN/pool/01.jsonl RUN/pool/02.jsonl --quantiles 2 --per-prompt
+    --last 1 --keep-p0 --keep-top 0.75
     --seed 0 --out RUN/quantized/02.jsonl
 
 learn.py --pool RUN/quantized/02.jsonl --model RUN/model/02 --reference tiny/lm
-    --beta 0.05 --kl forward --entropy-coef 0 --steps 150 --total-steps 450 --batch-size 20
-    --grad-accum 1 --lr 2e-3 --warmup 30 --clip 1 --reward-token-lr 30
+    --beta 0.2 --kl forward --entropy-coef 0 --steps 150 --total-steps 450 --batch-size 20
+    --grad-accum 1 --lr 2e-3 --warmup 30 --clip 1 --reward-token-lr 10
     --reward-token-init ordered --seed 0 --out RUN/model/03
 
 evaluate.py --model tiny/lm --reference tiny/lm --ppl-model tiny/lm
