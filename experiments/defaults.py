@@ -11,13 +11,18 @@ prompts are never read.
 
 The rule, for sentiment and toxicity: of the tries that keep the paper's price, the one with the
 highest mean reward. The price, in the mean over three seeds: dist-2 at most 0.05 and dist-3 at most
-0.01 below p0's, perplexity at most 1.3 times p0's. In every seed the mean reward rises from r_1 to
-r_K. For repetition: diversity of the sampled text at least 0.93, its perplexity within 0.9 and 1.15
-times p0's, a dial that rises by at least 0.01 in the mean over the seeds, and of these the highest
-diversity of greedy text. (The last bound was added when the tries with the better half of the pool
-had dials that are flat within chance.) Every try is made with seed 0. Those
-that keep the price there are made with seeds 1 and 2, from the highest gain down, until one of them
-keeps it in the mean of the three. (Two more of sentiment were, to see how much is chance.)
+0.01 below p0's, perplexity at most 1.3 times p0's. For repetition: of the tries whose sampled text
+has a diversity of at least 0.93 and a perplexity within 0.9 and 1.15 times p0's, the one with the
+most diverse greedy text. In every seed the mean reward rises from r_1 to r_K, for repetition by at
+least 0.01 in the mean over the seeds.
+
+Every try is made with seed 0. Those that keep the price there are made with seeds 1 and 2, from the
+highest gain down, until one of them keeps it in the mean of the three.
+
+This was not all fixed before the tries. The 0.01, and measuring repetition's dial on all prompts
+that a run did not explore, were added when some dials turned out to be flat within chance: without
+a dial in the rule, "best 0.4 of each prompt" would be the default. Tries made before that have
+repetition's dial of 160 prompts. Some tries have more seeds than the rule asks for.
 
 Each finished run's numbers go at once to experiments/results/defaults.json, from which the next
 call goes on. A run takes three to five minutes on a core with bfloat16, and four times as long on
@@ -40,7 +45,7 @@ import torch
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from plumbing.files import whole_file, write_json
+from plumbing.files import read_json, whole_file, write_json
 from plumbing.options import run_stage
 from plumbing.policy import load_policy
 from plumbing.pool import dump_row, read_jsonl, read_prompts
@@ -84,9 +89,24 @@ BEFORE = {
         "DIAL_SAMPLES": 1,
     },
 }
-ALL_OF_P = {"EXPLORE": "--decode sample --top-p 1"}
-NEARLY_ALL = {"EXPLORE": "--decode sample --top-p 0.99"}
-MOST_OF_P = {"EXPLORE": "--decode sample --top-p 0.98"}
+
+
+def nucleus(p):
+    return {"EXPLORE": f"--decode sample --top-p {p}"}
+
+
+def best(share):
+    """Of p0's samples and the newest round's, this part is kept."""
+    return {"QUANTIZE": f"--last 1 --keep-p0 --keep-top {share}"}
+
+
+def best_of_each(share):
+    """The same within each prompt."""
+    return {"QUANTIZE": f"--per-prompt --last 1 --keep-p0 --keep-top {share}"}
+
+
+ALL_OF_P, NEARLY_ALL, MOST_OF_P = nucleus(1), nucleus(0.99), nucleus(0.98)
+TOKEN_30 = {"LR": "2e-3", "REWARD_TOKEN_LR": 30}
 TRIES = {
     "sentiment": {
         "before": {},
@@ -130,105 +150,49 @@ TRIES = {
         "p 0.98, lr 2e-4, beta 0.1": MOST_OF_P | {"LR": "2e-4", "BETA": 0.1},
     },
     "repetition": {
+        "before": {},
         "lr 1e-3": {"LR": "1e-3"},
         "lr 2e-3, 384 prompts, 100 steps": {"LR": "2e-3", "NUM_PROMPTS": 384, "STEPS": 100},
-        "best half": {"QUANTIZE": "--last 1 --keep-p0 --keep-top 0.5"},
-        "best half, lr 2e-3": {"QUANTIZE": "--last 1 --keep-p0 --keep-top 0.5", "LR": "2e-3"},
-        "best half, lr 1.5e-3": {"QUANTIZE": "--last 1 --keep-p0 --keep-top 0.5", "LR": "1.5e-3"},
-        "best 0.6, lr 2e-3": {"QUANTIZE": "--last 1 --keep-p0 --keep-top 0.6", "LR": "2e-3"},
-        "best half, p 0.95, lr 2e-3, token lr 30": {
-            "QUANTIZE": "--last 1 --keep-p0 --keep-top 0.5",
-            "EXPLORE": "--decode sample --top-p 0.95",
-            "LR": "2e-3",
-            "REWARD_TOKEN_LR": 30,
-        },
-        "best half, p 0.98, lr 2e-3, token lr 30": {
-            "QUANTIZE": "--last 1 --keep-p0 --keep-top 0.5",
-            "EXPLORE": "--decode sample --top-p 0.98",
-            "LR": "2e-3",
-            "REWARD_TOKEN_LR": 30,
-        },
-        "best half, p 0.99, lr 2e-3, token lr 30": {
-            "QUANTIZE": "--last 1 --keep-p0 --keep-top 0.5",
-            "EXPLORE": "--decode sample --top-p 0.99",
-            "LR": "2e-3",
-            "REWARD_TOKEN_LR": 30,
-        },
-        "best 0.7, p 0.99, lr 2e-3, token lr 30": {
-            "QUANTIZE": "--last 1 --keep-p0 --keep-top 0.7",
-            "EXPLORE": "--decode sample --top-p 0.99",
-            "LR": "2e-3",
-            "REWARD_TOKEN_LR": 30,
-        },
-        "best half of each prompt, p 0.99, lr 2e-3, token lr 30": {
-            "QUANTIZE": "--per-prompt --last 1 --keep-p0 --keep-top 0.5",
-            "EXPLORE": "--decode sample --top-p 0.99",
-            "LR": "2e-3",
-            "REWARD_TOKEN_LR": 30,
-        },
-        "best half of each prompt, lr 2e-3, token lr 30": {
-            "QUANTIZE": "--per-prompt --last 1 --keep-p0 --keep-top 0.5",
-            "LR": "2e-3",
-            "REWARD_TOKEN_LR": 30,
-        },
-        "best 0.4 of each prompt, p 0.99, lr 2e-3, token lr 30": {
-            "QUANTIZE": "--per-prompt --last 1 --keep-p0 --keep-top 0.4",
-            "EXPLORE": "--decode sample --top-p 0.99",
-            "LR": "2e-3",
-            "REWARD_TOKEN_LR": 30,
-        },
-        "best half of each prompt, p 0.995, lr 2e-3, token lr 30": {
-            "QUANTIZE": "--per-prompt --last 1 --keep-p0 --keep-top 0.5",
-            "EXPLORE": "--decode sample --top-p 0.995",
-            "LR": "2e-3",
-            "REWARD_TOKEN_LR": 30,
-        },
+        "best half": best(0.5),
+        "best half, lr 2e-3": best(0.5) | {"LR": "2e-3"},
+        "best half, lr 1.5e-3": best(0.5) | {"LR": "1.5e-3"},
+        "best 0.6, lr 2e-3": best(0.6) | {"LR": "2e-3"},
+        "best half, p 0.95, lr 2e-3, token lr 30": best(0.5) | nucleus(0.95) | TOKEN_30,
+        "best half, p 0.98, lr 2e-3, token lr 30": best(0.5) | nucleus(0.98) | TOKEN_30,
+        "best half, p 0.99, lr 2e-3, token lr 30": best(0.5) | nucleus(0.99) | TOKEN_30,
+        "best 0.7, p 0.99, lr 2e-3, token lr 30": best(0.7) | nucleus(0.99) | TOKEN_30,
+        "best half of each prompt, p 0.99, lr 2e-3, token lr 30": best_of_each(0.5)
+        | nucleus(0.99)
+        | TOKEN_30,
+        "best half of each prompt, lr 2e-3, token lr 30": best_of_each(0.5) | TOKEN_30,
+        "best 0.4 of each prompt, p 0.99, lr 2e-3, token lr 30": best_of_each(0.4)
+        | nucleus(0.99)
+        | TOKEN_30,
+        "best half of each prompt, p 0.995, lr 2e-3, token lr 30": best_of_each(0.5)
+        | nucleus(0.995)
+        | TOKEN_30,
         "beta 0.2": {"BETA": 0.2},
-        "best 0.75 of each prompt, beta 0.15": {
-            "QUANTIZE": "--per-prompt --last 1 --keep-p0 --keep-top 0.75",
-            "BETA": 0.15,
-        },
-        "best 0.75 of each prompt, beta 0.15, p 0.99, lr 2e-3, token lr 30": {
-            "QUANTIZE": "--per-prompt --last 1 --keep-p0 --keep-top 0.75",
-            "BETA": 0.15,
-            "EXPLORE": "--decode sample --top-p 0.99",
-            "LR": "2e-3",
-            "REWARD_TOKEN_LR": 30,
-        },
-        "best half of each prompt, p 0.995, lr 2e-3, token lr 2": {
-            "QUANTIZE": "--per-prompt --last 1 --keep-p0 --keep-top 0.5",
-            "EXPLORE": "--decode sample --top-p 0.995",
-            "LR": "2e-3",
-            "REWARD_TOKEN_LR": 2,
-        },
-        "best 0.6 of each prompt, p 0.995, lr 2e-3, token lr 2": {
-            "QUANTIZE": "--per-prompt --last 1 --keep-p0 --keep-top 0.6",
-            "EXPLORE": "--decode sample --top-p 0.995",
-            "LR": "2e-3",
-            "REWARD_TOKEN_LR": 2,
-        },
-        "best 0.75 of each prompt, beta 0.2, p 0.99, lr 2e-3": {
-            "QUANTIZE": "--per-prompt --last 1 --keep-p0 --keep-top 0.75",
-            "BETA": 0.2,
-            "EXPLORE": "--decode sample --top-p 0.99",
-            "LR": "2e-3",
-        },
-        "best 0.75 of each prompt, beta 0.2, p 0.97, lr 2e-3": {
-            "QUANTIZE": "--per-prompt --last 1 --keep-p0 --keep-top 0.75",
-            "BETA": 0.2,
-            "EXPLORE": "--decode sample --top-p 0.97",
-            "LR": "2e-3",
-        },
-        "best 0.6, p0's nucleus 0.66, lr 2e-3, token lr 30": {
-            "QUANTIZE": "--last 1 --keep-p0 --keep-top 0.6",
-            "EXPLORE_P0": "--decode sample --top-p 0.66",
-            "LR": "2e-3",
-            "REWARD_TOKEN_LR": 30,
-        },
-        "best half, p0's nucleus 0.75": {
-            "QUANTIZE": "--last 1 --keep-p0 --keep-top 0.5",
-            "EXPLORE_P0": "--decode sample --top-p 0.75",
-        },
+        "best 0.75 of each prompt, beta 0.15": best_of_each(0.75) | {"BETA": 0.15},
+        "best 0.75 of each prompt, beta 0.15, p 0.99, lr 2e-3, token lr 30": best_of_each(0.75)
+        | nucleus(0.99)
+        | TOKEN_30
+        | {"BETA": 0.15},
+        "best half of each prompt, p 0.995, lr 2e-3, token lr 2": best_of_each(0.5)
+        | nucleus(0.995)
+        | {"LR": "2e-3", "REWARD_TOKEN_LR": 2},
+        "best 0.6 of each prompt, p 0.995, lr 2e-3, token lr 2": best_of_each(0.6)
+        | nucleus(0.995)
+        | {"LR": "2e-3", "REWARD_TOKEN_LR": 2},
+        "best 0.75 of each prompt, beta 0.2, p 0.99, lr 2e-3": best_of_each(0.75)
+        | nucleus(0.99)
+        | {"LR": "2e-3", "BETA": 0.2},
+        "best 0.75 of each prompt, beta 0.2, p 0.97, lr 2e-3": best_of_each(0.75)
+        | nucleus(0.97)
+        | {"LR": "2e-3", "BETA": 0.2},
+        "best 0.6, p0's nucleus 0.66, lr 2e-3, token lr 30": best(0.6)
+        | TOKEN_30
+        | {"EXPLORE_P0": "--decode sample --top-p 0.66"},
+        "best half, p0's nucleus 0.75": best(0.5) | {"EXPLORE_P0": "--decode sample --top-p 0.75"},
         "lr 1e-3, p0 mixed": {"LR": "1e-3", "EXPLORE_P0": "--decode mixed --top-p 0.9"},
         "lr 2e-3, p0 mixed, 384 prompts, 100 steps": {
             "LR": "2e-3",
@@ -303,9 +267,9 @@ def run_try(task, name, seed):
 
 
 def greedy_dial(run, environment):
-    """The dial on all 659 training prompts that the run did not explore, in place of its own.
+    """The dial on all training prompts that the run did not explore, in place of its own.
 
-    One greedy completion of 160 prompts leaves a standard error of 0.012.
+    They are 659; with one greedy completion each of N_PROMPTS, a step of 0.01 would be chance.
     """
     explored = {row["prompt"] for _, row in read_jsonl(run / "pool" / "00.jsonl")}
     prompts = run.with_name(f"{run.name}-dial.jsonl")
@@ -318,6 +282,8 @@ def greedy_dial(run, environment):
     options += ["--prompts", prompts, "--reward", "repetition", "--decode", "greedy"]
     options += ["--max-new-tokens", 64, "--min-new-tokens", 64, "--num-samples", 1]
     options += ["--batch-size", 256, "--reward-token", "all", "--out", run / "eval" / "dial"]
+    if read_json(run / "eval" / "quark.args.json", "a stage's options")["bf16"]:
+        options.append("--bf16")
     command = [sys.executable, "evaluate.py", *map(str, options)]
     with open(f"{run}.log", "a") as log:
         subprocess.run(command, cwd=ROOT, env=environment, stdout=log, stderr=log, check=True)
