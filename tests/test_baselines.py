@@ -961,6 +961,13 @@ def test_every_row_of_the_design_has_a_method():
             assert len(table.KNOBS[name]) >= tries, f"{name} has fewer tries than Quark had"
 
 
+def test_a_part_of_the_spread_knobs_is_a_coarser_grid():
+    """2^0, 2^1, ... 2^26: first each ninth, then each third, then the others."""
+    powers = [round(math.log2(value)) for value in table.spread(1, 2**26)]
+    assert powers[:3] == [4, 13, 22] and sorted(powers[:9]) == list(range(1, 27, 3))
+    assert sorted(powers) == list(range(27))
+
+
 PARTS = {
     "sentiment": ["best_of_8", "ctrl", "dexperts", "gedi", "qrpo"],
     "repetition": ["quark_unlikelihood", "simctg_contrastive"],
