@@ -52,8 +52,8 @@ COLUMNS = {  # task: [(metric, heading, digits)]; a metric that ends in "/" is d
 NO_CALLS = {"p0", "best_of_8", "best_of_25", "mle", "contrastive"}
 NO_CALLS |= {"unlikelihood", "unlikelihood_sequence", "simctg", "simctg_contrastive"}
 AT_TEST = {"best_of_8": 8, "best_of_25": 25}  # reward calls a completion
-FORWARDS = {"best_of_8": 8, "best_of_25": 25, "dexperts": 3, "anti_expert": 2, "gedi": 3}
-FORWARDS |= {"pplm": 62, "simctg_contrastive": 9, "contrastive": 9}  # a token; all others: 1
+FORWARDS = {"dexperts": 3, "dexperts_global": 3, "anti_expert": 2, "gedi": 3, "pplm": 62}
+FORWARDS |= AT_TEST | {"simctg_contrastive": 9, "contrastive": 9}  # a token; all others: 1
 
 
 def values_of(rows, method, metric):

@@ -28,6 +28,7 @@ N_TUNING = 160
 N_FEWER = 96
 FEWER = {"pplm", "best_of_25", "p0_fewer", "quark_fewer"}  # methods that write for N_FEWER prompts
 CHECKED = set()  # Quark's runs that this process has seen
+PER_PROMPT = ("--per-prompt",)  # how the fifths are ranked; () is the whole pool at once
 UPDATES = 300  # of what several methods stand on: experts, the guide
 LOCKS = {}  # of each file that several methods share
 # As run_all.sh has it: glibc keeps freed memory, which halves the time of an update.
@@ -110,9 +111,10 @@ class Run:
         own = [self.pool(), "--quantiles", K, *options, "--seed", self.seed]
         return self.made_by(self.root / name, "quantize.py", *own)
 
-    def fifth(self, name):
+    def fifth(self, name, within=PER_PROMPT):
         """D+, "good", or D-, "bad": quantile 5 or 1 of 5. "both": as quantiles 2 and 1."""
-        path, rows = self.root / f"{name}.jsonl", self.quantized(5, "--per-prompt")
+        path = self.root / f"{name}{'' if within else '-global'}.jsonl"
+        rows = self.quantized(5, *within)
         wanted = {"good": {5: 5}, "bad": {1: 1}, "both": {1: 1, 5: 2}}[name]
 
         def make():
@@ -123,11 +125,11 @@ class Run:
 
         return self.once(path, [rows, wanted], make)
 
-    def expert(self, name, lr="3e-4", steps=None):
+    def expert(self, name, within=PER_PROMPT):
         """p0 fine-tuned on D+ or D-."""
-        steps = steps or UPDATES
-        out = self.root / "models" / f"expert-{name}-{lr}-{steps}"
-        return self.learn(out, self.fifth(name), lr, steps, "--no-reward-token")
+        pool = self.fifth(name, within)
+        out = self.root / "models" / f"expert-{pool.stem}-3e-4-{UPDATES}"
+        return self.learn(out, pool, "3e-4", UPDATES, "--no-reward-token")
 
     def learn(self, out, pool, lr, steps, *options, batch_size=32, model=None, total_steps=None):
         """p0, or a `model` on its way, fine-tuned on a pool, by learn.py without the KL."""

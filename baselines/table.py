@@ -75,6 +75,12 @@ def dexperts(run):
     run.write("dexperts.py", *experts, "--alpha", run.knobs["alpha"])
 
 
+def dexperts_global(run):
+    """The best and the worst fifth of the whole pool instead; how strong is chosen for dexperts."""
+    experts = ["--expert", run.expert("good", ()), "--anti-expert", run.expert("bad", ())]
+    run.write("dexperts.py", *experts, "--alpha", run.knobs["alpha"])
+
+
 def anti_expert(run):
     run.write("dexperts.py", "--anti-expert", run.expert("bad"), "--alpha", run.knobs["alpha"])
 
@@ -261,8 +267,9 @@ KNOBS = {  # what is tried; a method that is not here has nothing to choose
     "simctg_contrastive": SEARCHES,
     "contrastive": SEARCHES,
 }
-OF_JUDGED = [p0, quark, best_of_8, best_of_25, dapt, ctrl, dexperts, anti_expert, weights, gedi]
-OF_JUDGED += [pplm, ppo, rloo, grpo, qrpo]
+KNOBS_OF = {"dexperts_global": "dexperts"}  # rows with the knobs that were chosen for another
+OF_JUDGED = [p0, quark, best_of_8, best_of_25, dapt, ctrl, dexperts, dexperts_global, anti_expert]
+OF_JUDGED += [weights, gedi, pplm, ppo, rloo, grpo, qrpo]
 OF_REPETITION = [p0, quark, mle, unlikelihood, unlikelihood_sequence, quark_unlikelihood, simctg]
 OF_REPETITION += [simctg_contrastive, contrastive]
 ON_FEWER = {"p0_fewer": p0, "quark_fewer": quark}  # what pplm and best_of_25 are compared with
@@ -358,6 +365,7 @@ class Table:
         return self.tries[page.reference_of(method)][""]["numbers"]
 
     def knobs_of(self, method):
+        method = KNOBS_OF.get(method, method)
         if method not in KNOBS:
             return {}
         tries = self.tries[method]
@@ -381,7 +389,8 @@ def jobs_of(table, methods, numbers):
     beside = ["quark"]
     if set(methods) & running.FEWER:
         beside += ["p0_fewer", "quark_fewer"]
-    tries = [(m, k) for m in dict.fromkeys([*beside, *methods]) for k in knobs.get(m, [])]
+    tried = dict.fromkeys([*beside, *(KNOBS_OF.get(m, m) for m in methods)])
+    tries = [(m, k) for m in tried for k in knobs.get(m, [])]
     tries = [(m, k) for m, k in tries if label_of(k) not in table.tries.get(m, {})]
     tries.sort(key=lambda job: job[1].get("third", 0))  # so that no two at a time wait for one run
     rows = dict.fromkeys(["p0", *beside, *methods])
