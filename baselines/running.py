@@ -24,7 +24,7 @@ from plumbing.pool import BadInput, dump_row, read_jsonl, read_prompts
 from plumbing.tables import read_table
 
 RUNS = ROOT / "runs" / "baselines"
-N_TUNING = 160
+N_TUNING = {"sentiment": 96, "toxicity": 96, "repetition": 160}  # there one greedy text a prompt
 N_FEWER = 96
 FEWER = {"pplm", "best_of_25", "p0_fewer", "quark_fewer"}  # methods that write for N_FEWER prompts
 CHECKED = set()  # Quark's runs that this process has seen
@@ -54,7 +54,7 @@ class Run:
         self.name = f"{method}{label}"
         self.out = self.root / ("tuning" if tuning else "test") / self.name
         self.settings = settings_of(task, seed)
-        self.prompts = tuning_prompts() if tuning else ROOT / self.settings["TEST_PROMPTS"]
+        self.prompts = tuning_prompts(task) if tuning else ROOT / self.settings["TEST_PROMPTS"]
         if method in FEWER:
             self.prompts = fewer_prompts(self.prompts)
         self.more = {}  # what else is kept of the run
@@ -289,15 +289,15 @@ def settings_of(task, seed):
     return dict(line.split("=", 1) for line in lines)
 
 
-def tuning_prompts():
+def tuning_prompts(task):
     """N_TUNING of the openings that are in neither file of prompts."""
     folder = ROOT / "tiny" / "prompts"
     files = [folder / f"{name}.jsonl" for name in ("train", "test")]
     used = {prompt["prompt"] for file in files for prompt in read_prompts(file)}
     texts = [row["text"] for _, row in read_jsonl(folder / "openings.jsonl")]
     free = [{"prompt": text} for text in texts if text not in used]
-    drawn = np.random.default_rng(0).permutation(len(free))[:N_TUNING]
-    return write_prompts(RUNS / "tuning.jsonl", [free[i] for i in sorted(drawn)])
+    drawn = np.random.default_rng(0).permutation(len(free))[: N_TUNING[task]]
+    return write_prompts(RUNS / f"tuning-{task}.jsonl", [free[i] for i in sorted(drawn)])
 
 
 def fewer_prompts(path):

@@ -6,11 +6,11 @@
 
 Rules. Each method gets as many reward calls in training as Quark's default run. Offline methods
 learn from one pool of p0's samples, or from its best and worst fifth within each prompt. The knobs
-are chosen with seed 0 on 160 openings that are in neither file of prompts, among at least as many
-settings as Quark's defaults had tries: the highest mean reward among those that keep the price (the
-rule of experiments/defaults.py); if none does, the perplexity nearest to p0's. Where a run is
-stopped is a knob, too: after one, two or three thirds, so that three settings cost one run. Then
-three seeds are measured on the test prompts.
+are chosen with seed 0 on 96 openings (repetition: 160) that are in neither file of prompts, among
+at least as many settings as Quark's defaults had tries: the highest mean reward among those that
+keep the price (the rule of experiments/defaults.py); if none does, the perplexity nearest to p0's.
+Where a run is stopped is a knob, too: after one, two or three thirds, so that three settings cost
+one run. Then three seeds are measured on the test prompts.
 
 Each finished try and row goes at once to baselines/results/, from which the next call goes on.
 """
@@ -20,7 +20,7 @@ import importlib.util
 import json
 import math
 import time
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from threading import Lock
 
 import common
@@ -328,9 +328,26 @@ class Table:
         settings = settings_of(task, 0)
         self.calls = int(settings["NUM_PROMPTS"]) * running.per_prompt(settings)
 
-    def try_knobs(self, job):
+    def make_all(self, jobs, n):
+        """n at a time: {method: ([knobs to try], [seeds of rows])}, in this order.
+
+        The rows of a method come after the next one's tries, so that nobody waits for the last try.
+        """
+        tried, rows, futures = {}, [], []
+        with ThreadPoolExecutor(n) as pool:
+            for method, (tries, numbers) in jobs.items():
+                tried[method] = [pool.submit(self.try_knobs, method, knobs) for knobs in tries]
+                futures += [*tried[method], *(pool.submit(self.add_row, *job) for job in rows)]
+                rows = [(method, seed, tried) for seed in numbers]
+            futures += [pool.submit(self.add_row, *job) for job in rows]
+            done, left = wait(futures, return_when=FIRST_EXCEPTION)
+            for future in left:
+                future.cancel()
+        for future in done:
+            future.result()
+
+    def try_knobs(self, method, knobs):
         """One try on the tuning prompts, with seed 0."""
-        method, knobs = job
         start = time.perf_counter()
         try:
             run = Run(self.task, 0, method, knobs, tuning=True)
@@ -345,9 +362,10 @@ class Table:
             f"{method} {label_of(knobs)}: {said}, {time.perf_counter() - start:.0f} s", flush=True
         )
 
-    def add_row(self, job):
-        """The chosen setting on the test prompts."""
-        method, seed = job
+    def add_row(self, method, seed, tried):
+        """The chosen setting on the test prompts, after the tries that it is chosen from."""
+        for name in (KNOBS_OF.get(method, method), page.reference_of(method)):
+            wait(tried.get(name, []))
         start = time.perf_counter()
         numbers = self.make(Run(self.task, seed, method, self.knobs_of(method), root=self.root))
         with self.lock:
@@ -381,20 +399,29 @@ class Table:
 
 
 def jobs_of(table, methods, numbers):
-    """The tries and rows that are still to be made: ([(method, knobs)], [(method, seed)])."""
-    dial = grid(token=[*range(1, int(settings_of(table.task, 0)["K"]) + 1), "none"])
+    """What is still to be made: {method: ([knobs to try], [seeds of rows])}."""
     n_tries = len(load(defaults.RESULTS)[table.task])  # as many as Quark's defaults had, or more
-    knobs = {method: tries[: -(-n_tries // 3) * 3] for method, tries in KNOBS.items()}
-    knobs |= {"quark": dial, "p0_fewer": [{}]}  # no choice, but points of the picture
-    beside = ["quark"]
+    knobs = {method: alternating(tries[: -(-n_tries // 3) * 3]) for method, tries in KNOBS.items()}
+    dial = grid(token=[*range(1, int(settings_of(table.task, 0)["K"]) + 1), "none"])
+    knobs |= {"p0": [{}], "quark": dial, "p0_fewer": [{}]}  # no choice, but points of the picture
+    beside = ["p0", "quark"]
     if set(methods) & running.FEWER:
         beside += ["p0_fewer", "quark_fewer"]
-    tried = dict.fromkeys([*beside, *(KNOBS_OF.get(m, m) for m in methods)])
-    tries = [(m, k) for m in tried for k in knobs.get(m, [])]
-    tries = [(m, k) for m, k in tries if label_of(k) not in table.tries.get(m, {})]
-    tries.sort(key=lambda job: job[1].get("third", 0))  # so that no two at a time wait for one run
-    rows = dict.fromkeys(["p0", *beside, *methods])
-    return tries, [(m, s) for s in numbers for m in rows if str(s) not in table.rows.get(m, {})]
+    rows = dict.fromkeys([*beside, *methods])
+    jobs = {}
+    for method in dict.fromkeys([*beside, *(KNOBS_OF.get(m, m) for m in methods), *methods]):
+        made, finished = table.tries.get(method, {}), table.rows.get(method, {})
+        tries = [k for k in knobs.get(method, []) if label_of(k) not in made]
+        jobs[method] = (tries, [s for s in numbers if method in rows and str(s) not in finished])
+    return jobs
+
+
+def alternating(settings):
+    """Of two runs in turn, where three settings are of one: so two tries do not wait for one run."""
+    if "third" not in settings[0]:
+        return settings
+    order = [begin + i for begin in range(0, len(settings), 6) for i in (0, 3, 1, 4, 2, 5)]
+    return [settings[i] for i in order if i < len(settings)]
 
 
 def main(argv=None):
@@ -416,13 +443,7 @@ def main(argv=None):
             raise BadInput(f"{module} is missing; pip install -r baselines/requirements.txt")
     table = Table(args.task, args.again)
     start = time.perf_counter()
-    tries, rows = jobs_of(table, methods, args.seeds)
-    with ThreadPoolExecutor(args.jobs) as pool:
-        if tries and "p0" not in table.tries:
-            table.try_knobs(("p0", {}))
-        list(pool.map(table.try_knobs, tries))
-        if not args.tries:
-            list(pool.map(table.add_row, rows))
+    table.make_all(jobs_of(table, methods, [] if args.tries else args.seeds), args.jobs)
     shown = {m: table.rows[m] for m in known if m in table.rows}
     if shown:
         print(page.table(args.task, shown, table.calls))

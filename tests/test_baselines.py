@@ -4,6 +4,8 @@ import dataclasses
 import itertools
 import json
 import math
+import threading
+import time
 from types import SimpleNamespace
 
 import best_of_n
@@ -968,6 +970,47 @@ def test_a_part_of_the_spread_knobs_is_a_coarser_grid():
     assert sorted(powers) == list(range(27))
 
 
+def test_a_row_comes_after_the_tries_that_it_is_chosen_from(tmp_path, monkeypatch):
+    """A slow last try is waited for, with two at a time; two tries in turn are of two runs."""
+    monkeypatch.setattr(table, "RESULTS", tmp_path)
+    monkeypatch.setattr(running, "RUNS", tmp_path)
+    made, lock = [], threading.Lock()
+
+    def make(self, run):
+        time.sleep(0.05 * run.knobs.get("third", 0))
+        with lock:
+            made.append((run.method, label(run.knobs)))
+        return {"mean": 0.5}
+
+    label = table.label_of
+    monkeypatch.setattr(table.Table, "make", make)
+    monkeypatch.setattr(table.Table, "knobs_of", lambda self, method: {})
+    own = table.Table("toxicity")
+    jobs = table.jobs_of(own, ["rloo", "dexperts_global"], [0, 1])
+    assert jobs["dexperts"][0] and not jobs["dexperts"][1] and jobs["dexperts_global"][1] == [0, 1]
+    tries = [knobs for knobs in jobs["rloo"][0]]
+    assert [knobs["third"] for knobs in tries] == [1, 1, 2, 2, 3, 3]
+    assert all(a["lr"] != b["lr"] or a["beta"] != b["beta"] for a, b in itertools.pairwise(tries))
+    own.make_all(jobs, 2)
+    tried = [i for i, job in enumerate(made) if job[0] == "rloo" and job[1]]
+    rows = [i for i, job in enumerate(made) if job == ("rloo", "")]
+    assert len(tried) == 6 and len(rows) == 2 and max(tried) < min(rows)
+    assert set(own.rows) == {"p0", "quark", "rloo", "dexperts_global"}
+
+
+def test_a_failed_row_is_not_swallowed(tmp_path, monkeypatch):
+    monkeypatch.setattr(table, "RESULTS", tmp_path)
+    monkeypatch.setattr(running, "RUNS", tmp_path)
+
+    def make(self, run):
+        raise BadInput("the disk is full")
+
+    monkeypatch.setattr(table.Table, "make", make)
+    own = table.Table("toxicity")
+    with pytest.raises(BadInput, match="the disk is full"):
+        own.make_all({"p0": ([], [0, 1])}, 2)
+
+
 PARTS = {
     "sentiment": ["best_of_8", "ctrl", "dexperts", "gedi", "qrpo"],
     "repetition": ["quark_unlikelihood", "simctg_contrastive"],
@@ -989,7 +1032,7 @@ def test_a_part_of_a_table(task, tmp_path, monkeypatch, capsys):
     for module in (running, table):
         monkeypatch.setattr(module, "settings_of", lambda task, seed: small)
     monkeypatch.setattr(running, "RUNS", tmp_path / "runs")
-    monkeypatch.setattr(running, "N_TUNING", 3)
+    monkeypatch.setattr(running, "N_TUNING", {task: 3})
     monkeypatch.setattr(running, "N_FEWER", 2)
     monkeypatch.setattr(running, "UPDATES", 2)
     monkeypatch.setattr(table, "RESULTS", tmp_path / "results")
