@@ -219,17 +219,18 @@ def test_without_an_expert_p0_takes_its_place():
     assert method.combine(z_0, minus).tolist() == [[3.0, 0.0]]
 
 
-def test_without_a_difference_dexperts_is_p0(p0, p0_folder, tmp_path):
-    """alpha 0 draws what p0 draws from all tokens, through the command."""
+@pytest.mark.parametrize("top_p", [1, 0.5])
+def test_without_a_difference_dexperts_is_p0(p0, p0_folder, tmp_path, top_p):
+    """alpha 0 draws what p0 draws in its nucleus, which is cut once, through the command."""
     prompts = write_jsonl(tmp_path / "prompts.jsonl", [{"prompt": x} for x in PROMPTS])
     out = tmp_path / "out.jsonl"
     command = ["--model", p0_folder, "--anti-expert", p0_folder, "--alpha", 0, "--prompts", prompts]
-    command += ["--num-samples", 3, "--max-new-tokens", 5, "--top-p", 1, "--out", out]
+    command += ["--num-samples", 3, "--max-new-tokens", 5, "--top-p", top_p, "--out", out]
     dexperts.main([str(word) for word in command])
     rows = [json.loads(line) for line in out.read_text().splitlines()]
     ids = [p0.encode(x) for x in PROMPTS for _ in range(3)]
     keys = [(i, j) for i in range(2) for j in range(3)]
-    settings = {"max_new_tokens": 5, "min_new_tokens": 3, "keys": keys}
+    settings = {"max_new_tokens": 5, "min_new_tokens": 3, "keys": keys, "top_p": top_p}
     assert [row["completion_ids"] for row in rows] == sample(p0, ids, **settings)
     assert [row["prompt_number"] for row in rows] == [0, 0, 0, 1, 1, 1]
 
