@@ -219,20 +219,35 @@ def test_without_an_expert_p0_takes_its_place():
     assert method.combine(z_0, minus).tolist() == [[3.0, 0.0]]
 
 
-@pytest.mark.parametrize("top_p", [1, 0.5])
-def test_without_a_difference_dexperts_is_p0(p0, p0_folder, tmp_path, top_p):
-    """alpha 0 draws what p0 draws in its nucleus, which is cut once, through the command."""
+def test_without_a_difference_dexperts_is_p0(p0, p0_folder, tmp_path):
+    """alpha 0 draws what p0 draws from all tokens, through the command."""
     prompts = write_jsonl(tmp_path / "prompts.jsonl", [{"prompt": x} for x in PROMPTS])
     out = tmp_path / "out.jsonl"
     command = ["--model", p0_folder, "--anti-expert", p0_folder, "--alpha", 0, "--prompts", prompts]
-    command += ["--num-samples", 3, "--max-new-tokens", 5, "--top-p", top_p, "--out", out]
+    command += ["--num-samples", 3, "--max-new-tokens", 5, "--top-p", 1, "--out", out]
     dexperts.main([str(word) for word in command])
     rows = [json.loads(line) for line in out.read_text().splitlines()]
     ids = [p0.encode(x) for x in PROMPTS for _ in range(3)]
     keys = [(i, j) for i in range(2) for j in range(3)]
-    settings = {"max_new_tokens": 5, "min_new_tokens": 3, "keys": keys, "top_p": top_p}
+    settings = {"max_new_tokens": 5, "min_new_tokens": 3, "keys": keys}
     assert [row["completion_ids"] for row in rows] == sample(p0, ids, **settings)
     assert [row["prompt_number"] for row in rows] == [0, 0, 0, 1, 1, 1]
+
+
+def test_the_nucleus_is_cut_once(p0, p0_folder, tmp_path):
+    """alpha 0 draws from p0's nucleus of 0.5, and half of it is not in the nucleus of that."""
+    prompts = write_jsonl(tmp_path / "prompts.jsonl", [{"prompt": PROMPTS[0]}])
+    out = tmp_path / "out.jsonl"
+    command = ["--model", p0_folder, "--anti-expert", p0_folder, "--alpha", 0, "--prompts", prompts]
+    command += ["--num-samples", 400, "--max-new-tokens", 1, "--min-new-tokens", 0]
+    dexperts.main([str(word) for word in [*command, "--top-p", 0.5, "--out", out]])
+    drawn = [json.loads(line)["completion_ids"][0] for line in out.read_text().splitlines()]
+    with torch.no_grad():
+        states = p0.hidden_states([p0.start_of(p0.encode(PROMPTS[0]))])
+        logits = p0.model.lm_head(states[:, -1])[:, : p0.vocab_size]
+    for top_p, least, most in ((0.5, 0, 0), (0.25, 0.4, 0.6)):
+        outside = common.outside_nucleus(logits, top_p)[0, drawn].float().mean()
+        assert least <= outside <= most
 
 
 def test_weights_are_added_to_p0():
@@ -265,12 +280,13 @@ def test_the_filter_deletes_unlikely_classes_while_there_is_mass():
     """omega 0: p_w is p0, .1 .2 .3 .4. In ascending order of P the masses before and with a token
 
     are .1, .3, .6, 1. With 1 - rho = .5, tokens go while the sum is below .5: the first two; but
-    the second one stays, for its class is likelier than tau.
+    the second one stays if its class is likelier than tau. With .25 only the first one goes.
     """
     z = torch.tensor([[0.1, 0.2, 0.3, 0.4]]).log()
     log_p = torch.tensor([[0.2, 0.6, 0.8, 0.9]]).log()
     assert torch.isfinite(gedi.reweighted(z, log_p, 0.0, 0.5, 0.7)).tolist()[0] == [0, 0, 1, 1]
     assert torch.isfinite(gedi.reweighted(z, log_p, 0.0, 0.5, 0.5)).tolist()[0] == [0, 1, 1, 1]
+    assert torch.isfinite(gedi.reweighted(z, log_p, 0.0, 0.75, 0.7)).tolist()[0] == [0, 1, 1, 1]
     assert torch.isfinite(gedi.reweighted(z, log_p, 0.0, 1.0, 0.7)).all()
     kept = gedi.reweighted(z, log_p, 2.0, 1.0, 0.7).softmax(-1)[0]
     weight = torch.tensor([0.1 * 0.2**2, 0.2 * 0.6**2, 0.3 * 0.8**2, 0.4 * 0.9**2])
