@@ -116,6 +116,7 @@ def _html_summary(run, tables):
         cells = ", ".join(f"{token} {mean:.3f}" for token, mean in dial)
         parts.append(f"<p>Mean reward under each reward token: {cells}.</p>")
     parts += [_html_pair(prompt, rows) for prompt, rows in two_prompts(files)]
+    parts.append('<p class="small">Other methods, by the same ruler: baselines/README.md.</p>')
     title = "<h2>The gain, and its price</h2>"
     return [f'<section class="wide">{title}{"".join(parts)}</section>']
 
