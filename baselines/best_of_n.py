@@ -23,7 +23,6 @@ import math
 import common
 
 from plumbing import options
-from plumbing.policy import load_policy
 from plumbing.pool import BadInput
 from rewards import load_reward, score
 
@@ -52,7 +51,7 @@ def main(argv=None):
     options.check_lengths(parser, args)
     device = options.pick_device(args.device)
     reward = load_reward(args.reward, args.reward_model, device=device)
-    policy = load_policy(args.model, device)
+    (policy,) = common.load_for_sampling(args)
 
     def choose(rows):
         values = score(rows, reward)

@@ -20,6 +20,7 @@ from evaluate import generate
 from explore import sample
 from learn import learning_rate, predicting_states
 from plumbing import options
+from plumbing.fast_cpu import prepack
 from plumbing.files import check_output, check_outputs, check_replaceable, whole_file, write_json
 from plumbing.policy import CachedModel, load_policy
 from plumbing.pool import BadInput, dump_row, read_pool, read_prompts
@@ -75,6 +76,16 @@ def generations_parser(docstring, top_p=0.9):
     parser.add_argument("--out", required=True, help="JSONL of completions to write")
     options.add_sampling_options(parser, num_samples=25, top_p=top_p)
     return parser
+
+
+def load_for_sampling(args, *names):
+    """--model and other models, repacked for sampling as evaluate.py does it."""
+    device = options.pick_device(args.device)
+    policies = [load_policy(name, device) for name in (args.model, *names)]
+    if device == "cpu":
+        for policy in policies:
+            prepack(policy.model, args.bf16)
+    return policies
 
 
 def write_generations(policy, args, network, reads=(), choose=lambda rows: rows, **drawing):

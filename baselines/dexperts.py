@@ -26,7 +26,6 @@ import common
 import torch
 
 from plumbing import options
-from plumbing.policy import load_policy
 
 
 class DExperts(common.Together):
@@ -53,12 +52,11 @@ def main(argv=None):
     add("--alpha", type=float, default=2.0, help="weight of the difference")
     args = parser.parse_args(argv)
     options.check_lengths(parser, args)
-    device = options.pick_device(args.device)
-    names = [name for name in (args.model, args.expert, args.anti_expert) if name]
-    policies = [load_policy(name, device) for name in names]
+    names = [name for name in (args.expert, args.anti_expert) if name]
+    policies = common.load_for_sampling(args, *names)
     network = DExperts(policies, args.alpha, args.top_p, args.min_new_tokens)
     # the nucleus is p0's, which is cut before the mixing
-    common.write_generations(policies[0], args, network, names[1:], top_p=1.0)
+    common.write_generations(policies[0], args, network, names, top_p=1.0)
 
 
 if __name__ == "__main__":

@@ -32,7 +32,7 @@ import torch
 
 from learn import add_reward_tokens, predicting_states
 from plumbing import options
-from plumbing.policy import CachedModel, load_policy
+from plumbing.policy import CachedModel
 from plumbing.pool import BadInput
 from plumbing.quantized import load_quantized
 
@@ -177,8 +177,7 @@ def main(argv=None):
     add("--class-bias", type=float, default=0.0, help="b of the good class (detoxifying: 2)")
     args = parser.parse_args(argv)
     options.check_lengths(parser, args)
-    device = options.pick_device(args.device)
-    p0, guide = load_policy(args.model, device), load_policy(args.guide, device)
+    p0, guide = common.load_for_sampling(args, args.guide)
     if guide.n_quantiles != 2 or not hasattr(guide.model.config, "gedi_scale"):
         raise BadInput(f"{args.guide} is no guide; make one with --train")
     settings = (args.omega, 1 - args.filter_mass, args.tau, args.class_bias, args.min_new_tokens)

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -37,6 +38,11 @@ MALLOC = {
     "MALLOC_TRIM_THRESHOLD_": str(2**34),
     "MALLOC_TOP_PAD_": str(2**26),
 }
+
+# As settings/tiny.sh has it: multiply in bfloat16 where the CPU can; BF16= turns it off.
+CPU = Path("/proc/cpuinfo")
+HAS_BF16 = CPU.exists() and re.search("avx512_bf16|amx_bf16", CPU.read_text(encoding="utf-8"))
+BF16 = os.environ.get("BF16", "--bf16" if HAS_BF16 else "").split()
 
 # ------------------------------------------------------------------------------- one run of a method
 
@@ -135,7 +141,7 @@ class Run:
         """p0, or a `model` on its way, fine-tuned on a pool, by learn.py without the KL."""
         p0 = self.settings["MODEL"]
         more = ["--beta", 0, "--lr", lr, "--steps", steps, "--batch-size", batch_size]
-        more += ["--warmup", 10, "--clip", 1, "--seed", self.seed, *options]
+        more += ["--warmup", 10, "--clip", 1, "--seed", self.seed, *BF16, *options]
         more += ["--total-steps", total_steps] if total_steps else []
         return self.made_by(
             out, "learn.py", "--pool", pool, "--model", model or p0, "--reference", p0, *more
@@ -184,6 +190,7 @@ class Run:
         completions = self.out.with_name(f"{self.name}-completions.jsonl")
         own = ["--model", self.settings["MODEL"], "--prompts", self.prompts, *self.lengths()]
         own += ["--num-samples", self.samples(), "--seed", self.seed, *options]
+        own += BF16 if script != "pplm.py" else []  # that takes gradients of one step
         self.python(f"baselines/{script}", *own, "--out", completions)
         self.evaluate("--generations", completions)
 
@@ -194,7 +201,7 @@ class Run:
         """Completions of an ordinary model, as run_all.sh's last stage has them."""
         decoding = ["--decode", "greedy"] if self.task == "repetition" else ["--top-p", 0.9]
         own = ["--model", model, "--prompts", self.prompts, *self.lengths(), "--seed", self.seed]
-        own += ["--reward-token", token, "--batch-size", 256]
+        own += ["--reward-token", token, "--batch-size", 256, *BF16]
         self.evaluate(*own, *decoding, "--num-samples", self.samples())
         if self.task == "repetition":
             nucleus = ["--top-p", 0.9, "--num-samples", 2]

@@ -31,7 +31,7 @@ import numpy as np
 import torch
 
 from plumbing import options
-from plumbing.policy import CachedModel, load_policy
+from plumbing.policy import CachedModel
 
 
 def contrastive_loss(states, lengths, rho):
@@ -153,7 +153,7 @@ def main(argv=None):
     add("--alpha", type=options.number(float, least=0, most=1), default=0.6, help="alpha")
     args = parser.parse_args(argv)
     options.check_lengths(parser, args)
-    policy = load_policy(args.model, options.pick_device(args.device))
+    (policy,) = common.load_for_sampling(args)
     if not 2 <= args.k <= policy.vocab_size:
         parser.error(f"--k must be from 2 to {policy.vocab_size}, the number of tokens")
     args.decode = "greedy"
