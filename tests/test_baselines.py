@@ -337,6 +337,19 @@ def test_the_loss_of_the_guide(quark):
     assert right.item() == hits / 2
 
 
+def test_the_scale_learns_a_hundred_times_as_fast(quark):
+    """Adam's first step is as long as its rate, whatever the gradient is."""
+    before = quark.model.transformer.h[0].mlp.c_fc.weight.detach().clone()
+    ys = [quark.encode(y) for y in (" bad", " sings")]
+    parts = [[(k, quark.encode(PROMPTS[0]), y)] for k, y in enumerate(ys, start=1)]
+    settings = {"steps": 1, "batch_size": 2, "seed": 0, "lam": 0.5, "lr": 1e-3, "warmup": 0}
+    args = SimpleNamespace(**settings, clip=1e3)
+    (line,) = gedi.updates(quark, parts, args)
+    moved = (quark.model.transformer.h[0].mlp.c_fc.weight - before).abs().max().item()
+    assert moved == pytest.approx(1e-3, rel=0.1)
+    assert abs(line["scale"] - 1) == pytest.approx(0.1, rel=0.1)
+
+
 # --------------------------------------------------------------------------------------------- PPLM
 
 
