@@ -133,7 +133,7 @@ def updates(policy, p0, value, prompts, reward, args):
                 done += 1
         if args.target_kl:
             beta = adapted(beta, kl, args.target_kl, len(pairs), args.horizon)
-        yield {"reward": r.mean().item(), "kl": kl, "beta": beta}
+        yield {"calls": len(r), "reward": r.mean().item(), "kl": kl, "beta": beta}
 
 
 def main(argv=None):

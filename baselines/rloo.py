@@ -76,7 +76,7 @@ def updates(policy, p0, prompts, reward, args):
         pairs, R = common.rollout(policy, prompts, reward, args, step)
         loss, log_ratio = batch_loss(policy, p0, pairs, R, *settings)
         common.update(optimiser, loss, step, args.steps, args)
-        yield {"reward": R.mean().item(), "kl": log_ratio.mean().item()}
+        yield {"calls": len(R), "reward": R.mean().item(), "kl": log_ratio.mean().item()}
 
 
 def main(argv=None):

@@ -65,6 +65,7 @@ class Run:
             self.prompts = fewer_prompts(self.prompts)
         self.more = {}  # what else is kept of the run
         self.seconds = {}  # of training, with what it stands on: {file or folder: seconds}
+        self.calls = {}  # of the reward, in what it learned from: {file or folder: number}
         self.log = self.root / "logs" / f"{self.out.parent.name}-{self.name}.log"
 
     def python(self, script, *arguments):
@@ -92,9 +93,19 @@ class Run:
 
     # ------------------------------------------------------------------------ what methods stand on
 
-    def pool(self):
-        """p0's samples, as many as Quark's default run scores."""
-        return self.samples_of(self.settings["MODEL"], "p0.jsonl")
+    def pool(self, rewards=True):
+        """p0's samples, as many as Quark's default run scores. rewards: are they learned from?"""
+        path = self.samples_of(self.settings["MODEL"], "p0.jsonl")
+        if rewards:
+            self.calls[path] = rows_in([path])
+        return path
+
+    def quark(self):
+        """The last model of Quark's default run."""
+        run = quark_folder(self.task, self.seed)
+        self.seconds[run] = seconds_of(run)
+        self.calls[run] = rows_in(sorted(run.glob("pool/*.jsonl")))
+        return run / "model" / f"{int(self.settings['ITERATIONS']):02d}"
 
     def samples_of(self, model, name):
         """Samples of the training prompts, of all tokens, as many as Quark's default run scores."""
@@ -173,7 +184,9 @@ class Run:
         own += ["--steps", steps, "--save-at", *stops[:2]]
         out = self.made_by(self.root / "models" / name, f"baselines/{script}", *own)
         self.seconds[out] *= third / 3
-        return out if third == 3 else out.with_name(f"{name}-{stops[third - 1]}")
+        model = out if third == 3 else out.with_name(f"{name}-{stops[third - 1]}")
+        self.calls[out] = sum(row.get("calls", 0) for _, row in read_jsonl(model / "metrics.jsonl"))
+        return model
 
     def train_on_policy(self, script, *options):
         """`train` with as many reward calls as Quark's default run, 128 a step."""
@@ -214,7 +227,8 @@ class Run:
 
     def row(self):
         """What is kept of the run: {metric: value}, the second judge's with "held-out" in front."""
-        found = {"train seconds": round(sum(self.seconds.values()), 1), **self.numbers()}
+        found = {"reward calls": sum(self.calls.values()), **self.numbers()}
+        found["train seconds"] = round(sum(self.seconds.values()), 1)
         found |= self.more
         name, _ = seeds.HELD_OUT.get(self.task, (None, None))
         if name:
@@ -249,6 +263,11 @@ def fingerprint(word):
         made = read_json(made_file(word), "what was made")
         return f"{word} {hashlib.sha256(json.dumps(made['key']).encode()).hexdigest()}"
     return str(word)
+
+
+def rows_in(pools):
+    """How many rows pool files have: each is one call of the reward."""
+    return sum(1 for pool in pools for _ in read_jsonl(pool))
 
 
 def per_prompt(settings):

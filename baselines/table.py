@@ -26,7 +26,7 @@ from threading import Lock
 import common
 import page
 import running
-from running import Run, defaults, quark_folder, seeds, settings_of
+from running import Run, defaults, seeds, settings_of
 
 from plumbing.files import write_json
 from plumbing.options import run_stage
@@ -42,15 +42,7 @@ def p0(run):
 
 
 def quark(run):
-    folder = quark_folder(run.task, run.seed)
-    run.seconds[folder] = running.seconds_of(folder)
-    run.sample(last_model(run), run.knobs.get("token", "K"))
-
-
-def last_model(run):
-    """The model of Quark's default run."""
-    folder = quark_folder(run.task, run.seed) / "model"
-    return folder / f"{int(run.settings['ITERATIONS']):02d}"
+    run.sample(run.quark(), run.knobs.get("token", "K"))
 
 
 def best_of_8(run):
@@ -130,51 +122,35 @@ def qrpo(run):
 def mle(run):
     """p0 is the MLE model. A control: as many updates on its own samples."""
     steps = int(run.settings["STEPS"]) * int(run.settings["ITERATIONS"])
-    size = run.settings["BATCH"]
-    options = [run.root / "models" / run.name, run.pool(), "3e-4", steps, "--no-reward-token"]
-    run.sample(run.learn(*options, batch_size=size))
+    out, size = run.root / "models" / run.name, run.settings["BATCH"]
+    run.sample(run.learn(out, run.pool(False), "3e-4", steps, "--no-reward-token", batch_size=size))
 
 
-def unlikelihood(run):
-    run.sample(
-        run.train(
-            "unlikelihood.py", "--pool", run.pool(), *run.shortest(), steps=2 * running.UPDATES
-        )
-    )
+def unlikelihood(run, *own):
+    own = ["--pool", run.pool(False), *run.shortest(), *own]
+    run.sample(run.train("unlikelihood.py", *own, steps=2 * running.UPDATES))
 
 
 def unlikelihood_sequence(run):
-    half = ["--sequence", 0.5]
-    run.sample(
-        run.train(
-            "unlikelihood.py",
-            "--pool",
-            run.pool(),
-            *run.shortest(),
-            *half,
-            steps=2 * running.UPDATES,
-        )
-    )
+    unlikelihood(run, "--sequence", 0.5)
 
 
 def quark_unlikelihood(run):
     """Unlikelihood training that goes on from Quark's model, under r_K, on its own samples."""
-    model = last_model(run)
-    folder = model.parent.parent
-    run.seconds[folder] = running.seconds_of(folder)
+    model = run.quark()
     pool = run.samples_of(model, "quark.jsonl")
     own = ["--model", model, "--reward-token", "--sequence", 0.5, *run.shortest()]
     run.sample(run.train("unlikelihood.py", "--pool", pool, *own, steps=2 * running.UPDATES), "K")
 
 
 def simctg(run):
-    own = ["--train", "--pool", run.pool(), *run.shortest()]
+    own = ["--train", "--pool", run.pool(False), *run.shortest()]
     run.sample(run.train("simctg.py", *own, steps=2 * running.UPDATES))
 
 
 def simctg_contrastive(run):
     """The search, on the model of the original's rho."""
-    own = ["--train", "--pool", run.pool(), *run.shortest()]
+    own = ["--train", "--pool", run.pool(False), *run.shortest()]
     of = {"method": "simctg", "knobs": {"lr": "3e-4", "rho": 0.5}}
     model = run.train("simctg.py", *own, steps=2 * running.UPDATES, **of)
     run.write("simctg.py", "--model", model, "--alpha", run.knobs["alpha"])
@@ -325,8 +301,6 @@ class Table:
         self.rows_file = (self.root / "results" if again else RESULTS) / f"{task}.json"
         self.tries_file = RESULTS / f"{task}-tries.json"
         self.rows, self.tries = load(self.rows_file), load(self.tries_file)
-        settings = settings_of(task, 0)
-        self.calls = int(settings["NUM_PROMPTS"]) * running.per_prompt(settings)
 
     def make_all(self, jobs, n):
         """n at a time: {method: ([knobs to try], [seeds of rows])}, in this order.
@@ -446,7 +420,7 @@ def main(argv=None):
     table.make_all(jobs_of(table, methods, [] if args.tries else args.seeds), args.jobs)
     shown = {m: table.rows[m] for m in known if m in table.rows}
     if shown:
-        print(page.table(args.task, shown, table.calls))
+        print(page.table(args.task, shown))
     print(f"{(time.perf_counter() - start) / 60:.0f} minutes")
     if not args.again and all(len(table.rows.get(m, {})) >= 3 for m in known):
         page.publish(table, known)
