@@ -368,9 +368,10 @@ def pplm_network(policy, **more):
 def test_pplm_follows_the_gradient_of_its_loss(precise):
     """A step is -eta g / |g| in each layer and row; g by finite differences of a slow loss.
 
-    In the slow loss h~_t is a constant, h' reads the unperturbed past, and the KL is to p0.
+    In the slow loss h~_t is a constant, h' reads the unperturbed past, and the KL is to p0. The step
+    is one from a perturbed past, for at Delta = 0 the KL has no gradient.
     """
-    network = pplm_network(precise)
+    network = pplm_network(precise, kl_scale=3.0)
     prompts = [precise.encode(text)[:4] for text in PROMPTS]
     tokens = torch.tensor(prompts)
     with torch.no_grad():
@@ -379,7 +380,12 @@ def test_pplm_follows_the_gradient_of_its_loss(precise):
         hidden, longer = network.forward(plain, tokens[:, -1:])
         network.plain, network.total = longer, states.sum(1)
         log_p = network.logits(hidden[:, -1]).log_softmax(-1)
-        constant = network.forward(plain, tokens[:, -1:])[0][:, -1]
+        noise = torch.Generator().manual_seed(1)
+        start = [
+            tuple(x + 0.5 * torch.randn(x.shape, generator=noise, dtype=x.dtype) for x in pair)
+            for pair in plain
+        ]
+        constant = network.forward(start, tokens[:, -1:])[0][:, -1]
     read = torch.tensor([4, 4])
 
     def slow_loss(past, row):
@@ -389,24 +395,24 @@ def test_pplm_follows_the_gradient_of_its_loss(precise):
             ahead = network.forward(longer, embedded=embedded[:, None])[0][:, -1]
         mean = (states.sum(1) + constant + ahead)[row] / 5
         loss = math.log1p(math.exp(-(mean @ network.weight + 0.1).item()))
-        return loss + 0.3 * (moved * (moved.log() - log_p)).sum(-1)[row].item()
+        return loss + 3.0 * (moved * (moved.log() - log_p)).sum(-1)[row].item()
 
-    moved = network.moved(plain, tokens[:, -1:], log_p, read)
+    moved = network.moved(start, tokens[:, -1:], log_p, read)
     layer, row = 1, 1
-    step = torch.cat([(a - b)[row].flatten() for a, b in zip(moved[layer], plain[layer])])
+    step = torch.cat([(a - b)[row].flatten() for a, b in zip(moved[layer], start[layer])])
     assert step.norm().item() == pytest.approx(0.2, rel=1e-4)
     gradient = torch.zeros_like(step)
-    size, eps = plain[layer][0][row].numel(), 1e-4
+    size, eps = start[layer][0][row].numel(), 1e-4
     places = torch.randperm(len(step), generator=torch.Generator().manual_seed(0))[:25].tolist()
     for place in places:
         values = []
         for sign in (1, -1):
-            past = [(k.clone(), v.clone()) for k, v in plain]
+            past = [(k.clone(), v.clone()) for k, v in start]
             past[layer][place // size][row].view(-1)[place % size] += sign * eps
             values.append(slow_loss(past, row))
         gradient[place] = (values[0] - values[1]) / (2 * eps)
     ratio = step[places] / gradient[places]
-    assert (ratio < 0).all() and ratio.std() / ratio.mean().abs() < 0.02
+    assert (ratio < 0).all() and ratio.std() / ratio.mean().abs() < 0.01
 
 
 def test_pplm_of_no_size_is_p0(precise):
