@@ -388,6 +388,8 @@ def test_pplm_follows_the_gradient_of_its_loss(precise):
         constant = network.forward(start, tokens[:, -1:])[0][:, -1]
     read = torch.tensor([4, 4])
 
+    layer, row = 1, 1
+
     def slow_loss(past, row):
         with torch.no_grad():
             moved = network.logits(network.forward(past, tokens[:, -1:])[0][:, -1]).softmax(-1)
@@ -397,8 +399,10 @@ def test_pplm_follows_the_gradient_of_its_loss(precise):
         loss = math.log1p(math.exp(-(mean @ network.weight + 0.1).item()))
         return loss + 3.0 * (moved * (moved.log() - log_p)).sum(-1)[row].item()
 
+    with torch.no_grad():
+        loss = network.losses(start, tokens[:, -1:], log_p, read)[row].item()
+    assert loss == pytest.approx(slow_loss(start, row), rel=1e-6)
     moved = network.moved(start, tokens[:, -1:], log_p, read)
-    layer, row = 1, 1
     step = torch.cat([(a - b)[row].flatten() for a, b in zip(moved[layer], start[layer])])
     assert step.norm().item() == pytest.approx(0.2, rel=1e-4)
     gradient = torch.zeros_like(step)
