@@ -417,6 +417,10 @@ def test_pplm_follows_the_gradient_of_its_loss(precise):
         gradient[place] = (values[0] - values[1]) / (2 * eps)
     ratio = step[places] / gradient[places]
     assert (ratio < 0).all() and ratio.std() / ratio.mean().abs() < 0.01
+    network.gamma = 0.0  # then it is -eta g itself
+    moved = network.moved(start, tokens[:, -1:], log_p, read)
+    step = torch.cat([(a - b)[row].flatten() for a, b in zip(moved[layer], start[layer])])
+    torch.testing.assert_close(step[places], -0.2 * gradient[places], rtol=0.05, atol=1e-6)
 
 
 def test_pplm_of_no_size_is_p0(precise):
