@@ -589,20 +589,27 @@ def moved(p0_folder):
 
 
 def test_the_loss_of_a_batch(p0, moved):
-    """r = R - beta sum log p / p0: a sample that p0 finds unlikely is worth less."""
-    pairs, R, beta = two_pairs(p0), [0.1, 0.9, 0.3, 0.2], 0.4
+    """r = R - beta sum log p / p0, three samples of each of two prompts; no gradient through r."""
+    a, b, c, d = two_pairs(p0)
+    pairs = [a, b, (a[0], c[1]), c, d, (d[0], b[1])]
+    R, beta = [0.1, 0.9, 0.5, 0.3, 0.2, 0.8], 0.4
     log_p = [log_prob(moved, x, y) for x, y in pairs]
     ratio = [a - log_prob(p0, x, y) for a, (x, y) in zip(log_p, pairs)]
-    r = [R_i - beta * ratio_i for R_i, ratio_i in zip(R, ratio)]
-    A = [r[0] - r[1], r[1] - r[0], r[2] - r[3], r[3] - r[2]]
-    expected = -sum(a * b for a, b in zip(A, log_p)) / 4
-    loss, found = rloo.batch_loss(moved, p0, pairs, torch.tensor(R), 2, "rloo", beta)
+    r = np.subtract(R, np.multiply(beta, ratio))
+    A = [r[i] - (sum(r[:3] if i < 3 else r[3:]) - r[i]) / 2 for i in range(6)]
+    expected = -sum(a * b for a, b in zip(A, log_p)) / 6
+    loss, found = rloo.batch_loss(moved, p0, pairs, torch.tensor(R), 3, "rloo", beta)
     assert loss.item() == pytest.approx(expected, rel=1e-4)
     assert found.tolist() == pytest.approx(ratio, abs=1e-3) and max(map(abs, ratio)) > 0.1
-    A = rloo.group_normalised(torch.tensor(R).view(2, 2)).flatten().tolist()
+    weight = moved.model.transformer.h[0].mlp.c_fc.weight
+    (gradient,) = torch.autograd.grad(loss, weight)
+    of_token, rows = common.token_log_probs(moved, pairs)
+    same = -(torch.tensor(A, dtype=torch.float32)[rows] * of_token).sum() / 6
+    torch.testing.assert_close(gradient, torch.autograd.grad(same, weight)[0])
+    A = rloo.group_normalised(torch.tensor(R).view(2, 3)).flatten().tolist()
     n_tokens = sum(len(y) for _, y in pairs)
     expected = -sum(a * b for a, b in zip(A, log_p)) / n_tokens
-    loss, _ = rloo.batch_loss(moved, p0, pairs, torch.tensor(R), 2, "grpo", beta)
+    loss, _ = rloo.batch_loss(moved, p0, pairs, torch.tensor(R), 3, "grpo", beta)
     assert loss.item() == pytest.approx(expected, rel=1e-4)
 
 
@@ -627,6 +634,27 @@ def test_the_targets_of_ppo(p0, moved):
     assert log_old.sum().item() == pytest.approx(
         sum(log_prob(moved, x, y) for x, y in pairs), rel=1e-4
     )
+
+
+def test_the_first_update_of_ppo(p0, p0_folder, monkeypatch):
+    """Before it, every ratio is 1: the loss is -mean A + c_v mean G^2 / 2 over its own tokens."""
+    policy = common.load_policy(p0_folder)
+    pairs, r = two_pairs(p0), torch.tensor([0.1, 0.9, 0.3, 0.2])
+    settings = {"seed": 3, "steps": 1, "epochs": 1, "batch_size": 4, "minibatch": 2, "eps": 0.2}
+    settings |= {"beta": 0.1, "gamma": 1.0, "lam": 0.95, "c_v": 0.3, "min_new_tokens": 0}
+    args = SimpleNamespace(**settings, target_kl=None)
+    value = ppo.Value(common.load_policy(p0_folder))
+    _, _, A, G, _ = ppo.at_sampling(policy, p0, value, pairs, r, 0.1, args)
+    losses = []
+    monkeypatch.setattr(common, "rollout", lambda *given: (pairs, r))
+    monkeypatch.setattr(common, "update", lambda optimiser, loss, *rest: losses.append(loss.item()))
+    list(ppo.updates(policy, p0, value, None, None, args))
+    row = [i for i, (_, y) in enumerate(pairs) for _ in y]
+    order = np.random.default_rng([3, 0, 0]).permutation(4)
+    for members, loss in zip((order[:2], order[2:]), losses, strict=True):
+        own = torch.tensor([i in members for i in row])
+        expected = -A[own].mean() + 0.3 * 0.5 * (G[own] ** 2).mean()
+        assert loss == pytest.approx(expected.item(), rel=1e-3)
 
 
 def test_rloo_is_that_of_trl(p0_folder, tmp_path):
