@@ -795,6 +795,30 @@ def test_repeated_ngrams_by_hand():
     assert unlikelihood.repeats("abc", 4) == [False] * 3
 
 
+def test_after_quark_every_text_is_read_and_written_under_the_best_token(quark, monkeypatch):
+    """At both levels, r_K stands in front of the prompt."""
+    fronts, quantiles, token_logits = [], [], common.token_logits
+
+    def recorded(policy, pairs, *more):
+        fronts.extend(x[0] for x, _ in pairs)
+        return token_logits(policy, pairs, *more)
+
+    def written(policy, prefixes, quantile, **more):
+        quantiles.append(quantile)
+        return sample(policy, prefixes, quantile=quantile, **more)
+
+    monkeypatch.setattr(common, "token_logits", recorded)
+    monkeypatch.setattr(unlikelihood, "sample", written)
+    settings = {"steps": 6, "seed": 0, "batch_size": 2, "sequence": 0.5, "alpha": 1.0, "n": 2}
+    settings |= {"prefix": 3, "new_tokens": 4, "min_new_tokens": 0, "reward_token": True}
+    args = SimpleNamespace(**settings, lr=1e-4, warmup=0, clip=1.0)
+    samples = [(x, quark.encode(x), quark.encode(" was good"), 0.5) for x in PROMPTS]
+    list(unlikelihood.updates(quark, samples, args))
+    K = quark.n_quantiles
+    assert fronts == [quark.reward_token_id(K)] * 12
+    assert 0 < len(quantiles) < 6 and set(quantiles) == {K}
+
+
 def test_the_sequence_loss_counts_repeats_only():
     """p(y) = .5, .25: only the second repeats, so -log .75 / 2 tokens."""
     logits = torch.tensor([[0.5, 0.5], [0.25, 0.75]]).log()
