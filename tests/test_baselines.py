@@ -866,6 +866,31 @@ def test_contrastive_search_by_whole_passes(p0):
                 close(row, expected)
 
 
+def test_what_is_padding_is_near_nothing():
+    """Two candidates with p = .5, .3; the first is the state of an empty place, cos 1, which does
+
+    not count. Of real places its nearest has cos 0, the second's has cos .6.
+    """
+    context = torch.tensor([[[1.0, 0.0], [0.0, 2.0]]])
+    states = torch.tensor([[[3.0, 0.0], [0.8, 0.6]]])
+    empty = torch.tensor([[True, False]])
+    p = torch.tensor([[0.5, 0.3]])
+    found = simctg.search_scores(p, states, context, empty, 0.25)[0].tolist()
+    assert found == pytest.approx([0.75 * 0.5, 0.75 * 0.3 - 0.25 * 0.6])
+    found = simctg.search_scores(p, states, context, ~empty, 0.25)[0].tolist()
+    assert found == pytest.approx([0.75 * 0.5 - 0.25, 0.75 * 0.3 - 0.25 * 0.8])
+
+
+def test_simctg_learns_from_the_sum_of_its_losses(p0, monkeypatch):
+    losses = []
+    monkeypatch.setattr(common, "update", lambda optimiser, loss, *rest: losses.append(loss.item()))
+    samples = [(x, p0.encode(x), p0.encode(" was good"), 0.5) for x in PROMPTS]
+    settings = {"steps": 1, "seed": 0, "batch_size": 2, "rho": 0.9, "min_new_tokens": 0}
+    (line,) = simctg.updates(p0, samples, SimpleNamespace(**settings))
+    assert line["contrast"] > 0.01
+    assert losses == pytest.approx([line["mle"] + line["contrast"]])
+
+
 def test_the_losses_of_simctg_are_of_y_and_of_all_states(p0):
     """-log p of the completions only; the states of prompt and completion are pushed apart."""
     pairs = two_pairs(p0)
