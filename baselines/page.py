@@ -165,19 +165,26 @@ def place_on_dial(knobs):
     return [float(value) if value != "none" else float("inf") for value in values]
 
 
-def publish(table_of_task, order):
-    """The task's part of baselines/README.md and its picture."""
-    task, rows, tries = table_of_task.task, table_of_task.rows, table_of_task.tries
-    chosen = table_of_task.chosen()
-    draw(task, tries, chosen, HERE / "figures" / f"{task}.png")
+def text(table_of_task, order):
+    """The task's part of baselines/README.md."""
+    task, rows = table_of_task.task, table_of_task.rows
     rows = {method: rows[method] for method in order if method in rows}
+    chosen = table_of_task.chosen()
     picked = "; ".join(f"{method}: {label}" for method, label in chosen.items())
     picture = f"![{task}: gain against perplexity](figures/{task}.png)"
-    text = f"{table(task, rows)}\n{sentences(task, rows)}\nChosen: {picked}.\n\n{picture}\n"
+    return f"{table(task, rows)}\n{sentences(task, rows)}\nChosen: {picked}.\n\n{picture}\n"
+
+
+def publish(table_of_task, order):
+    """Writes the task's part into baselines/README.md, and draws its picture."""
+    task, tries = table_of_task.task, table_of_task.tries
+    draw(task, tries, table_of_task.chosen(), HERE / "figures" / f"{task}.png")
     page = HERE / "README.md"
     before, rest = page.read_text(encoding="utf-8").split(f"<!-- {task} -->\n")
     after = rest.split("<!-- end", 1)[1]
-    page.write_text(f"{before}<!-- {task} -->\n{text}<!-- end{after}", encoding="utf-8")
+    page.write_text(
+        f"{before}<!-- {task} -->\n{text(table_of_task, order)}<!-- end{after}", encoding="utf-8"
+    )
 
 
 def main(argv=None):
@@ -186,7 +193,7 @@ def main(argv=None):
 
     for task, methods in runs.METHODS.items():
         finished = runs.Table(task)
-        if all(method in finished.rows for method in methods):
+        if finished.is_complete():
             publish(finished, methods)
         else:
             print(f"{task}: not all rows are made yet; bash baselines/table.sh {task}")

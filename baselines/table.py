@@ -363,6 +363,10 @@ class Table:
         tries = self.tries[method]
         return tries[choose(self.task, tries, self.p0_of(method))]["knobs"]
 
+    def is_complete(self):
+        """Whether each row has three seeds."""
+        return all(len(self.rows.get(method, {})) >= 3 for method in METHODS[self.task])
+
     def chosen(self):
         """{method: label of the chosen try}"""
         return {
@@ -422,7 +426,7 @@ def main(argv=None):
     if shown:
         print(page.table(args.task, shown))
     print(f"{(time.perf_counter() - start) / 60:.0f} minutes")
-    if not args.again and all(len(table.rows.get(m, {})) >= 3 for m in known):
+    if not args.again and table.is_complete():
         page.publish(table, known)
 
 

@@ -24,6 +24,7 @@ from common import ROOT, SHAPES, alternately, make_policy, random_parts, updates
 from explore import sample
 
 PROMPT, NEW, K = 12, 20, 5
+RESULTS = ROOT / "bench" / "results" / "gpu.json"
 GPU = torch.cuda.is_available()
 DEVICE = "cuda" if GPU else "cpu"
 
@@ -149,7 +150,11 @@ def main(argv=None):
     text = "prompts sampled together"
     add("--batches", nargs="+", type=int, default=[128, 256], help=text)
     add("--examples", type=int, default=128, help="examples of an update")
+    add("--table", action="store_true", help="only print the kept results")
     args = parser.parse_args(argv)
+    if args.table:
+        print("\n".join(table(json.loads(RESULTS.read_text(encoding="utf-8")))))
+        return
     operations, bandwidth = rates()
     card = torch.cuda.get_device_name() if GPU else "CPU"
     speed = f"{operations / 1e12:.1f} TFLOP/s in bfloat16, {bandwidth / 1e9:.0f} GB/s"
@@ -164,8 +169,7 @@ def main(argv=None):
             rows.append(learning(shape, args.examples, closed_form, operations))
         if GPU:
             text = json.dumps(results, indent=1) + "\n"
-            path = ROOT / "bench" / "results" / "gpu.json"
-            path.write_text(text, encoding="utf-8")
+            RESULTS.write_text(text, encoding="utf-8")
     print("\n".join(table(results)))
 
 

@@ -12,7 +12,9 @@ in nats per token.
 
 import re
 import sys
+from pathlib import Path
 
+import kept
 import study  # first: it makes the stages importable
 import torch
 
@@ -20,6 +22,8 @@ from learn import batch_loss
 from plumbing.policy import load_policy
 from plumbing.pool import dump_row, read_pool, read_prompts
 from plumbing.quantized import load_quantized
+
+RUNS = study.ROOT / "runs" / "studies"
 
 
 @torch.no_grad()
@@ -108,24 +112,46 @@ def draw(results, path):
     figure.savefig(path, dpi=100)
 
 
+def measure(run, p0):
+    """{"rows": {name of the row: {"reward", "worst"}}} of a run's folder hidden/."""
+    folder = run / "hidden"
+    name = "p0" if run.name.startswith("p0") else run_name(folder)
+    rows = {}
+    for label, table, model, k in states(name, folder):
+        (reward,) = study.load(folder / f"{table}.json")["rewards"].values()
+        nats = worst_nats(folder / model, folder / "worst.jsonl", p0, k)
+        rows[label] = {"reward": reward["mean"]["value"], "worst": nats}
+    return {"rows": rows}
+
+
+def run_name(folder):
+    """Quark's model has reward tokens, the clean one has none."""
+    return "quark" if load_policy(folder / "start").n_quantiles else "clean"
+
+
+def report(name, runs):
+    """p0's rows first, of the runs that the others stand on."""
+    found = kept.kept()
+    of_p0 = [
+        ("p0", task, found["hidden", Path(run).name])
+        for _, task, _, run, *_ in kept.lines_of(RUNS / "hidden-p0.tsv")
+    ]
+    results = {}
+    for _, task, line in of_p0 + runs:
+        for label, numbers in line["rows"].items():
+            row = results.setdefault(task, {}).setdefault(label, {"reward": [], "worst": []})
+            for metric, value in numbers.items():
+                row[metric].append(value)
+    study.publish(name, results, study.cost_of(of_p0 + runs), draw)
+
+
 def main(argv=None):
     argv = sys.argv[1:] if argv is None else argv
     if argv[:1] == ["--unseen"]:
         for row in unseen(argv[1]):
             print(dump_row({"prompt": row["prompt"]}))
         return
-    listed = study.parse_options(__doc__, argv).runs
-    p0 = load_policy(study.ROOT / "tiny" / "lm")
-    results = {}
-    of_p0 = study.read_runs(listed.with_name("hidden-p0.tsv"))
-    for name, task, run in [*of_p0, *study.read_runs(listed)]:
-        hidden = run / "hidden"
-        for label, table, model, k in states(name, hidden):
-            (reward,) = study.load(hidden / f"{table}.json")["rewards"].values()
-            row = results.setdefault(task, {}).setdefault(label, {"reward": [], "worst": []})
-            row["reward"].append(reward["mean"]["value"])
-            row["worst"].append(worst_nats(hidden / model, hidden / "worst.jsonl", p0, k))
-    study.publish("hidden", results, draw)
+    kept.main(__doc__, measure, report, argv)
 
 
 if __name__ == "__main__":

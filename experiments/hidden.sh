@@ -30,7 +30,7 @@ bad_samples() {                               # bad_samples FOLDER TASK SEED
 
 # Trains a run's model on the bad samples, and evaluates it, in the run's folder hidden/.
 relearn() {                                   # relearn LINE
-    local name task seed run rest model steps hidden
+    local name task seed run rest model steps hidden start=$SECONDS
     IFS=$'\t' read -r name task seed run rest <<< "$1"
     hidden=$run/hidden
     mkdir -p "$hidden/start"
@@ -55,13 +55,14 @@ relearn() {                                   # relearn LINE
             evaluate "$hidden/$steps-r" "$hidden/$steps" "$task" "$seed" K
         fi
     done
+    measure "$run" $((SECONDS - start))
 }
 
 afterwards() {
     local file
     export -f evaluate bad_samples relearn
     export RELEARN
-    for file in "$runs/$STUDY-p0.tsv" "$runs/$STUDY.tsv"; do
+    for file in "$runs/$STUDY-missing-p0.tsv" "$runs/$STUDY-missing-own.tsv"; do
         for_each_line "$file" 'log=$(cut -f 4 <<< "$0").hidden.log
             "$BASH" -euc "relearn \"\$0\"" "$0" > "$log" 2>&1 ||
                 { echo "failed: $log" >&2; exit 1; }'

@@ -3,11 +3,11 @@
 python experiments/pool.py runs/studies/pool.tsv
 """
 
+import kept
 import numpy as np
 import study  # first: it makes the stages importable
 
 from evaluate import dist_n, perplexity
-from plumbing.policy import load_policy
 from plumbing.pool import read_pool
 
 PANELS = {
@@ -83,14 +83,19 @@ def draw(rounds, path):
     figure.savefig(path, dpi=70)
 
 
-def main(argv=None):
-    study.main(argv, costs)
-    p0 = load_policy(study.ROOT / "tiny" / "lm")
+def measure(run, p0):
+    """What study.py measures and the costs; and how the run went over its rounds."""
+    numbers = study.measure(run, p0)
+    return numbers | {"quark": numbers["quark"] | costs(run), "rounds": over_rounds(run, p0)}
+
+
+def report(name, runs):
+    study.report_study(name, runs)
     rounds = {}
-    for name, task, run in study.read_runs(study.parse_options(__doc__, argv).runs):
-        rounds.setdefault(task, {}).setdefault(name, []).append(over_rounds(run, p0))
+    for variant, task, line in runs:
+        rounds.setdefault(task, {}).setdefault(variant, []).append(line["rounds"])
     draw(rounds, study.ROOT / "experiments" / "figures" / "pool_rounds.png")
 
 
 if __name__ == "__main__":
-    main()
+    kept.main(__doc__, measure, report)

@@ -10,16 +10,16 @@ variant A is above or below that of variant B. For each seed the difference A - 
 - *not reproduced* if in some task it is on the other side,
 - *unclear* otherwise.
 
-The verdict of a study is that of its worst claim. With fewer than two tasks or three seeds there is
-no verdict: the table is printed, the picture is drawn in runs/studies/, and experiments/ does not
-change.
+The verdict of a study is that of its worst claim; claims with names have a verdict each. With
+fewer than two tasks or three seeds there is no verdict: the table is printed, the picture is drawn
+in runs/studies/, and experiments/ does not change.
 """
 
-import argparse
 import json
 import sys
 from pathlib import Path
 
+import kept
 import numpy as np
 import torch
 
@@ -29,6 +29,7 @@ sys.path.insert(0, str(ROOT))
 from learn import batch_loss
 from plumbing.policy import load_policy
 
+N_SEEDS = 3  # of every study with a verdict
 # Two-sided 95 % quantiles of Student's t, by number of seeds.
 T95 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365, 9: 2.306, 10: 2.262}
 METRICS = {  # name: (what it is, digits)
@@ -36,7 +37,9 @@ METRICS = {  # name: (what it is, digits)
     "ppl": ("perplexity / p0's", 3),
     "kl": ("KL(p0 ‖ p), nats a token", 3),
     "dist_1": ("dist-1", 3),
+    "dist_2": ("dist-2", 3),
     "dist_3": ("dist-3", 3),
+    "rep_2": ("rep-2", 3),
     "seconds": ("seconds a round to quantize and learn", 0),
     "mb": ("MB that the last round learns from", 2),
     "worst": ("log p(y) - log p0(y) of p0's worst samples, nats a token", 3),
@@ -78,20 +81,17 @@ def load(path):
 
 
 def measure(run, p0):
-    """The metrics of one run: (of p0, of the trained model), each {metric: value}."""
+    """The metrics of one run: {"p0": {metric: value}, "quark": those of the trained model}."""
     base, quark = (load(run / "eval" / f"{name}.json") for name in ("base", "quark"))
-    values = []
-    for table, kl in ((base, 0.0), (quark, kl_from_p0(run, p0))):
+    values = {}
+    for name, table, kl in (("p0", base, 0.0), ("quark", quark, kl_from_p0(run, p0))):
         (reward,) = table["rewards"].values()
-        values.append(
-            {
-                "reward": reward["mean"]["value"],
-                "ppl": table["perplexity"]["value"] / base["perplexity"]["value"],
-                "kl": kl,
-                "dist_1": table["dist_1"]["value"],
-                "dist_3": table["dist_3"]["value"],
-            }
-        )
+        values[name] = {
+            "reward": reward["mean"]["value"],
+            "ppl": table["perplexity"]["value"] / base["perplexity"]["value"],
+            "kl": kl,
+        }
+        values[name] |= {m: table[m]["value"] for m in ("dist_1", "dist_2", "dist_3", "rep_2")}
     return values
 
 
@@ -249,7 +249,7 @@ def _limits(variants, metric):
     return min(numbers) - margin, max(numbers) + margin
 
 
-def publish(study, results, draw=draw):
+def publish(study, results, cost, draw=draw):
     """Prints the table and, if the study is complete, writes it into experiments/.
 
     That is experiments/results/STUDY.json, the study's place in experiments/README.md, and
@@ -257,7 +257,7 @@ def publish(study, results, draw=draw):
     """
     variants = next(iter(results.values()))
     n_seeds = len(next(iter(variants.values()))["reward"])
-    if len(results) < 2 or n_seeds < 3:
+    if len(results) < 2 or n_seeds < N_SEEDS:
         picture = ROOT / "runs" / "studies" / f"{study}.png"
         draw(results, picture)
         print(tables(results))
@@ -267,49 +267,57 @@ def publish(study, results, draw=draw):
     lines, word = verdict_of_study(study, results)
     out = ROOT / "experiments" / "results" / f"{study}.json"
     out.parent.mkdir(exist_ok=True)
-    content = {"results": results, "claims": lines, "verdict": word}
+    content = {"results": results, "claims": lines, "verdict": word, "cost": cost}
     out.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     draw(results, ROOT / "experiments" / "figures" / f"{study}.png")
     text = as_text(study, results)
     print(text)
+    write_part(study, text)
+    write_part("times", times())
+
+
+def write_part(name, text):
+    """Puts `text` between the markers of its place in experiments/README.md."""
     page = ROOT / "experiments" / "README.md"
-    before, rest = page.read_text(encoding="utf-8").split(f"<!-- {study} -->\n")
+    before, rest = page.read_text(encoding="utf-8").split(f"<!-- {name} -->\n")
     after = rest.split("<!-- end", 1)[1]
-    page.write_text(f"{before}<!-- {study} -->\n{text}<!-- end{after}", encoding="utf-8")
+    page.write_text(f"{before}<!-- {name} -->\n{text}<!-- end{after}", encoding="utf-8")
+
+
+def times():
+    """The studies with a result: their runs, hours of one core, and the machines."""
+    lines = ["| study | runs | hours of one core | machine |", "|---|---|---|---|"]
+    for study in CLAIMS:
+        result = ROOT / "experiments" / "results" / f"{study}.json"
+        if result.exists() and (cost := load(result).get("cost")):
+            hours = f"{cost['seconds'] / 3600:.1f}"
+            lines.append(f"| {study} | {cost['runs']} | {hours} | {'; '.join(cost['machines'])} |")
+    return "".join(f"{line}\n" for line in lines) if len(lines) > 2 else ""
 
 
 # ----------------------------------------------------------------------------------------- the runs
 
 
-def parse_options(docstring, argv=None):
-    """The command line of a study's script, whose docstring is `docstring`."""
-    parser = argparse.ArgumentParser(description=docstring.split("\n\n")[0])
-    text = "the file in which study.sh lists a study's runs"
-    parser.add_argument("runs", type=Path, help=text)
-    return parser.parse_args(argv)
+def cost_of(runs):
+    """What the kept lines of a study say of its cost."""
+    lines = [line for *_, line in runs]
+    machines = sorted({line["machine"] for line in lines})
+    return {
+        "runs": len(lines),
+        "seconds": sum(line["seconds"] for line in lines),
+        "machines": machines,
+    }
 
 
-def read_runs(path):
-    """Yields (variant, task, folder) of every run that study.sh lists in the file."""
-    for line in path.read_text(encoding="utf-8").splitlines():
-        name, task, _, run = line.split("\t")[:4]
-        yield name, task, ROOT / run
-
-
-def main(argv=None, costs=lambda run: {}):
-    """costs: what a study measures of a run besides, {metric: value}."""
-    args = parse_options(__doc__, argv)
-    p0 = load_policy(ROOT / "tiny" / "lm")
+def report_study(study, runs, draw=draw):
+    """Table, verdict and picture from the kept lines: [(variant, task, line)]."""
     results = {}  # task: {variant: {metric: [a value for each seed]}}
-    runs = list(read_runs(args.runs))
     first_variant = runs[0][0]
-    for name, task, run in runs:
-        of_p0, of_policy = measure(run, p0)
-        more = costs(run)
+    for name, task, line in runs:
         if name == first_variant:
-            _append(results, task, "p0", {**of_p0, **dict.fromkeys(more, 0.0)})
-        _append(results, task, name, {**of_policy, **more})
-    publish(args.runs.stem, results)
+            _append(results, task, "p0", {m: line["p0"].get(m, 0.0) for m in line["quark"]})
+        _append(results, task, name, line["quark"])
+    publish(study, results, cost_of(runs), draw)
 
 
 def _append(results, task, variant, values):
@@ -319,4 +327,4 @@ def _append(results, task, variant, values):
 
 
 if __name__ == "__main__":
-    main()
+    kept.main(__doc__, measure, report_study)

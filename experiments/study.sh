@@ -4,9 +4,10 @@
 #   variant NAME SETTING=VALUE ...   settings of run_all.sh, in which TASK stands for the task
 #
 # Every variant is a run of run_all.sh for each task and seed, short enough for the budget. The runs
-# are in runs/studies/, and studies share those of equal settings. A study that was interrupted goes
-# on where it stopped. At the end, experiments/study.py (or $REPORT.py) makes a table, a verdict, a
-# JSON file and a picture.
+# are in runs/studies/, and studies share those of equal settings. The numbers of a finished run go
+# at once to experiments/results/studies.jsonl, from where an interrupted study goes on, with or
+# without runs/. At the end, experiments/study.py (or $REPORT.py) makes a table, a verdict, a JSON
+# file and a picture.
 #
 #   SEEDS="0" TASKS=sentiment bash experiments/NAME.sh        # a part of a study, in minutes
 set -euo pipefail
@@ -58,11 +59,14 @@ variant() {                                   # variant NAME SETTING=VALUE ...
 }
 
 run_line() {                                  # run_line LINE
-    local task seed run samples p0_run settings file
+    local task seed run samples p0_run settings file start=$SECONDS
     IFS=$'\t' read -r -a settings <<< "$1"
     task=${settings[1]} seed=${settings[2]} run=${settings[3]} samples=${settings[4]}
     p0_run=$p0-$task-seed$seed
-    [ ! -e "$run/report.html" ] || return 0
+    if [ -e "$run/report.html" ]; then        # of another study
+        keep "$run" 0
+        return
+    fi
     rm -rf "$run"                             # begin again: a run's times must be those of one run
     mkdir -p "$run/pool" "$run/eval"
     for file in eval/base.json eval/base.jsonl pool/00.jsonl; do     # the same in every variant
@@ -70,27 +74,39 @@ run_line() {                                  # run_line LINE
             cp "$p0_run/$file" "$run/$file"
         fi
     done
-    echo "$run"
     env "${settings[@]:5}" SEED="$seed" RUN="$run" ADOPT=1 \
         EVALUATE="--decode sample --top-p 0.9 --num-samples 5 --reward $task" \
         bash run_all.sh "$task" > "$run.log" 2>&1 || {
         echo "$run failed: $run.log" >&2
         return 1
     }
+    keep "$run" $((SECONDS - start))
+}
+
+# Measures a finished run, and says how long the studies in $ALL will still take. p0's runs are only
+# what the others stand on.
+keep() {                                      # keep RUN SECONDS
+    [[ $1 == "$p0"-* ]] || [ $REPORT = hidden ] || measure "$@"
+}
+
+measure() {                                   # measure RUN SECONDS
+    "$PYTHON" "experiments/$REPORT.py" "$runs/$STUDY.tsv" --keep "$1" --seconds "$2" \
+        --all ${ALL:-$STUDY} --jobs "$JOBS"
 }
 
 # Runs COMMAND once for each line of FILE, which is its $0, $JOBS at a time. Their functions come
 # from this shell, so it is the same bash: macOS has an old one, and often a new one beside it.
 for_each_line() {                             # for_each_line FILE COMMAND
+    [ -s "$1" ] || return 0
     tr '\n' '\0' < "$1" | xargs -0 -n 1 -P "$JOBS" "$BASH" -c "$2"
 }
 
 afterwards() { :; }                           # a study may do more with the finished runs
 
 finish() {
-    local task seed
-    export p0=$runs/p0-$NUM_PROMPTS-$NUM_SAMPLES
-    export -f run_line
+    local task seed missing=$runs/$STUDY-missing
+    export REPORT STUDY JOBS runs p0=$runs/p0-$NUM_PROMPTS-$NUM_SAMPLES
+    export -f run_line keep measure
     mkdir -p "$runs"
     printf '%s\n' "${lines[@]}" > "$runs/$STUDY.tsv"
     for task in $TASKS; do
@@ -99,8 +115,12 @@ finish() {
                 "$task" "$seed" "$p0-$task-seed$seed" "$NUM_PROMPTS" "$NUM_SAMPLES"
         done
     done > "$runs/$STUDY-p0.tsv"
-    for_each_line "$runs/$STUDY-p0.tsv" 'run_line "$0"'
-    for_each_line "$runs/$STUDY.tsv" 'run_line "$0"'
+    if [ -n "${LIST:-}" ]; then return; fi    # all.sh: first all lists, to say how long is left
+    "$PYTHON" "experiments/$REPORT.py" "$runs/$STUDY.tsv" --missing > "$missing.tsv"
+    awk -F '\t' '$1 == "p0"' "$missing.tsv" > "$missing-p0.tsv"
+    awk -F '\t' '$1 != "p0"' "$missing.tsv" > "$missing-own.tsv"
+    for_each_line "$missing-p0.tsv" 'run_line "$0"'
+    for_each_line "$missing-own.tsv" 'run_line "$0"'
     afterwards
     "$PYTHON" "experiments/$REPORT.py" "$runs/$STUDY.tsv"
 }

@@ -190,31 +190,6 @@ def test_prose_has_at_most_100_columns(page):
     assert not wide
 
 
-def test_the_tables_of_speeds_are_the_results():
-    """bench/README.md shows what bench/table.py and bench/gpu.py print from bench/results."""
-    page = words(TEXT[ROOT / "bench" / "README.md"])
-    assert words(output("bench/table.py")) in page
-    script = (
-        "import json; from gpu import ROOT, table; "
-        "results = json.loads((ROOT / 'bench/results/gpu.json').read_text()); "
-        "print('\\n'.join(table(results)))"
-    )
-    printed = output("-c", script, folder=ROOT / "bench")
-    assert printed.count("learn.py") == 2 and words(printed) in page
-
-
-def words(text):
-    """`text` in one line, for the page breaks long sentences."""
-    return " ".join(text.split())
-
-
-def output(*arguments, folder=ROOT):
-    command = [sys.executable, *arguments]
-    result = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True)
-    assert result.stdout.strip()
-    return result.stdout.strip()
-
-
 @pytest.mark.parametrize("script", STAGES)
 def test_help_is_printed(script):
     """argparse formats help texts only when asked: a lone % in one would be a traceback."""

@@ -6,6 +6,7 @@ import shutil
 import sys
 import types
 
+import check  # experiments/check.py
 import hidden  # experiments/hidden.py
 import pool as pool_study  # experiments/pool.py
 import pytest
@@ -132,7 +133,8 @@ echo '{"prompt": "The film", "completion": " was good."}' > "$RUN/eval/base.json
 mean=0.$((5 - ${BETA:-0} + SEED))
 for name in base quark; do
     echo '{"rewards": {"r": {"mean": {"value": '$mean'}}}, "perplexity": {"value": 10},
-           "dist_1": {"value": 0.5}, "dist_3": {"value": 0.5}}' > "$RUN/eval/$name.json"
+           "dist_1": {"value": 0.5}, "dist_2": {"value": 0.5}, "dist_3": {"value": 0.5},
+           "rep_2": {"value": 0.1}}' > "$RUN/eval/$name.json"
 done
 """
 EVALUATE = " --decode sample --top-p 0.9 --num-samples 5 --reward "
@@ -179,7 +181,8 @@ def test_every_run_of_a_study_is_started(tmp_path):
     )
     (house / "experiments" / "s.sh").write_text(script)
     (house / "run_all.sh").write_text(FAKE.replace("cp -r tiny/lm", "mkdir"))
-    (here / "python").write_text("#!/bin/sh\nexit 0\n")
+    lists = '*--missing*) cat "${2%.tsv}-p0.tsv" "$2" ;;'
+    (here / "python").write_text(f'#!/bin/sh\ncase "$*" in {lists} esac\n')
     (here / "python").chmod(0o755)
     given = {"PYTHON": "./python", "SEEDS": "0 1", "TASKS": "toxicity", "JOBS": "1"}
     done = execute("bash", house / "experiments" / "s.sh", cwd=here, **given)
@@ -206,8 +209,9 @@ def test_a_study_goes_on_where_it_stopped(as_study, tmp_path):
     as it was.
     """
     page = tmp_path / "experiments" / "README.md"
+    times = "<!-- times -->\n<!-- end -->\n"
     below = "<!-- end -->\nbetween\n<!-- ties -->\n<!-- end -->\nbelow\n"
-    page.write_text("above\n<!-- beta -->\nold\n" + below)
+    page.write_text("above\n<!-- beta -->\nold\n" + below + times)
     variants = "variant 0\nvariant 1 BETA=1 STEPS=9"
     tasks_and_seeds = [(task, seed) for task in ("sentiment", "toxicity") for seed in (0, 1, 2)]
 
@@ -238,16 +242,30 @@ def test_a_study_goes_on_where_it_stopped(as_study, tmp_path):
     assert text.startswith("above\n<!-- beta -->\n| sentiment, 3 seeds | mean reward |")
     assert "| 1 | 0.500 ± 0.248 |" in text
     assert f"**Verdict: {result['verdict']}.**" in text
-    assert text.endswith(below)
+    assert below in text and "| beta | 12 | 0.0 |" in text.split("<!-- times -->")[1]
     assert "old" not in text
 
     names = ("random", "age", "random_of_2")
     ties = "".join(f"variant {name} REWARD=r.py:TASK\n" for name in names)
-    calls, _ = as_study("ties", ties + "variant together_of_2")
-    expected = [
-        f"{task} {seed} . r.py:{task} 4,50,320 eval pool " for task, seed in tasks_and_seeds
+    calls, _ = as_study("ties", ties + "variant together_of_2", seeds="1")
+    tasks = ("sentiment", "toxicity")
+    assert calls == [f"{task} 1 . r.py:{task} 4,50,320 eval pool " for task in tasks]
+
+    shutil.rmtree(tmp_path / "runs")  # the numbers are kept, so nothing is made again
+    results.unlink()
+    calls, message = as_study("beta", variants)
+    assert calls == [] and json.loads(results.read_text()) == result
+    lines = tmp_path / "experiments" / "results" / "studies.jsonl"
+    first, *others = lines.read_text().splitlines(keepends=True)
+    assert len(others) == 17  # and six of the other study
+    lines.write_text("".join(others))
+    calls, message = as_study("beta", variants)  # but the one that is not, and its p0
+    task, seed = json.loads(first)["run"].split("-")[:2]
+    assert [call.split(" eval")[0] for call in calls] == [
+        f"{task} {seed[4:]} . . 0,,320",
+        f"{task} {seed[4:]} . . 4,50,320",
     ]
-    assert calls == expected
+    assert "12 of 12 runs, about 0 min left" in message
 
 
 @pytest.mark.slow
@@ -260,7 +278,8 @@ def test_a_part_of_a_study_overwrites_nothing(as_study, tmp_path):
     assert "no verdict" in printed
     assert "reproduced" not in printed
     assert (tmp_path / "runs" / "studies" / "beta.png").exists()
-    assert not (tmp_path / "experiments" / "results").exists()
+    results = list((tmp_path / "experiments" / "results").iterdir())
+    assert [file.name for file in results] == ["studies.jsonl"]
     assert page.read_text() == before
 
 
@@ -274,18 +293,27 @@ def test_the_rewards_of_0_or_1():
         assert set(values) == {0.0, 1.0}
 
 
-def test_the_page_says_what_was_measured():
-    """Each study has a place on the page: the table and verdict of its results, if it was made."""
+def test_every_table_of_the_pages_is_that_of_its_json(monkeypatch, capsys):
+    """experiments/check.py says so; one digit more or less, and it does not."""
+    assert check.main() == 0
+    said = capsys.readouterr().out.splitlines()
+    pages = {line.split(":")[0].split()[-1] for line in said}
+    assert len(said) >= 20 and pages == {
+        "README.md",
+        *(f"docs/{name}.md" for name in ("metrics", "running", "small-runs")),
+        *(f"{folder}/README.md" for folder in ("experiments", "baselines", "bench")),
+    }
+    table = seeds.readme_table()
+    monkeypatch.setattr(check, "parts", lambda: [("README.md", "results", table.replace("4", "5"))])
+    assert check.main() == 1 and "DIFFERS" in capsys.readouterr().out
+
+
+def test_each_study_has_a_script_and_a_place():
     page = (EXPERIMENTS / "README.md").read_text(encoding="utf-8")
-    for name in study.CLAIMS:
-        place = page.split(f"<!-- {name} -->\n")[1].split("<!-- end -->")[0]
-        result = EXPERIMENTS / "results" / f"{name}.json"
-        expected = "Not made yet.\n"
-        if result.exists():
-            expected = study.as_text(name, study.load(result)["results"])
-        assert place == expected
-        assert f"bash experiments/{name}.sh" in page
-        assert (EXPERIMENTS / f"{name}.sh").exists()
+    names = (EXPERIMENTS / "all.sh").read_text().split('ALL="')[1].split('"')[0].split()
+    assert names == list(study.CLAIMS)
+    for name in names:
+        assert f"bash experiments/{name}.sh" in page and (EXPERIMENTS / f"{name}.sh").exists()
 
 
 # ------------------------------------------------------------------------- what the studies measure
@@ -416,10 +444,13 @@ def test_measure_divides_by_p0(tmp_path, monkeypatch):
     monkeypatch.setattr(study, "kl_from_p0", lambda run, p0: 0.7)
     for name, mean, ppl in (("base", 0.3, 10), ("quark", 0.8, 20)):
         content = table(mean, ppl)
-        content |= {"dist_1": {"value": mean / 2}, "dist_3": {"value": mean / 3}}
+        content |= {name: {"value": mean / 2} for name in ("dist_1", "dist_2", "rep_2")}
+        content |= {"dist_3": {"value": mean / 3}}
         (tmp_path / "eval").mkdir(exist_ok=True)
         (tmp_path / "eval" / f"{name}.json").write_text(json.dumps(content))
-    base, quark = study.measure(tmp_path, None)
-    assert base == pytest.approx({"reward": 0.3, "ppl": 1, "kl": 0, "dist_1": 0.15, "dist_3": 0.1})
-    expected = {"reward": 0.8, "ppl": 2, "kl": 0.7, "dist_1": 0.4, "dist_3": 0.8 / 3}
-    assert quark == pytest.approx(expected)
+    halves = dict.fromkeys(("dist_1", "dist_2", "rep_2"), 0.15)
+    found = study.measure(tmp_path, None)
+    assert found["p0"] == pytest.approx({"reward": 0.3, "ppl": 1, "kl": 0, "dist_3": 0.1} | halves)
+    halves = dict.fromkeys(halves, 0.4)
+    expected = {"reward": 0.8, "ppl": 2, "kl": 0.7, "dist_3": 0.8 / 3} | halves
+    assert found["quark"] == pytest.approx(expected)

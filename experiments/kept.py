@@ -1,0 +1,134 @@
+"""What is kept of each finished run of a study, so that an interrupted study goes on without it.
+
+A line of experiments/results/studies.jsonl is one run: {"measure", "run", "code", "machine",
+"seconds", ...its numbers}. "measure" says which study's numbers they are. A line counts only while
+the code that draws, learns and measures, the model, the judges and the prompts are those of today.
+"""
+
+import argparse
+import hashlib
+import json
+import os
+import platform
+from functools import cache
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+LINES = ROOT / "experiments" / "results" / "studies.jsonl"
+CODE = ["explore.py", "quantize.py", "learn.py", "evaluate.py", "rewards.py", "settings/tiny.sh"]
+CODE += [f"plumbing/{name}.py" for name in ("policy", "classifier", "quantized", "fast_cpu")]
+CODE += ["tiny/lm/*", "tiny/sentiment/*", "tiny/toxicity/*", "tiny/prompts/*"]
+CODE += ["experiments/study.sh", "experiments/hidden.sh"]
+
+
+@cache
+def code():
+    """A fingerprint of what a run depends on, besides its settings."""
+    digest = hashlib.sha256()
+    for pattern in CODE:
+        for path in sorted(ROOT.glob(pattern)):
+            digest.update(path.name.encode() + path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def machine():
+    """The processor in words, such as "AMD EPYC, AVX512-BF16"."""
+    cpu = Path("/proc/cpuinfo")
+    if not cpu.exists():
+        return platform.processor() or platform.machine()
+    found = cpu.read_text(encoding="utf-8")
+    names = {line.split(":")[1].strip() for line in found.splitlines() if "model name" in line}
+    kinds = {"amx_bf16": "AMX", "avx512_bf16": "AVX512-BF16", "avx512f": "AVX-512", "avx2": "AVX2"}
+    has = next((word for flag, word in kinds.items() if flag in found), "")
+    return ", ".join(filter(None, [*sorted(names), has]))
+
+
+def kept():
+    """{(measure, run): the run's line}, of today's code; of several the last one."""
+    if not LINES.exists():
+        return {}
+    lines = [json.loads(line) for line in LINES.read_text(encoding="utf-8").splitlines()]
+    return {(line["measure"], line["run"]): line for line in lines if line["code"] == code()}
+
+
+def keep(measure, run, seconds, numbers):
+    """Adds a line. One write, so that two runs that finish together do not mix."""
+    head = {"measure": measure, "run": run, "code": code(), "machine": machine()}
+    line = json.dumps(head | {"seconds": seconds} | numbers, ensure_ascii=False) + "\n"
+    LINES.parent.mkdir(exist_ok=True)
+    file = os.open(LINES, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+    try:
+        os.write(file, line.encode())
+    finally:
+        os.close(file)
+
+
+def lines_of(listed):
+    """The lines of a file in which study.sh lists runs, each split at its tabs."""
+    return [line.split("\t") for line in listed.read_text(encoding="utf-8").splitlines()]
+
+
+def missing(measure, listed):
+    """The lines of `listed` whose run is not kept, after those of p0 that they stand on."""
+    found = kept()
+    lines = [line for line in lines_of(listed) if (measure, Path(line[3]).name) not in found]
+    places = {(task, seed) for _, task, seed, *_ in lines}
+    of_p0 = lines_of(listed.with_name(f"{listed.stem}-p0.tsv"))
+    return [line for line in of_p0 if (line[1], line[2]) in places] + lines
+
+
+def how_long(listed, jobs):
+    """What is left of the studies whose runs these files list: "41 of 258 runs, 150 min left"."""
+    found, runs = kept(), {}
+    for file, measure in listed:
+        for line in lines_of(file):
+            run = Path(line[3]).name
+            runs[run] = runs.get(run, True) and (measure, run) in found
+    n_kept = sum(runs.values())
+    seconds = [line["seconds"] for (_, run), line in found.items() if run in runs]
+    seconds = [s for s in seconds if s > 0]
+    left = (len(runs) - n_kept) * sum(seconds) / max(1, len(seconds)) / jobs / 60
+    return f"{n_kept} of {len(runs)} runs, about {left:.0f} min left"
+
+
+def measure_of(study):
+    """Which numbers a study keeps of its runs."""
+    return study if study in ("pool", "hidden") else "study"
+
+
+def parse_options(docstring, argv=None):
+    """The command line of a study's script, whose docstring is `docstring`."""
+    parser = argparse.ArgumentParser(description=docstring.split("\n\n")[0])
+    add = parser.add_argument
+    add("runs", type=Path, help="the file in which study.sh lists a study's runs")
+    add("--missing", action="store_true", help="print the lines whose runs are still to be made")
+    add("--keep", type=Path, metavar="RUN", help="measure a finished run, and keep its numbers")
+    add("--seconds", type=int, default=0, help="how long it took; 0: another study made it")
+    add("--all", nargs="+", default=[], metavar="STUDY", help="say how long these will take")
+    add("--jobs", type=int, default=2, help="runs at a time")
+    return parser.parse_args(argv)
+
+
+def main(docstring, measure, report, argv=None):
+    """Lists what is missing, keeps a run's numbers, or reports the study.
+
+    measure(run, p0) -> {...}: what is kept of a run. report(study, [(variant, task, kept line)]).
+    """
+    args = parse_options(docstring, argv)
+    study = args.runs.stem
+    if args.missing:
+        for line in missing(measure_of(study), args.runs):
+            print(*line, sep="\t")
+    elif args.keep:
+        from plumbing.policy import load_policy
+
+        numbers = measure(args.keep, load_policy(ROOT / "tiny" / "lm"))
+        keep(measure_of(study), args.keep.name, args.seconds, numbers)
+        listed = [(args.runs.with_name(f"{s}.tsv"), measure_of(s)) for s in args.all or [study]]
+        print(f"{args.keep.name}: {args.seconds} s; {how_long(listed, args.jobs)}", flush=True)
+    else:
+        found = kept()
+        lines = lines_of(args.runs)
+        report(
+            study, [(n, t, found[measure_of(study), Path(run).name]) for n, t, _, run, *_ in lines]
+        )
