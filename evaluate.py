@@ -102,7 +102,7 @@ def completion_nll(policy, rows, batch_size=64):
             columns += range(len(x) - 1, len(x) - 1 + len(y))  # the position before y_t predicts it
             targets += y
         hidden = policy.hidden_states([encoded[i][0] + encoded[i][1][:-1] for i in batch])
-        logits = policy.model.lm_head(hidden[row_of, columns])[:, : policy.vocab_size]  # (M, V)
+        logits = policy.head(hidden[row_of, columns])[:, : policy.vocab_size]  # (M, V)
         targets = torch.tensor(targets, device=policy.device)
         nll = -logits.log_softmax(-1).gather(1, targets[:, None]).squeeze(1).cpu().numpy()
         result[batch, 0] = np.bincount(row_of, weights=nll)
@@ -114,14 +114,14 @@ def completion_nll(policy, rows, batch_size=64):
 
 def _encode(policy, row):
     """The ids of the prompt and of the completion. A prompt too long for the context is cut."""
-    x = policy.start_of(policy.encode(row["prompt"]))
-    y = policy.encode(row["completion"])
-    if len(y) > policy.context:
+    y = policy.encode(row["completion"], goes_on=True)
+    room = policy.context - len(policy.bos) - len(y) + 1  # y_T is predicted, not read
+    if room < 1:
         raise BadInput(
             f"a completion of {len(y)} tokens is longer than the context of the perplexity model, "
             f"{policy.context}"
         )
-    return x[-(policy.context - len(y) + 1) :], y  # y_T is predicted, not read: one place more
+    return policy.start_of(policy.encode(row["prompt"])[-room:]), y
 
 
 def perplexity(policy, rows):
@@ -243,7 +243,7 @@ def main(argv=None):
         rewards[name] = load_reward(name, args.reward_model, cache=cache, device=device)
         reads += rewards[name].files
     ppl_model = None if args.ppl_model == "none" else args.ppl_model or args.reference
-    ppl_policy = load_policy(ppl_model, device) if ppl_model else None
+    ppl_policy = load_policy(ppl_model, device, args.bf16_weights) if ppl_model else None
     if ppl_policy and device == "cpu":
         prepack(ppl_policy.model)
     header = {"model": args.model, "reference": args.reference, "ppl_model": ppl_model}
@@ -259,7 +259,7 @@ def main(argv=None):
         return
 
     prompts = read_prompts(args.prompts)
-    policy = load_policy(args.model, device)
+    policy = load_policy(args.model, device, args.bf16_weights)
     if device == "cpu":
         prepack(policy.model, args.bf16)
     tables = [

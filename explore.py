@@ -3,7 +3,7 @@
 For p0 this is the "initialisation" of Algorithm 1: p0 has no reward tokens, so nothing stands in
 front of x. In later rounds it is the "exploration", under r_K.
 
-Reads    --prompts, a JSONL file with "prompt"; --model, a GPT-2 folder or hub name
+Reads    --prompts, a JSONL file with "prompt"; --model, a folder or hub name
 Writes   --out, one row a sample: prompt, completion, reward, iteration and the token ids
 
     python explore.py --model tiny/lm --prompts tiny/prompts/train.jsonl --reward sentiment \\
@@ -68,13 +68,12 @@ def sample(
     N = len(prompt_ids)
     keys = keys if keys is not None else [(i, 0) for i in range(N)]
     greedy = [greedy] * N if isinstance(greedy, bool) else list(greedy)
-    front = [] if quantile is None else [policy.reward_token_id(quantile)]
-    room = policy.room_for_prompt(max_new_tokens, len(front))
-    contexts = [front + policy.start_of(ids)[-room:] for ids in prompt_ids]
+    room = policy.room_for_prompt(max_new_tokens, 0 if quantile is None else 1)
+    contexts = [policy.start_of(ids[-room:], quantile) for ids in prompt_ids]
     network = network or CachedModel(policy.model)
     drawing = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
     completions = [None] * N
-    with torch.autocast(policy.device.type, dtype=torch.bfloat16, enabled=bf16):
+    with torch.autocast(policy.device.type, dtype=torch.bfloat16, enabled=bf16 or policy.in_bf16):
         for rows in batches_by_length(contexts, batch_size):
             batch = [contexts[i] for i in rows]
             uniform = np.stack([uniforms(seed, iteration, *keys[i], max_new_tokens) for i in rows])
@@ -259,7 +258,7 @@ def sample_prompts(
             for n, prompt_ids, y in zip(batch, ids, completions):
                 rows[n] = {
                     **prompts[keys[n][0]],
-                    "completion": policy.decode(policy.without_eos(y)),
+                    "completion": policy.decode(policy.without_eos(y), goes_on=True),
                     "iteration": iteration,
                     "prompt_ids": prompt_ids,
                     "completion_ids": y,
@@ -286,7 +285,7 @@ def show_prompt(policy, reward, args):
     greedy = args.decode == "greedy"
     for k in [None, *range(1, policy.n_quantiles + 1)]:
         y = sample(policy, [ids], quantile=k, greedy=greedy, **sampling_settings(args))[0]
-        text = policy.decode(policy.without_eos(y))
+        text = policy.decode(policy.without_eos(y), goes_on=True)
         r = ""
         if reward:
             (value,) = reward(prompts=[args.prompt], completions=[text], completion_ids=[y])
@@ -309,7 +308,7 @@ def main(argv=None):
         prompts = read_prompts(args.prompts, args.num_prompts, args.seed)
         if processes()[0] == 0:
             check_output(args.out, [args.prompts, args.model, *reward.files])
-    policy = load_policy(args.model, device)
+    policy = load_policy(args.model, device, args.bf16_weights)
     if args.prompt is None:
         log, known = open_log(policy, prompts, args, reward.files)  # while the weights can be read
     if device == "cpu":

@@ -97,20 +97,18 @@ def batch_loss(
     """
     policy_reads, reference_reads = [], []
     for k, prompt_ids, y in batch:
-        x = policy.start_of(prompt_ids)
-        r_k = [policy.reward_token_id(k)] if k else []
-        policy_reads.append((r_k + x, y))  # r_k is prepended to the prompt ...
-        reference_reads.append((x, y))  # ... and p0 never sees it
+        policy_reads.append((policy.start_of(prompt_ids, k), y))  # r_k and the prompt ...
+        reference_reads.append((reference.start_of(prompt_ids), y))  # ... p0 never sees r_k
     hidden, targets = predicting_states(policy, policy_reads, bf16)
     with torch.no_grad():
         ref_hidden, _ = predicting_states(reference, reference_reads, bf16)
     if closed_form:
-        weight, p0_head = policy.model.lm_head.weight[: policy.vocab_size], reference.model.lm_head
+        weight, p0_head = policy.head.weight[: policy.vocab_size], reference.head
         states = (hidden, weight, ref_hidden, p0_head, targets)
         return ClosedForm.apply(*states, beta, kl, entropy_coef, bf16), len(targets)
-    policy_logits = policy.model.lm_head(hidden)  # (M, V + K): all tokens of all completions
+    policy_logits = policy.head(hidden)  # (M, V + K): all tokens of all completions
     with torch.no_grad():
-        reference_logits = reference.model.lm_head(ref_hidden)[:, : policy.vocab_size]
+        reference_logits = reference.head(ref_hidden)[:, : policy.vocab_size]
     mask = torch.ones_like(targets)  # only completion tokens are left
     one_row = [t[None] for t in (policy_logits, reference_logits, targets, mask)]  # B = 1, T = M
     loss, parts = quark_loss(*one_row, beta, kl, entropy_coef)
@@ -228,7 +226,7 @@ def main(argv=None):
         check_outputs([args.out], [args.pool, args.model, args.reference])
     device = options.pick_device(args.device)
     policy = load_policy(args.model, device)
-    reference = load_policy(args.reference, device)
+    reference = load_policy(args.reference, device, args.bf16_weights)
     parts = load_quantized(args.pool, policy, reward_tokens=not args.no_reward_token)
     _check_models(policy, reference, parts, args)
     is_new = not args.no_reward_token and policy.n_quantiles == 0
@@ -276,6 +274,8 @@ def _check_models(policy, reference, parts, args):
             f"--reference {args.reference} reads {reference.context} tokens and --model "
             f"{args.model} {policy.context}; give the p0 that the model started from"
         )
+    if args.closed_form and getattr(policy.head, "bias", None) is not None:
+        raise BadInput(f"--closed-form: the output layer of {args.model} has a bias; leave it out")
     if not policy.has_tokens_of(reference):
         raise BadInput(
             f"--model {args.model} and --reference {args.reference} have different vocabularies; "
@@ -313,6 +313,8 @@ def parse_options(argv=None):
     add("--clip", type=not_negative, default=0.0, help="largest gradient norm; 0: no clipping")
     text = "multiply in bfloat16, but not in the objective: faster on GPUs and some CPUs"
     add("--bf16", action="store_true", help=text)
+    text = "store p0 in bfloat16; the policy, which Adam updates, stays in float32"
+    add("--bf16-weights", action="store_true", help=text)
     text = "compute the gradient of Eq. 2 in closed form: less memory for large vocabularies"
     add("--closed-form", action="store_true", help=text)
     options.add_seed_and_device(group, "random seed: the batches, and the first embeddings of r_k")

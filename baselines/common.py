@@ -190,7 +190,7 @@ def token_log_probs(policy, pairs, min_new_tokens=0):
 def token_logits(policy, pairs, min_new_tokens=0):
     """The logits (M, V) that predict the M tokens of all y, these tokens (M,), their rows (M,)."""
     hidden, targets = predicting_states(policy, [(policy.start_of(x), y) for x, y in pairs])
-    logits = policy.model.lm_head(hidden)[:, : policy.vocab_size]
+    logits = policy.head(hidden)[:, : policy.vocab_size]
     place = torch.tensor([t for _, y in pairs for t in range(len(y))], device=logits.device)
     rows = torch.tensor([i for i, (_, y) in enumerate(pairs) for _ in y], device=logits.device)
     if ((place < min_new_tokens) & (targets == policy.eos_id)).any():
@@ -237,7 +237,7 @@ def rollout(policy, prompts, reward, args, step):
     settings = {"seed": args.seed, "iteration": step, "keys": keys, "batch_size": len(keys)}
     settings |= {name: getattr(args, name) for name in ("max_new_tokens", "min_new_tokens")}
     completions = sample(policy, ids, **settings)
-    texts = [policy.decode(policy.without_eos(y)) for y in completions]
+    texts = [policy.decode(policy.without_eos(y), goes_on=True) for y in completions]
     rows = [
         {**prompts[i], "completion": text, "completion_ids": y}
         for (i, _), text, y in zip(keys, texts, completions)

@@ -123,7 +123,7 @@ def guide_loss(guide, scale, batch, lam):
     for k in (BAD, GOOD):
         pairs = [([guide.reward_token_id(k)], text) for text in texts]
         hidden, targets = predicting_states(guide, pairs)
-        log_p = guide.model.lm_head(hidden)[:, : guide.vocab_size].log_softmax(-1)
+        log_p = guide.head(hidden)[:, : guide.vocab_size].log_softmax(-1)
         of_token = log_p.gather(1, targets[:, None]).squeeze(1)
         sums.append(torch.stack([part.sum() for part in of_token.split([len(t) for t in texts])]))
     sums = torch.stack(sums, -1)  # (B, 2)

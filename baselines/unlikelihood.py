@@ -82,8 +82,7 @@ def updates(policy, samples, args):
     """args.steps updates; yields the loss, and which share of greedy tokens repeat an n-gram."""
     optimiser = common.adam(policy)
     k = policy.n_quantiles if args.reward_token else None
-    front = [policy.reward_token_id(k)] if k else []
-    room = policy.room_for_prompt(args.new_tokens, len(front))
+    room = policy.room_for_prompt(args.new_tokens, 1 if k else 0)
     repeated_share = 0.0
     for step in range(args.steps):
         rng = np.random.default_rng([args.seed, step])
@@ -95,22 +94,22 @@ def updates(policy, samples, args):
             pairs = list(zip(prefixes, sample(policy, prefixes, **decoding)))
             flags = [flag for _, y in pairs for flag in repeats(y, args.n)]
             repeated_share = sum(flags) / len(flags)
-            reads = with_front(policy, front, pairs)
+            reads = with_front(policy, k, pairs)
             logits, targets, _ = common.token_logits(policy, reads, args.new_tokens)
             repeated = torch.tensor(flags, device=policy.device)
             loss = sequence_loss(logits, targets, repeated)
         else:
             pairs = [(x, y) for _, x, y, _ in drawn]
-            reads = with_front(policy, front, pairs)
+            reads = with_front(policy, k, pairs)
             logits, targets, _ = common.token_logits(policy, reads, args.min_new_tokens)
             loss = token_loss(logits, targets, previous_tokens(pairs), args.alpha)
         common.update(optimiser, loss, step, args.steps, args)
         yield {"loss": loss.item(), "repeated": repeated_share}
 
 
-def with_front(policy, front, pairs):
+def with_front(policy, k, pairs):
     """The pairs with r_K, if any, in front of x: what `explore.sample` reads."""
-    return [([*front, *policy.start_of(x)], y) for x, y in pairs]
+    return [(policy.start_of(x, k), y) for x, y in pairs]
 
 
 def main(argv=None):

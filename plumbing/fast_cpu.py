@@ -9,7 +9,8 @@ import torch
 def tune_for_cpu(model):
     """Applies what makes both training and sampling faster. load_policy calls it."""
     use_onednn_for_float32()
-    fuse_gelu(model)
+    if model.config.model_type == "gpt2":
+        fuse_gelu(model)
 
 
 def use_onednn_for_float32():
@@ -48,8 +49,11 @@ def prepack(model, bf16=False):
     """Repacks the weight matrices in place for faster CPU inference, and returns the model.
 
     The model can no longer be trained or saved. With bf16, all but the output layer is stored in
-    bfloat16. Nothing happens where PyTorch has no oneDNN, or where this CPU has no packed bfloat16.
+    bfloat16. Nothing happens where PyTorch has no oneDNN, where this CPU has no packed bfloat16, or
+    to other models than GPT-2.
     """
+    if model.config.model_type != "gpt2":
+        return model
     if not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
         return model
     if bf16 and not torch.ops.mkldnn._is_mkldnn_bf16_supported():

@@ -150,7 +150,10 @@ def _diversity(rows, policy, text_sums):
     texts = {}
     for row in rows:
         texts.setdefault(row["prompt"], []).append(row["completion"])
-    sums = [text_sums(own, [policy.encode(text) for text in own]) for own in texts.values()]
+    sums = [
+        text_sums(own, [policy.encode(text, goes_on=True) for text in own])
+        for own in texts.values()
+    ]
     found = {}
     for metric in ("dist_2", "rep_2"):
         a, b = np.sum([s[metric] for s in sums], axis=0)

@@ -1,12 +1,11 @@
-"""The policy p_theta, or p0: a GPT-2, its tokenizer and its reward tokens, in a Hugging Face
-folder.
+"""The policy p_theta, or p0: a decoder-only model, its tokenizer and its reward tokens, in a
+Hugging Face folder.
 
 Ordinary tokens have the ids 0 ... V - 1, <|endoftext|> among them. The reward tokens r_1 ... r_K
 follow as V ... V + K - 1. V and K stand in config.json as base_vocab_size and n_quantiles.
 """
 
 import json
-import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,10 +14,12 @@ import torch
 from safetensors import SafetensorError
 from transformers import DynamicCache
 
+from plumbing.families import check_config, check_network, leave_out_unused_rows, tokenizer_of
 from plumbing.fast_cpu import tune_for_cpu
 from plumbing.files import whole_folder
+from plumbing.own_tokenizer import OwnTokenizer
 from plumbing.pool import BadInput, shown
-from plumbing.tokenizer import EOS, build_encoding, merge_pairs, reward_token, vocabulary_of
+from plumbing.tokenizer import EOS, build_encoding, merge_pairs, reward_token
 
 # What opening a folder that is damaged, or no model, can raise.
 UNREADABLE = (OSError, RuntimeError, ValueError, LookupError, TypeError, AttributeError)
@@ -28,11 +29,12 @@ UNREADABLE = (OSError, RuntimeError, ValueError, LookupError, TypeError, Attribu
 class Policy:
     """p(y | x) or p(y | x, r_k): the network, its vocabulary and its K reward tokens."""
 
-    model: torch.nn.Module  # a transformers GPT2LMHeadModel
-    encoding: tiktoken.Encoding
+    model: torch.nn.Module  # of transformers, such as GPT2LMHeadModel
+    encoding: tiktoken.Encoding | OwnTokenizer
     vocab_size: int  # V, without the reward tokens
     n_quantiles: int  # K; 0 for a plain language model
-    files: dict  # name -> bytes of vocab.json and merges.txt, saved with the weights
+    files: dict  # name -> bytes of GPT-2's vocab.json and merges.txt, saved with the weights
+    in_bf16: bool = False  # are all weights but the output layer's stored in bfloat16?
 
     @property
     def device(self):
@@ -45,7 +47,17 @@ class Policy:
     @property
     def context(self):
         """The longest input, in tokens."""
-        return self.model.config.n_positions
+        return self.model.config.max_position_embeddings
+
+    @property
+    def bos(self):
+        """What every text begins with, such as Llama's <s>; GPT-2 has no such token: []."""
+        return getattr(self.encoding, "bos", [])
+
+    @property
+    def head(self):
+        """The output layer: (..., d) last hidden states -> (..., V + K) logits."""
+        return self.model.get_output_embeddings()
 
     def reward_token_id(self, k):
         """The id of r_k: V for r_1 ... V + K - 1 for r_K."""
@@ -71,16 +83,24 @@ class Policy:
             + (f", all or a number from 1 to {K}" if K else "")
         )
 
-    def encode(self, text):
-        """Text -> ids. "<|endoftext|>" and "<|reward_5|>" in a text are ordinary characters."""
+    def encode(self, text, goes_on=False):
+        """Text -> ids. "<|endoftext|>" and "<|reward_5|>" in a text are ordinary characters.
+
+        goes_on: the text goes on after another, as a completion does. It makes a difference for
+        tokenizers that put a blank in front of a text.
+        """
+        if isinstance(self.encoding, OwnTokenizer):
+            return self.encoding.encode_ordinary(text, goes_on)
         return self.encoding.encode_ordinary(text)
 
-    def decode(self, ids):
+    def decode(self, ids, goes_on=False):
+        if isinstance(self.encoding, OwnTokenizer):
+            return self.encoding.decode(ids, goes_on)
         return self.encoding.decode(list(ids))
 
     def room_for_prompt(self, max_new_tokens, n_reward_tokens):
         """How many tokens of a prompt fit into the context, beside a reward token and y."""
-        room = self.context - max_new_tokens - n_reward_tokens
+        room = self.context - max_new_tokens - n_reward_tokens - len(self.bos)
         if room < 1:
             raise BadInput(
                 f"{max_new_tokens} new tokens leave no room for a prompt in a context of "
@@ -88,44 +108,58 @@ class Policy:
             )
         return room
 
-    def start_of(self, prompt_ids):
-        """The prompt's ids; <|endoftext|> for an empty prompt: a model must read one token."""
-        return list(prompt_ids) or [self.eos_id]
+    def start_of(self, prompt_ids, k=None):
+        """What is read before y: r_k, if k is given, then the prompt.
+
+        A model's <s>, if it has one, comes first. Without it an empty prompt is <|endoftext|>,
+        because a model must read one token.
+        """
+        r_k = [self.reward_token_id(k)] if k else []
+        return [*self.bos, *r_k, *(list(prompt_ids) or ([] if self.bos else [self.eos_id]))]
 
     def without_eos(self, ids):
         """The ids without a final <|endoftext|>."""
         return ids[:-1] if len(ids) and ids[-1] == self.eos_id else ids
 
     def hidden_states(self, sequences, bf16=False):
-        """Lists of ids -> the last hidden states (B, T, d), in the dtype of the weights.
+        """Lists of ids -> the last hidden states (B, T, d), in the dtype of the output layer.
 
         Padded on the right, where causal attention needs no mask.
         """
+        bf16 = bf16 or self.in_bf16
         longest = max(map(len, sequences))
         padded = [[*ids, *[self.eos_id] * (longest - len(ids))] for ids in sequences]
         tokens = torch.tensor(padded, device=self.device)
         with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=bf16):
             hidden = self.model.base_model(tokens, use_cache=False).last_hidden_state
-        return hidden.to(self.model.dtype)
+        return hidden.to(self.head.weight.dtype)
 
     def has_tokens_of(self, other):
         """Do both read a text as the same ids?"""
-        vocabularies = [json.loads(policy.files["vocab.json"]) for policy in (self, other)]
-        merges = [merge_pairs(policy.files["merges.txt"]) for policy in (self, other)]
-        return vocabularies[0] == vocabularies[1] and merges[0] == merges[1]
+        return self._vocabulary() == other._vocabulary()
+
+    def _vocabulary(self):
+        """({token: id} without the reward tokens, merges)"""
+        if isinstance(self.encoding, OwnTokenizer):
+            return self.encoding.ordinary()
+        return json.loads(self.files["vocab.json"]), merge_pairs(self.files["merges.txt"])
 
     def append_embeddings(self, rows):
         """Appends (K, d) rows to the embedding: the reward tokens r_1 ... r_K.
 
-        GPT-2's embedding is also its output layer, so the softmax grows by K columns as well.
-        Wherever logits are used, they are cut to the first V.
+        The output layer grows by K rows as well; GPT-2's is the embedding itself, other models may
+        have one of their own. Wherever logits are used, they are cut to the first V.
         """
         K = len(rows)
         self.model.resize_token_embeddings(self.vocab_size + K, mean_resizing=False)
         embedding = self.model.get_input_embeddings().weight
+        self.head.weight.data[self.vocab_size :] = 0  # of an output layer of its own; never read
         embedding.data[self.vocab_size :] = rows.to(embedding)
         self.n_quantiles = K
-        self.encoding = build_encoding(self.files["vocab.json"], self.files["merges.txt"], K)
+        if isinstance(self.encoding, OwnTokenizer):
+            self.encoding = self.encoding.with_reward_tokens(K)
+        else:
+            self.encoding = build_encoding(self.files["vocab.json"], self.files["merges.txt"], K)
 
     def save(self, path, write_more=None):
         """Writes a folder that AutoModelForCausalLM, AutoTokenizer and pipeline can open.
@@ -151,6 +185,8 @@ class Policy:
         """The same tokenizer in transformers, with the reward tokens as special tokens."""
         from transformers import AddedToken, GPT2Tokenizer
 
+        if isinstance(self.encoding, OwnTokenizer):
+            return self.encoding.tokenizer
         tokenizer = GPT2Tokenizer(
             vocab=json.loads(self.files["vocab.json"]),
             merges=merge_pairs(self.files["merges.txt"]),
@@ -165,8 +201,11 @@ class Policy:
         return tokenizer
 
 
-def load_policy(path_or_hub_name, device="cpu"):
-    """Opens a GPT-2 folder or hub model as a Policy, in float32 and without dropout."""
+def load_policy(path_or_hub_name, device="cpu", in_bf16=False):
+    """Opens a decoder-only model, a folder or one of the hub, in float32 and without dropout.
+
+    in_bf16: all weights but the output layer's are stored in bfloat16, for reading only.
+    """
     from transformers import AutoConfig, AutoModelForCausalLM
     from transformers.utils import logging
 
@@ -179,21 +218,20 @@ def load_policy(path_or_hub_name, device="cpu"):
         )
     try:
         config = AutoConfig.from_pretrained(name)
-        if config.model_type != "gpt2":
-            raise BadInput(
-                f"{name} is a {config.model_type} model; this project's tokenizer is GPT-2's, "
-                "so only gpt2 models work"
-            )
+        check_config(config, name)
+        K = getattr(config, "n_quantiles", 0)
+        if type(K) is not int or K < 0:
+            raise BadInput(f"{name}: n_quantiles in config.json is {shown(K)}, not a whole number")
         model, loading = AutoModelForCausalLM.from_pretrained(
             name,
             config=config,
-            dtype=torch.float32,
+            dtype=torch.bfloat16 if in_bf16 else torch.float32,
             use_safetensors=True,
             output_loading_info=True,
             # For short texts on a CPU, plain attention is faster than PyTorch's fused kernel.
             attn_implementation="eager" if str(device) == "cpu" else "sdpa",
         )
-        files, n_named = vocabulary_of(name)
+        encoding, files, n_named = tokenizer_of(name, config.model_type, K)
     except (*UNREADABLE, SafetensorError) as error:
         reason = str(error).strip().split("\n")[0]
         raise BadInput(
@@ -204,34 +242,22 @@ def load_policy(path_or_hub_name, device="cpu"):
     if loading["missing_keys"]:  # transformers fills them with random numbers
         missing = shown(sorted(loading["missing_keys"]))
         raise BadInput(f"{name}: its model.safetensors lacks the weights {missing}; save it anew")
-    K = getattr(config, "n_quantiles", 0)
-    if type(K) is not int or K < 0:
-        raise BadInput(f"{name}: n_quantiles in config.json is {shown(K)}, not a whole number")
-    encoding = build_encoding(files["vocab.json"], files["merges.txt"], K)
+    model.eval()
+    model.get_output_embeddings().float()  # logits in bfloat16 would have ties
+    if config.model_type != "gpt2":
+        check_network(model, name)
     if not hasattr(config, "base_vocab_size"):  # no checkpoint of this project
-        _leave_out_unused_rows(model, name, encoding.n_vocab, max(n_named, encoding.n_vocab))
+        leave_out_unused_rows(model, name, encoding.n_vocab, max(n_named, encoding.n_vocab))
     V = getattr(config, "base_vocab_size", model.config.vocab_size)
     if encoding.n_vocab != V + K or model.config.vocab_size != V + K:
         raise BadInput(
-            f"{name}: vocab.json has {encoding.n_vocab - K} tokens, config.json {V}, with "
+            f"{name}: the tokenizer has {encoding.n_vocab - K} tokens, config.json {V}, with "
             f"{K} reward tokens, and the embedding {model.config.vocab_size} rows; "
             "they belong to different models"
         )
     if str(device) == "cpu":
         tune_for_cpu(model)
-    return Policy(model.eval().to(device), encoding, V, K, files)
-
-
-def _leave_out_unused_rows(model, name, n_tokens, n_named):
-    """Cuts the embedding to the tokens that a text can have.
-
-    More rows are usual: a padding token that somebody added, rows up to a multiple of 64.
-    """
-    rows = model.config.vocab_size
-    if n_tokens < rows and rows in [n_named, *(math.ceil(n_named / m) * m for m in (8, 64, 128))]:
-        unused = rows - n_tokens
-        print(f"note: {name}: {unused} rows of the embedding belong to no text and are left out")
-        model.resize_token_embeddings(n_tokens)
+    return Policy(model.to(device), encoding, V, K, files, in_bf16)
 
 
 def _looks_like_a_path(name):
@@ -280,7 +306,8 @@ class CachedModel:
     def logits_of(self, hidden):
         """(..., d) hidden states -> (..., V + K) logits. bfloat16 would round them into ties."""
         with torch.autocast(hidden.device.type, enabled=False):
-            return self.model.lm_head(hidden.to(self.model.dtype))
+            head = self.model.get_output_embeddings()
+            return head(hidden.to(head.weight.dtype))
 
     def keep(self, rows):
         """Keeps these rows, in this order. A row may be repeated."""

@@ -241,11 +241,11 @@ def read_generations(path, policy):
     for row in rows:
         ids, known = row.get("completion_ids"), None
         if ids is not None and all(i < policy.vocab_size for i in ids):
-            known = policy.decode(policy.without_eos(ids))
+            known = policy.decode(policy.without_eos(ids), goes_on=True)
         if known is not None and known.strip() == row["completion"].strip():
             row["completion"] = known
         else:
-            row["completion_ids"] = policy.encode(row["completion"])
+            row["completion_ids"] = policy.encode(row["completion"], goes_on=True)
         if numbered:
             row["prompt_number"] = whole_number(row["prompt_number"], 0, f'{path}: "prompt_number"')
         else:

@@ -43,7 +43,7 @@ def ids_of(row, policy, place):
     """The ids of a row's prompt, cut from the left to fit the context, and of its completion."""
     x = _ids(row, "prompt", policy, place)
     y = _ids(row, "completion", policy, place)
-    room = policy.context - 1 - len(y)
+    room = policy.context - 1 - len(policy.bos) - len(y)
     if room < 1:
         raise BadInput(
             f"{place}: the completion has {len(y)} tokens, which leaves no room for a prompt "
@@ -54,16 +54,17 @@ def ids_of(row, policy, place):
 
 def _ids(row, field, policy, place):
     """The ids of a row's prompt or completion, checked against its text."""
+    goes_on = field == "completion"
     ids = row.get(field + "_ids")
     if ids is None:
-        return policy.encode(row[field])
+        return policy.encode(row[field], goes_on)
     remedy = "Remove the ids to have the text encoded again"
     if ids and max(ids) >= policy.vocab_size:
         raise BadInput(
             f'{place}: "{field}_ids" holds {max(ids)}, but the model has {policy.vocab_size} '
             f"tokens; sampled with another tokenizer? {remedy}"
         )
-    text = policy.decode(policy.without_eos(ids))
+    text = policy.decode(policy.without_eos(ids), goes_on)
     if (
         field == "prompt"
     ):  # explore.py cuts off a long prompt's beginning, perhaps inside a character

@@ -34,7 +34,7 @@ def open_log(policy, prompts, args, reward_files):
     digest = hashlib.sha256(json.dumps([settings, prompts, service], sort_keys=True).encode())
     digest.update(checksums(reward_files).encode())
     for weights in policy.model.state_dict().values():
-        digest.update(weights.cpu().numpy().tobytes())
+        digest.update(weights.cpu().float().numpy().tobytes())  # NumPy has no bfloat16
     log = AppendLog(f"{args.out}.{digest.hexdigest()[:8]}.part", ["number", "reward"])
     rows = {row.pop("number"): row for row in log.rows}
     if rows and processes()[0] == 0:

@@ -31,7 +31,7 @@ if ! [ "$started_in" -ef . ]; then
         printf -v "$name" %s "$started_in/$value"
     done
 fi
-MODEL=${MODEL:-tiny/lm}                       # p0: a GPT-2 folder or hub name
+MODEL=${MODEL:-tiny/lm}                       # p0: a folder or hub name
 REWARD=${REWARD:-$TASK}                       # or path/to/file.py:function
 SEED=${SEED:-0}
 LAUNCH=${LAUNCH:-}                            # "torchrun ..." for explore.py and learn.py

@@ -248,7 +248,7 @@ CHECKPOINTS = [
         partial(change, "config.json", replaced_by(b"[]")),
         "cannot open the model",
     ),
-    ("another kind of model", partial(change, "config.json", bert), "is a bert model"),
+    ("another kind of model", partial(change, "config.json", bert), "lacks the weights"),
     ("no vocabulary", partial(remove, "vocab.json"), "vocab.json"),
     ("no merges", partial(remove, "merges.txt"), "merges.txt"),
     (

@@ -225,8 +225,8 @@ FAULTS = [
     ("empty", "cannot open the model"),
     ("no config", "cannot open the model"),
     ("no vocabulary", "it has no vocabulary"),
-    ("not gpt2", "is a opt model"),
-    ("other vocabulary", "vocab.json has 277 tokens, config.json 298"),
+    ("not gpt2", "lacks the weights"),
+    ("other vocabulary", "the tokenizer has 277 tokens, config.json 298"),
     ("cut-off weights", "cannot open the model"),
     ("other sizes", "cannot open the model"),
 ]

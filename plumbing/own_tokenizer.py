@@ -1,0 +1,86 @@
+"""A folder's own tokenizer, where its vocabulary is not GPT-2's, behind the same few functions.
+
+Ids 0 ... V - 1 are its tokens; the reward tokens follow. Text is always text: what looks like a
+control token in it is split. Some tokenizers (Llama 2's) put a blank in front of every text; they
+are asked about a completion as what goes on after a line break.
+"""
+
+import copy
+import json
+
+from tokenizers import AddedToken
+
+from plumbing.pool import BadInput, shown
+from plumbing.tokenizer import reward_token
+
+BREAK = "\n"
+
+
+class OwnTokenizer:
+    """What policy.py needs of a tokenizer; tiktoken's Encoding is the other one."""
+
+    def __init__(self, tokenizer, name, K=0):
+        self.tokenizer, self.name = tokenizer, name
+        self.fast = tokenizer.backend_tokenizer
+        self.fast.encode_special_tokens = True
+        ids = self.fast.get_vocab(with_added_tokens=True).values()
+        self.n_vocab = max(ids) + 1
+        if len(set(ids)) < self.n_vocab:
+            raise BadInput(
+                f"{name}: its tokenizer names {len(set(ids))} tokens with ids up to "
+                f"{self.n_vocab - 1}; reward tokens need ids without gaps"
+            )
+        self.eot_token = tokenizer.eos_token_id
+        if self.eot_token is None:
+            raise BadInput(f"{name}: its tokenizer has no end-of-text token (eos_token)")
+        self.unk = tokenizer.unk_token_id
+        self.bos = self._in_front()
+        self.K = K
+        line = self._tokens(BREAK)
+        goes_on = self._tokens(BREAK + "x")[len(line) :]
+        self.has_blank = self.unk not in line and goes_on != self._tokens("x")
+
+    def _in_front(self):
+        """What the tokenizer puts in front of a text, such as Llama's <s>: a list of ids."""
+        with_special = self.fast.encode("x", add_special_tokens=True).ids
+        n = len(with_special) - len(self._tokens("x"))
+        before = with_special[:n]
+        return before if with_special[n:] == self._tokens("x") else []
+
+    def _tokens(self, text):
+        return self.fast.encode(text, add_special_tokens=False).ids
+
+    def encode_ordinary(self, text, goes_on=False):
+        """Text -> ids. goes_on: the text goes on after another, as a completion does."""
+        if goes_on and self.has_blank:
+            ids = self._tokens(BREAK + text)[len(self._tokens(BREAK)) :]
+        else:
+            ids = self._tokens(text) if text else []  # no blank in front of nothing
+        if self.unk is not None and self.unk in ids and self.unk not in self._tokens(""):
+            raise BadInput(
+                f"the tokenizer of {self.name} cannot spell {shown(text)}; choose a model whose "
+                "tokenizer falls back to bytes"
+            )
+        return ids
+
+    def decode(self, ids, goes_on=False):
+        if goes_on and self.has_blank:
+            before = self._tokens(BREAK)
+            return self._text([*before, *ids])[len(self._text(before)) :]
+        return self._text(list(ids))
+
+    def _text(self, ids):
+        return self.fast.decode(ids, skip_special_tokens=False)
+
+    def with_reward_tokens(self, K):
+        """A copy that knows r_1 ... r_K, as special tokens."""
+        tokenizer = copy.deepcopy(self.tokenizer)
+        tokens = [AddedToken(reward_token(k), special=True) for k in range(1, K + 1)]
+        tokenizer.add_tokens(tokens, special_tokens=True)
+        return OwnTokenizer(tokenizer, self.name, K)
+
+    def ordinary(self):
+        """{token: id} without the reward tokens, and the merges: what two models compare."""
+        state = json.loads(self.fast.to_str())
+        vocab = {t: i for t, i in self.fast.get_vocab().items() if i < self.n_vocab - self.K}
+        return vocab, state["model"].get("merges")
