@@ -26,7 +26,7 @@ from plumbing.tables import read_table
 
 RUNS = ROOT / "runs" / "baselines"
 N_TUNING = {"sentiment": 96, "toxicity": 96, "repetition": 160}  # there one greedy text a prompt
-N_FEWER = 96
+N_FEWER, N_FEWER_TUNING = 96, 24
 FEWER = {"pplm", "best_of_25", "p0_fewer", "quark_fewer"}  # methods that write for N_FEWER prompts
 CHECKED = set()  # Quark's runs that this process has seen
 PER_PROMPT = ("--per-prompt",)  # how the fifths are ranked; () is the whole pool at once
@@ -62,7 +62,7 @@ class Run:
         self.settings = settings_of(task, seed)
         self.prompts = tuning_prompts(task) if tuning else ROOT / self.settings["TEST_PROMPTS"]
         if method in FEWER:
-            self.prompts = fewer_prompts(self.prompts)
+            self.prompts = fewer_prompts(self.prompts, N_FEWER_TUNING if tuning else N_FEWER)
         self.more = {}  # what else is kept of the run
         self.seconds = {}  # of training, with what it stands on: {file or folder: seconds}
         self.calls = {}  # of the reward, in what it learned from: {file or folder: number}
@@ -326,14 +326,14 @@ def tuning_prompts(task):
     return write_prompts(RUNS / f"tuning-{task}.jsonl", [free[i] for i in sorted(drawn)])
 
 
-def fewer_prompts(path):
-    """N_FEWER of the prompts, as many of each group, for methods that cost much at each token."""
+def fewer_prompts(path, n):
+    """n of the prompts, as many of each group, for methods that cost much at each token."""
     prompts = read_prompts(path)
     groups = {}
     for i in np.random.default_rng(0).permutation(len(prompts)):
         groups.setdefault(prompts[i].get("group"), []).append(int(i))
-    drawn = [i for own in groups.values() for i in own[: N_FEWER // len(groups)]]
-    return write_prompts(RUNS / f"{path.stem}-fewer.jsonl", [prompts[i] for i in sorted(drawn)])
+    drawn = [i for own in groups.values() for i in own[: n // len(groups)]]
+    return write_prompts(RUNS / f"{path.stem}-{n}.jsonl", [prompts[i] for i in sorted(drawn)])
 
 
 def write_prompts(path, prompts):

@@ -6,11 +6,11 @@
 
 Rules. Each method gets as many reward calls in training as Quark's default run. Offline methods
 learn from one pool of p0's samples, or from its best and worst fifth within each prompt. The knobs
-are chosen with seed 0 on 96 openings (repetition: 160) that are in neither file of prompts, among
-at least as many settings as Quark's defaults had tries: the highest mean reward among those that
-keep the price (the rule of experiments/defaults.py); if none does, the perplexity nearest to p0's.
-Where a run is stopped is a knob, too: after one, two or three thirds, so that three settings cost
-one run. Then three seeds are measured on the test prompts.
+are chosen with seed 0 on 96 openings (repetition 160, PPLM 24) that are in neither file of prompts,
+among at least as many settings as Quark's defaults had tries: the highest mean reward among those
+that keep the price (the rule of experiments/defaults.py); if none does, the perplexity nearest to
+p0's. Where a run is stopped is a knob, too: after one, two or three thirds, so that three settings
+cost one run. Then three seeds are measured on the test prompts.
 
 Each finished try and row goes at once to baselines/results/, from which the next call goes on.
 """
