@@ -1,9 +1,9 @@
-"""Step 5, *evaluate*: sample under the best reward token; measure reward, fluency, diversity.
+r"""Step 5, *evaluate*: sample under the best reward token; measure reward, fluency, diversity.
 
 Reads    --model, --reference (p0), --prompts (JSONL; an optional "group" splits the tables)
 Writes   --out NAME: NAME.json, each metric as {"value", "low", "high"}; NAME.jsonl, the texts
 
-    python evaluate.py --model runs/sentiment-tiny/model/06 --reference tiny/lm \\
+    python evaluate.py --model runs/sentiment-tiny/model/06 --reference tiny/lm \
         --prompts tiny/prompts/test.jsonl --reward sentiment --out runs/sentiment-tiny/eval/quark
     python evaluate.py --generations theirs.jsonl --reference tiny/lm --reward sentiment --out o
     python evaluate.py --report runs/sentiment-tiny           # report.html and its figures

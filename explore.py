@@ -1,4 +1,4 @@
-"""Steps 1 and 4, *explore*: sample y ~ p(. | x, r_K), score it, write it to the pool D.
+r"""Steps 1 and 4, *explore*: sample y ~ p(. | x, r_K), score it, write it to the pool D.
 
 For p0 this is the "initialisation" of Algorithm 1: p0 has no reward tokens, so nothing stands in
 front of x. In later rounds it is the "exploration", under r_K.
@@ -6,9 +6,9 @@ front of x. In later rounds it is the "exploration", under r_K.
 Reads    --prompts, a JSONL file with "prompt"; --model, a folder or hub name
 Writes   --out, one row a sample: prompt, completion, reward, iteration and the token ids
 
-    python explore.py --model tiny/lm --prompts tiny/prompts/train.jsonl --reward sentiment \\
+    python explore.py --model tiny/lm --prompts tiny/prompts/train.jsonl --reward sentiment \
         --out runs/try/pool/00.jsonl
-    python explore.py --model runs/try/model/01 --prompts tiny/prompts/train.jsonl \\
+    python explore.py --model runs/try/model/01 --prompts tiny/prompts/train.jsonl \
         --reward sentiment --iteration 1 --out runs/try/pool/01.jsonl
     python explore.py --model runs/try/model/01 --prompt "The film was" --reward sentiment
 

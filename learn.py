@@ -1,4 +1,4 @@
-"""Step 3, *learn*: fine-tune p_theta on the quantized pool, with r_k in front and a KL term to p0.
+r"""Step 3, *learn*: fine-tune p_theta on the quantized pool, with r_k in front and a KL term to p0.
 
 Equation 2 of the paper: maximise the expectation over k ~ U(1, K) and (x, y) ~ D^k of
 
@@ -7,10 +7,10 @@ Equation 2 of the paper: maximise the expectation over k ~ U(1, K) and (x, y) ~ 
 Reads    --pool, quantized rows; --model, the checkpoint to go on from; --reference, p0
 Writes   --out, a checkpoint folder: the model, the optimiser's state, metrics.jsonl (a line a step)
 
-    python learn.py --pool runs/try/quantized/00.jsonl --model tiny/lm --reference tiny/lm \\
+    python learn.py --pool runs/try/quantized/00.jsonl --model tiny/lm --reference tiny/lm \
         --steps 50 --total-steps 100 --batch-size 32 --lr 1e-3 --warmup 10 --out runs/try/model/01
-    python learn.py --pool runs/try/quantized/01.jsonl --model runs/try/model/01 \\
-        --reference tiny/lm --steps 50 --total-steps 100 --batch-size 32 --lr 1e-3 --warmup 10 \\
+    python learn.py --pool runs/try/quantized/01.jsonl --model runs/try/model/01 \
+        --reference tiny/lm --steps 50 --total-steps 100 --batch-size 32 --lr 1e-3 --warmup 10 \
         --out runs/try/model/02
 
 Where we differ: the paper sums over the tokens of a sequence. Like the authors' code, we take the

@@ -1,18 +1,19 @@
-"""Best-of-n: draw n completions of p0 and keep the one with the highest reward.
+r"""Best-of-n: draw n completions of p0 and keep the one with the highest reward.
 
-The ceiling that costs no training: all of it is paid when the model is used. For rewards without
-ties the best of n has the expected quantile n / (n + 1), and to the distribution q that the n are
-drawn from (here p0's nucleus) it keeps
+It needs no training: all of it is paid when the model is used. For rewards without ties the best
+of n has the expected quantile n / (n + 1). Its distance from q, the distribution that the n are
+drawn from (here p0's nucleus), is bounded:
 
     KL(pi || q) <= log n - (n - 1) / n  nats a completion
 
-Source   Stiennon et al. 2020 (arXiv 2009.01325), the bound in their appendix G
+Source   Stiennon et al. 2020 (arXiv 2009.01325), the formula in their appendix G; that it is an
+         upper bound: Beirami et al. 2024 (arXiv 2401.01879)
 Reads    --model, p0; --prompts; --reward, which is called n times for each completion
 Writes   --out, the kept completions, for evaluate.py --generations
 
-    python baselines/best_of_n.py --model tiny/lm --prompts tiny/prompts/test.jsonl \\
+    python baselines/best_of_n.py --model tiny/lm --prompts tiny/prompts/test.jsonl \
         --reward sentiment --n 8 --out runs/baselines/best_of_8.jsonl
-    python evaluate.py --generations runs/baselines/best_of_8.jsonl --reference tiny/lm \\
+    python evaluate.py --generations runs/baselines/best_of_8.jsonl --reference tiny/lm \
         --reward sentiment --out runs/baselines/best_of_8-measured
 
 Where we differ: nothing; among equal rewards the first sample is kept.
@@ -47,6 +48,8 @@ def main(argv=None):
     parser = common.generations_parser(__doc__)
     parser.add_argument("--n", type=options.COUNT, default=8, help="completions to choose from")
     parser.add_argument("--reward", required=True, help="a built-in name, or file.py:function")
+    text = "judge of sentiment or toxicity, a folder or hub name (default: in tiny/)"
+    parser.add_argument("--reward-model", help=text)
     args = parser.parse_args(argv)
     options.check_lengths(parser, args)
     device = options.pick_device(args.device)

@@ -33,9 +33,9 @@ from rewards import score
 class Together:
     """Several networks read the same tokens; `combine` makes one distribution of their logits.
 
-    It is a `network` of `explore.sample`. Tokens of the first `min_new_tokens` steps are never
-    <|endoftext|>; a method that cuts a nucleus before it mixes must know that, so the logit of
-    <|endoftext|> is -inf there before `combine` sees the first network's.
+    It is a `network` of `explore.sample`. In the first `min_new_tokens` steps the first network's
+    logit of <|endoftext|> is -inf before `combine` sees it. Otherwise a nucleus that a method cuts
+    before it mixes could hold a token that is then not allowed.
     """
 
     def __init__(self, policies, min_new_tokens=0):
@@ -53,6 +53,7 @@ class Together:
             network.keep(rows)
 
     def next_logits(self, tokens):
+        """(B, t) next tokens -> (B, V), which `combine` makes of one (B, V) for each network."""
         logits = [network.next_logits(tokens)[:, : self.V] for network in self.networks]
         if self.t < self.min_new_tokens:
             logits[0][:, self.eos_id] = -torch.inf
@@ -74,14 +75,14 @@ def generations_parser(docstring, top_p=0.9):
     parser.add_argument("--prompts", required=True, help='JSONL with "prompt"')
     parser.add_argument("--num-prompts", type=options.COUNT, help="only this many of them")
     parser.add_argument("--out", required=True, help="JSONL of completions to write")
-    options.add_sampling_options(parser, num_samples=25, top_p=top_p)
+    options.add_sampling_options(parser, num_samples=25, top_p=top_p, judge=False)
     return parser
 
 
 def load_for_sampling(args, *names):
     """--model and other models, repacked for sampling as evaluate.py does it."""
     device = options.pick_device(args.device)
-    policies = [load_policy(name, device) for name in (args.model, *names)]
+    policies = [load_policy(name, device, args.bf16_weights) for name in (args.model, *names)]
     if device == "cpu":
         for policy in policies:
             prepack(policy.model, args.bf16)
@@ -105,18 +106,23 @@ def write_generations(policy, args, network, reads=(), choose=lambda rows: rows,
 # ------------------------------------------------------------------------------ training a policy
 
 
-def training_parser(docstring, steps, lr, batch_size):
-    """The options of a method that trains: --model, --out, steps, learning rate, clipping, seed."""
+def training_parser(docstring, steps, lr, batch_size, on_policy=False):
+    """The options of a method that trains: --model, --out, steps, learning rate, clipping, seed.
+
+    on_policy: a step is one batch of the policy's own samples, with one update or several.
+    """
     parser = options.stage_parser(docstring)
     positive = options.number(float, above=0, below=float("inf"))
     add = parser.add_argument
     add("--model", required=True, help="p0, where training starts: a folder or hub name")
     add("--out", required=True, help="checkpoint folder to write")
-    add("--steps", type=options.COUNT, default=steps, help="updates")
+    text = "batches of samples" if on_policy else "updates"
+    add("--steps", type=options.COUNT, default=steps, help=text)
     add("--lr", type=positive, default=lr, help="peak learning rate of Adam")
     add("--warmup", type=options.number(int, least=0), default=10, help="updates of warm-up")
     add("--clip", type=positive, default=1.0, help="largest gradient norm")
-    add("--batch-size", type=options.COUNT, default=batch_size, help="completions per update")
+    text = "completions that are sampled at a time" if on_policy else "completions per update"
+    add("--batch-size", type=options.COUNT, default=batch_size, help=text)
     text = "save the model after this many steps, too, as OUT-N"
     add("--save-at", type=options.COUNT, nargs="+", default=[], metavar="N", help=text)
     options.add_seed_and_device(parser, "random seed")
@@ -124,7 +130,7 @@ def training_parser(docstring, steps, lr, batch_size):
 
 
 def check_folder(args, reads=()):
-    """Raises BadInput unless the folder --out can be written and is nothing that is read."""
+    """Raises BadInput if the folder --out cannot be written, or is one of the inputs."""
     check_replaceable(args.out)
     check_outputs([args.out], [args.model, *reads])
 
@@ -143,7 +149,10 @@ def adam(policy, *more):
 
 
 def update(optimiser, loss, step, total_steps, args):
-    """One step of Adam on `loss`, with learn.py's schedule and clipping. Returns the norm."""
+    """One step of Adam on `loss`, with learn.py's schedule and clipping. Returns the norm.
+
+    A group of parameters may have "times": its rate is that many times the schedule's.
+    """
     loss.backward()
     parameters = [p for group in optimiser.param_groups for p in group["params"]]
     norm = torch.nn.utils.clip_grad_norm_(parameters, args.clip).item()
@@ -158,9 +167,10 @@ def update(optimiser, loss, step, total_steps, args):
 
 
 def train(policy, steps, args):
-    """Exhausts `steps`, which yields {name: number} a step, and saves the policy and these lines.
+    """Runs the generator `steps` to its end, then saves the policy.
 
-    A step is an update, or all updates on one batch of samples.
+    Each step, an update or all updates on one batch of samples, yields {name: number}. These are
+    the lines of the folder's metrics.jsonl.
     """
     metrics = []
 
@@ -216,7 +226,10 @@ def add_rollout_options(parser, samples_per_prompt):
     add("--prompts", required=True, help='JSONL with "prompt"')
     add("--num-prompts", type=options.COUNT, help="take this many of them, by --seed")
     add("--reward", required=True, help="a built-in name, or path/to/file.py:function")
-    add("--samples-per-prompt", type=options.COUNT, default=samples_per_prompt, help="k")
+    text = "judge of sentiment or toxicity, a folder or hub name (default: in tiny/)"
+    add("--reward-model", help=text)
+    text = "k, how many of the samples are of one prompt"
+    add("--samples-per-prompt", type=options.COUNT, default=samples_per_prompt, help=text)
     add("--max-new-tokens", type=options.COUNT, default=20, help="longest y, in tokens")
     add("--min-new-tokens", type=options.NATURAL, default=3, help="shortest y, in tokens")
 
@@ -230,7 +243,7 @@ def rollout(policy, prompts, reward, args, step):
     if args.batch_size % k:
         raise BadInput(f"--batch-size {args.batch_size} is no multiple of k, {k}")
     drawn = prompts_of_step(len(prompts), args.batch_size // k, step, args.seed)
-    before = [drawn[:place].count(i) for place, i in enumerate(drawn)]  # few prompts come twice
+    before = [drawn[:place].count(i) for place, i in enumerate(drawn)]  # in this step
     keys = [(i, n * k + j) for i, n in zip(drawn, before) for j in range(k)]
     room = policy.room_for_prompt(args.max_new_tokens, 0)
     ids = [policy.encode(prompts[i]["prompt"])[-room:] for i, _ in keys]

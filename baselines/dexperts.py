@@ -1,25 +1,25 @@
-"""DExperts: at each token, p0's logits plus the difference between an expert and an anti-expert.
+r"""DExperts: at each token, p0's logits plus the difference between an expert and an anti-expert.
 
-The experts are p0 fine-tuned on good and on bad text; what they disagree about is what shall
-change, and alpha says how much:
+The experts are p0 fine-tuned on good and on bad text. Tokens that the expert prefers gain, tokens
+that the anti-expert prefers lose, and alpha sets how much:
 
-    z = z_0 + alpha (z_plus - z_minus)          within the nucleus of p0, cut *before* the mixing
+    z = z_0 + alpha (z_plus - z_minus)
+
+within the nucleus of p0, which is cut *before* the mixing (`combine`).
 
 Source   Liu et al. 2021 (arXiv 2105.03023), Equation 2; alpha 2.0 for toxicity, 3.2 for sentiment
 Reads    --model, p0; --expert and --anti-expert, folders of learn.py; --prompts
 Writes   --out, completions, for evaluate.py --generations
 
-    grep '"quantile": 5' runs/baselines/quantized.jsonl > runs/baselines/good.jsonl
-    python learn.py --no-reward-token --beta 0 --pool runs/baselines/good.jsonl --model tiny/lm \\
-        --reference tiny/lm --steps 300 --batch-size 32 --lr 3e-4 --warmup 10 --clip 1 \\
-        --out runs/baselines/good
-    python baselines/dexperts.py --model tiny/lm --expert runs/baselines/good \\
-        --anti-expert runs/baselines/bad --alpha 2 --prompts tiny/prompts/test.jsonl \\
+    python baselines/dexperts.py --model tiny/lm --expert runs/baselines/good \
+        --anti-expert runs/baselines/bad --alpha 2 --prompts tiny/prompts/test.jsonl \
         --out runs/baselines/dexperts.jsonl
+    python evaluate.py --generations runs/baselines/dexperts.jsonl --reference tiny/lm \
+        --reward sentiment --out runs/baselines/dexperts-measured
 
 Where we differ: the original's experts learn from labelled corpora, ours from p0's own samples that
-the judge ranked first and last. In theirs a missing expert silently becomes p0; here
---expert can be left out by intention (*anti-expert only*: z_0 takes its place).
+the judge ranked first and last. Without --expert it is *anti-expert only*, z_0 in its place.
+*Expert only* needs no file: it is a model that was fine-tuned on good text, as in the row dapt.
 """
 
 import common
@@ -29,7 +29,7 @@ from plumbing import options
 
 
 class DExperts(common.Together):
-    """z_0 + alpha (z_plus - z_minus) on the nucleus of p0.
+    """z_0 + alpha (z_plus - z_minus), (B, V) logits, on the nucleus of p0.
 
     policies: p0, expert, anti-expert; or p0 and anti-expert, then z_0 is also z_plus.
     """
@@ -55,7 +55,7 @@ def main(argv=None):
     names = [name for name in (args.expert, args.anti_expert) if name]
     policies = common.load_for_sampling(args, *names)
     network = DExperts(policies, args.alpha, args.top_p, args.min_new_tokens)
-    # the nucleus is p0's, which is cut before the mixing
+    # `combine` has cut p0's nucleus; sampling must not cut another one
     common.write_generations(policies[0], args, network, names, top_p=1.0)
 
 

@@ -1,27 +1,29 @@
-"""GeDi: a small model that reads a text under two control codes says which one it fits better.
+r"""GeDi: a small model that reads a text under two control codes says which one it fits better.
 
 By Bayes' rule this gives the class of every possible next token at once, and p0 is reweighted:
 
     P(c | x_1:t) = softmax_c [ (a / t) sum_j log p_phi(x_j | x_<j, c) + b_c ]      the prompt counts
     p_w(v) ~ p0(v | x_<t) P(c+ | x_<t, v)^omega
 
-Then, in ascending order of P(c+ | ., v), a token is deleted if P < tau and those so far, itself
-included, hold less than 1 - rho of p_w. Training: lambda L_LM(true class) + (1 - lambda) CE(P(c|x)).
+The filter: sort the tokens by P(c+ | x_<t, v), lowest first. Delete a token if P < tau and the sum
+of p_w up to and including it is below 1 - rho. Training: lambda L_LM(true class) + (1 - lambda)
+CE(P(c | x)). The scale a starts at 1 and is learned; b is 0, but for --class-bias when writing.
 
 Source   Krause et al. 2021 (arXiv 2009.06367), section 3 and Equation 6; omega 30, 1 - rho 0.8
 Reads    train: --pool, rows with quantile 1 (bad) and 2 (good); --model, p0
          else: --guide, what train wrote; --model; --prompts
 Writes   --out: the guide's folder, or completions for evaluate.py --generations
 
-    python baselines/gedi.py --train --pool runs/baselines/bad_good.jsonl --model tiny/lm \\
+    python baselines/gedi.py --train --pool runs/baselines/bad_good.jsonl --model tiny/lm \
         --out runs/baselines/guide
-    python baselines/gedi.py --model tiny/lm --guide runs/baselines/guide --omega 30 \\
+    python baselines/gedi.py --model tiny/lm --guide runs/baselines/guide --omega 30 \
         --prompts tiny/prompts/test.jsonl --out runs/baselines/gedi.jsonl
 
 Where we differ: the original's guide learns from labelled corpora, ours from p0's own samples that
 the judge ranked first and last; its repetition penalty of 1.2 is off (it would be another method's
-gain). What the filter leaves is sampled in the nucleus of 0.9, as all other rows are. a learns
-at a hundred times the rate of the other weights: 300 updates would leave it where it starts.
+gain). What the filter leaves is sampled in the nucleus of 0.9, as all other rows are. L_LM is a
+mean over tokens; theirs is a mean over texts of each text's mean. The rate of a is 100 times that
+of the other weights; otherwise 300 updates would hardly change it.
 """
 
 import sys
@@ -44,25 +46,31 @@ def class_log_probs(sums, lengths, scale, bias):
     return (scale * sums / lengths[..., None] + bias).log_softmax(-1)
 
 
-def reweighted(z_0, log_p_good, omega, rho, tau):
-    """(B, V) logits of p0, (B, V) log P(c+ | ., v) -> (B, V) logits of p_w, filtered."""
+def reweighted(z_0, log_p_good, omega, mass, tau):
+    """(B, V) logits of p0, (B, V) log P(c+ | ., v) -> (B, V) logits of p_w, filtered.
+
+    mass: 1 - rho, the most that the filter deletes.
+    """
     log_w = (z_0.log_softmax(-1) + omega * log_p_good).log_softmax(-1)
+    log_p_good = log_p_good.masked_fill(z_0.isneginf(), -torch.inf)  # what cannot be drawn: first
     ascending = log_p_good.argsort(-1)
     p_w = log_w.exp().gather(1, ascending)
-    before = p_w.cumsum(-1) - p_w
-    deleted = (before + p_w < 1 - rho) & (log_p_good.gather(1, ascending).exp() < tau)
+    deleted = (p_w.cumsum(-1) < mass) & (log_p_good.gather(1, ascending).exp() < tau)
     deleted[:, -1] = False  # one is always left
     return log_w.masked_fill(torch.zeros_like(deleted).scatter(1, ascending, deleted), -torch.inf)
 
 
 class GeDi(common.Together):
-    """p0 reweighted by the guide, which reads each text twice: under r_2 and under r_1."""
+    """p0 reweighted by the guide, which reads each text twice: under r_1 and under r_2.
 
-    def __init__(self, p0, guide, omega, rho, tau, bias=0.0, min_new_tokens=0):
+    sums (B, 2): log p(x_1:t | c) of each row so far. lengths (B,): its t.
+    """
+
+    def __init__(self, p0, guide, omega, mass, tau, bias=0.0, min_new_tokens=0):
         super().__init__([p0], min_new_tokens)
         self.guides = [CachedModel(guide.model), CachedModel(guide.model)]
         self.codes = [guide.reward_token_id(BAD), guide.reward_token_id(GOOD)]
-        self.scale, self.settings = guide.model.config.gedi_scale, (omega, rho, tau)
+        self.scale, self.settings = guide.model.config.gedi_scale, (omega, mass, tau)
         self.bias = torch.tensor([0.0, bias], device=guide.device)
 
     def start(self, padding):
@@ -117,8 +125,11 @@ class GeDi(common.Together):
 
 
 def guide_loss(guide, scale, batch, lam):
-    """lam L_LM + (1 - lam) CE of [(k, x ids, y ids)], k the class. Returns (loss, share right)."""
-    texts = [[*x, *y] for _, x, y in batch]
+    """lam L_LM, a mean over tokens, + (1 - lam) CE, a mean over texts, of [(k, x ids, y ids)].
+
+    k is the true class. Returns the loss and the share of texts whose likelier class is k.
+    """
+    texts = [[*guide.start_of(x), *y] for _, x, y in batch]
     sums = []
     for k in (BAD, GOOD):
         pairs = [([guide.reward_token_id(k)], text) for text in texts]
@@ -152,7 +163,7 @@ def updates(guide, parts, args):
 def train_guide(argv):
     parser = common.training_parser(__doc__, steps=300, lr=3e-4, batch_size=32)
     add = parser.add_argument
-    add("--train", action="store_true", help="train the guide")
+    add("--train", action="store_true", required=True, help="train the guide")
     add("--pool", required=True, help="rows with quantile 1, bad, and 2, good")
     add("--lam", type=float, default=0.8, help="lambda, the weight of the language model's loss")
     args = parser.parse_args(argv)
@@ -169,6 +180,7 @@ def main(argv=None):
         return train_guide(argv)
     parser = common.generations_parser(__doc__)
     add = parser.add_argument
+    add("--train", action="store_true", help="train a guide; its options: --train --help")
     add("--guide", required=True, help="what --train wrote")
     add("--omega", type=float, default=30.0, help="exponent of the class's probability")
     share = options.number(float, least=0, most=1)
@@ -180,7 +192,7 @@ def main(argv=None):
     p0, guide = common.load_for_sampling(args, args.guide)
     if guide.n_quantiles != 2 or not hasattr(guide.model.config, "gedi_scale"):
         raise BadInput(f"{args.guide} is no guide; make one with --train")
-    settings = (args.omega, 1 - args.filter_mass, args.tau, args.class_bias, args.min_new_tokens)
+    settings = (args.omega, args.filter_mass, args.tau, args.class_bias, args.min_new_tokens)
     common.write_generations(p0, args, GeDi(p0, guide, *settings), [args.guide])
 
 

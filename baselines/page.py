@@ -74,7 +74,12 @@ def cell(values, digits):
 def table(task, rows):
     """{method: {seed: {metric: value}}} -> the table in Markdown; means and 95 % intervals."""
     headings = [heading for _, heading, _ in COLUMNS[task]]
-    headings += ["reward calls, training", "test, a text", "seconds to train", "forwards a token"]
+    headings += [
+        "reward calls in training",
+        "at test, a text",
+        "seconds to train",
+        "forwards a token",
+    ]
     lines = ["| | " + " | ".join(headings) + " |", "|---" * (len(headings) + 1) + "|"]
     for method in rows:
         cells = [cell(values_of(rows, method, m), digits) for m, _, digits in COLUMNS[task]]
@@ -171,8 +176,19 @@ def text(table_of_task, order):
     rows = {method: rows[method] for method in order if method in rows}
     chosen = table_of_task.chosen()
     picked = "; ".join(f"{method}: {label}" for method, label in chosen.items())
+    made = [
+        entry
+        for part in (rows, table_of_task.tries)
+        for of in part.values()
+        for entry in of.values()
+    ]
+    hours = sum(entry["wall seconds"] for entry in made) / 3600
+    n_tries = sum(map(len, table_of_task.tries.values()))
+    took = f"{n_tries} tries and {len(made) - n_tries} rows took {hours:.1f} hours of one core."
     picture = f"![{task}: gain against perplexity](figures/{task}.png)"
-    return f"{table(task, rows)}\n{sentences(task, rows)}\nChosen: {picked}.\n\n{picture}\n"
+    return (
+        f"{table(task, rows)}\n{sentences(task, rows)}\nChosen: {picked}.\n\n{took}\n\n{picture}\n"
+    )
 
 
 def publish(table_of_task, order):

@@ -1,26 +1,30 @@
-"""PPLM: before each token, gradient steps on the keys and values of what was read so far.
+r"""PPLM: before each token, gradient steps on the keys and values of what was read so far.
 
-A linear classifier D reads the mean hidden state of a text. At each token, m steps move the past
-H by Delta so that the text goes on towards the attribute a, and a KL term holds it near p0:
+A linear classifier D reads the mean hidden state of a text. At each token, m steps move H, the keys
+and values of x_1 ... x_t-1, by Delta so that the text goes on towards the attribute a, and a KL term
+holds it near p0. p is p0's next token, h_ahead looks one token ahead, along the mean embedding e:
 
-    p~ = softmax LM(x_t; H + Delta),  h~_t its state;  e = p~' W_te;  h' = LM(e; unperturbed past)
-    s  = (sum_{j<t} h_j + stopgrad h~_t + h') / (t + 1)
-    L  = -log D(a | s) + 0.01 KL(p~ || p),      Delta <- Delta - eta g / ||g||^gamma  in each layer
-    y_t ~ p~^0.9 p^0.1, in the nucleus of 0.9
+    p~ = softmax LM(x_t; H + Delta),  h~_t its state;  e = sum_v p~(v) W_v
+    h_ahead = LM(e; p0's own keys and values of x_1 ... x_t)
+    s  = (sum_{j<t} h_j + stopgrad h~_t + h_ahead) / (t + 1)
+    L  = -log D(a | s) + 0.01 KL(p~ || p)
+    Delta <- Delta - eta g / ||g||^gamma,       g the gradient of one layer's keys and values
+    x_t+1 ~ p~^0.9 p^0.1, in the nucleus of 0.9
 
 Source   Dathathri et al. 2020 (arXiv 1912.02164), section 3; eta 0.2, m 10, gamma 1
 Reads    train: --good and --bad, rows of p0; --model, p0
          else: --classifier, what train wrote; --model; --prompts
 Writes   --out: the classifier, a JSON file, or completions for evaluate.py --generations
 
-    python baselines/pplm.py --train --good runs/baselines/good.jsonl \\
+    python baselines/pplm.py --train --good runs/baselines/good.jsonl \
         --bad runs/baselines/bad.jsonl --model tiny/lm --out runs/baselines/classifier.json
-    python baselines/pplm.py --model tiny/lm --classifier runs/baselines/classifier.json \\
+    python baselines/pplm.py --model tiny/lm --classifier runs/baselines/classifier.json \
         --prompts tiny/prompts/test.jsonl --num-prompts 96 --out runs/baselines/pplm.jsonl
 
 Where we differ: the norm is taken per layer and per row, since several rows are written at once.
-The original drops the first token from D's mean, and filters a mass that does not sum to 1; here
-neither is so. Its code's step size is about five times that of the paper's text; ours is the code's.
+The original leaves the first token out of D's mean, and cuts p~^0.9 p^0.1 without normalising it
+first; we do neither. Its code's step size is about five times that of the paper's text; ours is the
+code's.
 """
 
 import json
@@ -38,7 +42,11 @@ from plumbing.pool import BadInput
 
 
 class Pplm:
-    """A `network` of `explore.sample`. The perturbed past carries on to the next token."""
+    """A `network` of `explore.sample`. The perturbed past carries on to the next token.
+
+    A past is, for each layer, its keys and values, (B, heads, t, d_head) each. total (B, d): the sum
+    of p0's states h_j so far, j < t while a step is made.
+    """
 
     def __init__(self, policy, weight, bias, m, eta, gamma, kl_scale, gm_scale):
         self.model, self.V = policy.model, policy.vocab_size
@@ -70,17 +78,12 @@ class Pplm:
         column = torch.arange(before + t, device=self.padding.device)
         real = column >= self.padding[:, None]
         position = (column - self.padding[:, None]).clamp(min=0)[:, -t:]
-        output = self.model.base_model(
-            **reads,
-            attention_mask=real.long(),
-            position_ids=position,
-            past_key_values=cache,
-            use_cache=True,
-        )
+        more = {"attention_mask": real.long(), "position_ids": position, "past_key_values": cache}
+        output = self.model.base_model(**reads, **more, use_cache=True)
         return output.last_hidden_state, [(layer.keys, layer.values) for layer in cache.layers]
 
     def logits(self, hidden):
-        return self.model.lm_head(hidden)[..., : self.V]
+        return self.model.get_output_embeddings()(hidden)[..., : self.V]
 
     def next_logits(self, tokens):
         if self.plain is None and tokens.shape[1] > 1:  # the prompt, but for its last token
@@ -93,7 +96,7 @@ class Pplm:
         if self.past is None:  # a prompt of one token has no past to move
             self.past, self.total = self.plain, hidden[:, -1]
             return log_p
-        read = self.plain[0][0].shape[2] - self.padding  # t of each row
+        read = self.plain[0][0].shape[2] - self.padding  # (B,): t of each row
         past = self.past
         for _ in range(self.m):
             past = self.moved(past, last, log_p, read)
@@ -169,7 +172,7 @@ def fit(means, labels, seed, epochs=10, lr=1e-4, batch_size=64):
 def train_classifier(argv):
     parser = options.stage_parser(__doc__)
     add = parser.add_argument
-    add("--train", action="store_true", help="train D; without it: write completions")
+    add("--train", action="store_true", required=True, help="train D")
     add("--model", required=True, help="p0")
     add("--good", required=True, help="rows with the attribute")
     add("--bad", required=True, help="rows without it")
@@ -184,11 +187,7 @@ def train_classifier(argv):
     texts = [[*x, *y] for part in parts for _, x, y, _ in part]
     means = mean_states(policy, texts).cpu()
     labels = torch.tensor([float(i) for i, part in enumerate(parts) for _ in part])
-    generator = torch.Generator().manual_seed(args.seed)
-    held_out = torch.zeros(len(texts), dtype=torch.bool)
-    for label in (0, 1):  # a tenth of each class
-        (rows,) = torch.nonzero(labels == label, as_tuple=True)
-        held_out[rows[torch.randperm(len(rows), generator=generator)[: -(-len(rows) // 10)]]] = True
+    held_out = torch.arange(len(texts)) % 10 == 0  # of both classes, which follow each other
     weight, bias = fit(means[~held_out], labels[~held_out], args.seed, args.epochs, args.lr)
     odds = (means[held_out] @ torch.tensor(weight) + bias).numpy()
     found = {"weight": weight, "bias": bias, "auc": auc(odds, labels[held_out].numpy())}
@@ -202,6 +201,7 @@ def main(argv=None):
         return train_classifier(argv)
     parser = common.generations_parser(__doc__)
     add = parser.add_argument
+    add("--train", action="store_true", help="train a classifier; its options: --train --help")
     add("--classifier", required=True, help="what --train wrote")
     add("--m", type=options.COUNT, default=10, help="gradient steps a token")
     add("--eta", type=float, default=0.2, help="their size")
@@ -213,7 +213,7 @@ def main(argv=None):
     policy = load_policy(args.model, options.pick_device(args.device))
     found = read_json(args.classifier, "a classifier of --train")
     weight = torch.tensor(found.get("weight") or [], device=policy.device)
-    if weight.shape != (policy.model.config.n_embd,):
+    if weight.shape != (policy.head.weight.shape[1],):
         raise BadInput(f"{args.classifier} is no classifier of this model; make one with --train")
     settings = (args.m, args.eta, args.gamma, args.kl_scale, args.gm_scale)
     network = Pplm(policy, weight, found["bias"], *settings)

@@ -1,10 +1,10 @@
-"""PPO: policy gradients with a learned value of each prefix, and several clipped updates a batch.
+r"""PPO: policy gradients with a learned value of each prefix, and several clipped updates a batch.
 
 The reward of the whole text comes at its last token, the KL to p0 at every token:
 
     R_t = -beta (log p_old - log p0)(y_t) + [t = T] r(x, y)          whitened, mean kept
     delta_t = R_t + gamma V_{t+1} - V_t,   V_{T+1} = 0
-    A_t = sum_l (gamma lambda)^l delta_{t+l},   G_t = A_t + V_t      A whitened
+    A_t = sum_l (gamma lambda)^l delta_{t+l},   G_t = A_t + V_t      A is whitened after G
     rho_t = p_theta(y_t) / p_old(y_t)
     L = mean_t max(-A_t rho_t, -A_t clip(rho_t, 1 - eps, 1 + eps))
         + c_v 1/2 mean_t max((V - G)^2, (clip(V, V_old - eps, V_old + eps) - G)^2)
@@ -13,14 +13,14 @@ Source   Schulman et al. 2017 (arXiv 1707.06347), as Ziegler et al. 2019 (arXiv 
 Reads    --model, p0; --prompts; --reward
 Writes   --out, a checkpoint folder, for evaluate.py --model
 
-    python baselines/ppo.py --model tiny/lm --prompts tiny/prompts/train.jsonl --num-prompts 384 \\
+    python baselines/ppo.py --model tiny/lm --prompts tiny/prompts/train.jsonl --num-prompts 384 \
         --reward sentiment --out runs/baselines/ppo
-    python evaluate.py --model runs/baselines/ppo --reference tiny/lm --reward sentiment \\
+    python evaluate.py --model runs/baselines/ppo --reference tiny/lm --reward sentiment \
         --prompts tiny/prompts/test.jsonl --out runs/baselines/ppo-measured
 
-Where we differ: Quark's authors never published their PPO; only traces of an adaptive controller
-are left (target 3, horizon 2500), here --target-kl. The value network is a second copy of p0 with a
-linear head that starts at zero.
+Where we differ: Quark's authors never published their PPO. Their code still has the settings of an
+adaptive beta (target 3, horizon 2500): --target-kl 3. By default beta is constant. The value network
+is a second copy of p0 with a linear head that starts at zero; --clip holds both gradients together.
 """
 
 import common
@@ -41,7 +41,10 @@ def whiten(values, shift_mean=True):
 
 
 def token_rewards(log_old, log_p0, last, r, beta):
-    """(M,) rewards of tokens: the KL term at each, and r (B,) at each row's last one, `last`."""
+    """(M,) rewards of tokens: the KL term at each, and r (B,) at each row's last token.
+
+    last (B,): which of the M tokens that is.
+    """
     R = -beta * (log_old - log_p0)
     return R.index_add(0, last, r.to(R))
 
@@ -61,7 +64,10 @@ def advantages(R, V, lengths, gamma, lam):
 
 
 def policy_loss(log_p, log_old, A, eps):
-    """mean_t max(-A rho, -A clip(rho)): the worse of the two, so a step never pays for more."""
+    """mean_t max(-A rho, -A clip(rho)) of (M,) tokens.
+
+    The larger loss of the two: nothing is gained by moving rho beyond 1 +- eps.
+    """
     rho = (log_p - log_old).exp()
     return torch.maximum(-A * rho, -A * rho.clamp(1 - eps, 1 + eps)).mean()
 
@@ -83,7 +89,7 @@ class Value(torch.nn.Module):
     def __init__(self, policy):
         super().__init__()
         self.policy, self.network = policy, policy.model
-        self.head = torch.nn.Linear(policy.model.config.n_embd, 1).to(policy.device)
+        self.head = torch.nn.Linear(policy.head.weight.shape[1], 1).to(policy.device)
         torch.nn.init.zeros_(self.head.weight)
         torch.nn.init.zeros_(self.head.bias)
 
@@ -137,10 +143,10 @@ def updates(policy, p0, value, prompts, reward, args):
 
 
 def main(argv=None):
-    parser = common.training_parser(__doc__, steps=72, lr=2e-4, batch_size=128)
+    parser = common.training_parser(__doc__, steps=72, lr=2e-4, batch_size=128, on_policy=True)
     common.add_rollout_options(parser, samples_per_prompt=1)
     add = parser.add_argument
-    add("--epochs", type=options.COUNT, default=4, help="passes over each batch of samples")
+    add("--epochs", type=options.COUNT, default=2, help="passes over each batch of samples")
     add("--minibatch", type=options.COUNT, default=32, help="completions per update")
     add("--beta", type=float, default=0.05, help="weight of the KL at each token, at the start")
     add("--target-kl", type=float, help="nats a completion; beta then adapts (default: it stays)")
@@ -150,7 +156,7 @@ def main(argv=None):
     add("--eps", type=float, default=0.2, help="clipping range of the ratio and of the value")
     add("--c-v", type=float, default=0.1, help="weight of the value's loss")
     args = parser.parse_args(argv)
-    reward = load_reward(args.reward, device=options.pick_device(args.device))
+    reward = load_reward(args.reward, args.reward_model, device=options.pick_device(args.device))
     prompts = read_prompts(args.prompts, args.num_prompts, args.seed)
     policy, p0 = common.load_for_training(args, [args.prompts])
     value = Value(load_policy(args.model, policy.device))

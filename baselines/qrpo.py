@@ -1,7 +1,7 @@
-"""QRPO: regress the policy's log-ratio onto the quantile of the reward. Offline, no critic.
+r"""QRPO: regress the policy's log-ratio onto the quantile of the reward. Offline, no critic.
 
-q(x, y) is the share of p0's samples of the same prompt that are not better than y. Under p0 it is
-uniform, so the partition function of the optimal policy p0 exp(q / beta) / Z is known:
+q(x, y) is the share of p0's other samples of the same prompt that are worse than y, equal ones
+counted half. Under p0 it is uniform, so the partition function of the optimal policy p0 exp(q / beta) / Z is known:
 
     Z = integral_0^1 e^(q / beta) dq = beta (e^(1 / beta) - 1)
     L = (q - beta log Z - beta sum_t log(p_theta / p0)(y_t))^2
@@ -13,12 +13,12 @@ Source   Matrenok et al. 2025 (arXiv 2507.08068), Equation 11
 Reads    --model, p0; --pool, samples of p0 by explore.py, several of each prompt
 Writes   --out, a checkpoint folder, for evaluate.py --model
 
-    python explore.py --model tiny/lm --prompts tiny/prompts/train.jsonl --num-prompts 384 \\
+    python explore.py --model tiny/lm --prompts tiny/prompts/train.jsonl --num-prompts 384 \
         --num-samples 24 --reward sentiment --out runs/baselines/p0.jsonl
     python baselines/qrpo.py --model tiny/lm --pool runs/baselines/p0.jsonl --out runs/baselines/qrpo
 
-Where we differ: Z is exact, where the source simplifies log Z to log beta + 1 / beta. Ties get the
-middle of their ranks, and a sample is ranked among the *other* samples of its prompt.
+Where we differ: Z is exact, where the source simplifies log Z to log beta + 1 / beta. Its q is the
+share of all samples that are not better.
 """
 
 import math

@@ -1,4 +1,4 @@
-"""RLOO and GRPO: policy gradients whose baseline is the other samples of the same prompt.
+r"""RLOO and GRPO: policy gradients whose baseline is the samples of the same prompt.
 
 k completions of each prompt are drawn from p_theta. The reward of each is compared with the mean of
 the others, so no value network is needed:
@@ -13,9 +13,9 @@ Source   Ahmadian et al. 2024 (arXiv 2402.14740); GRPO: Shao et al. 2024 (arXiv 
 Reads    --model, p0; --prompts; --reward
 Writes   --out, a checkpoint folder, for evaluate.py --model
 
-    python baselines/rloo.py --model tiny/lm --prompts tiny/prompts/train.jsonl --num-prompts 384 \\
+    python baselines/rloo.py --model tiny/lm --prompts tiny/prompts/train.jsonl --num-prompts 384 \
         --reward sentiment --out runs/baselines/rloo
-    python evaluate.py --model runs/baselines/rloo --reference tiny/lm --reward sentiment \\
+    python evaluate.py --model runs/baselines/rloo --reference tiny/lm --reward sentiment \
         --prompts tiny/prompts/test.jsonl --out runs/baselines/rloo-measured
 
 Where we differ: one update for each batch of samples, so every ratio of new to old probabilities
@@ -80,7 +80,7 @@ def updates(policy, p0, prompts, reward, args):
 
 
 def main(argv=None):
-    parser = common.training_parser(__doc__, steps=72, lr=3e-4, batch_size=128)
+    parser = common.training_parser(__doc__, steps=72, lr=3e-4, batch_size=128, on_policy=True)
     common.add_rollout_options(parser, samples_per_prompt=4)
     add = parser.add_argument
     add("--kind", choices=["rloo", "grpo"], default="rloo", help="which advantages, which mean")
@@ -88,7 +88,7 @@ def main(argv=None):
     args = parser.parse_args(argv)
     if args.samples_per_prompt < 2:
         parser.error("--samples-per-prompt must be at least 2: a sample is compared with others")
-    reward = load_reward(args.reward, device=options.pick_device(args.device))
+    reward = load_reward(args.reward, args.reward_model, device=options.pick_device(args.device))
     prompts = read_prompts(args.prompts, args.num_prompts, args.seed)
     policy, p0 = common.load_for_training(args, [args.prompts])
     common.train(policy, updates(policy, p0, prompts, reward, args), args)

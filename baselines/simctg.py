@@ -1,4 +1,4 @@
-"""SimCTG: train the states of different tokens apart, then search for likely *and* new states.
+r"""SimCTG: train the states of different tokens apart, then search for likely *and* new states.
 
 Greedy text loops where the states of many tokens look alike. The loss pushes their cosines below
 1 - rho, and contrastive search chooses among the k likeliest tokens:
@@ -6,20 +6,20 @@ Greedy text loops where the states of many tokens look alike. The loss pushes th
     L = L_MLE + mean_{i != j} max(0, rho - 1 + cos(h_i, h_j)),        within a text
     y_t = argmax_{v in top k} (1 - alpha) p(v | y_<t) - alpha max_{j < t} cos(h_v, h_j)
 
-h is the state after the last layer norm; j runs over the prompt, too.
+h is the state after the last layer norm; j runs over the prompt, too. The scores stand in the place
+of logits, and `explore.sample` takes their argmax: greedy decoding.
 
 Source   Su et al. 2022 (arXiv 2202.06417), Equations 2 to 5; rho 0.5, k 8, alpha 0.6
 Reads    train: --pool, p0's own ancestral samples; --model, p0
          else: --model, any; --prompts
 Writes   --out: a checkpoint folder, or completions by contrastive search
 
-    python baselines/simctg.py --train --pool runs/baselines/p0.jsonl --min-new-tokens 64 \\
-        --model tiny/lm --out runs/baselines/simctg
-    python baselines/simctg.py --model runs/baselines/simctg --prompts tiny/prompts/test.jsonl \\
-        --max-new-tokens 64 --min-new-tokens 64 --num-samples 1 \\
-        --out runs/baselines/simctg_contrastive.jsonl
+    python baselines/simctg.py --train --pool runs/baselines/p0-repetition.jsonl \
+        --min-new-tokens 64 --model tiny/lm --out runs/baselines/simctg
+    python baselines/simctg.py --model runs/baselines/simctg --prompts tiny/prompts/test.jsonl \
+        --max-new-tokens 64 --min-new-tokens 64 --out runs/baselines/simctg_contrastive.jsonl
 
-Where we differ: the original trains on a corpus; p0's own samples are an unbiased anchor that needs
+The pool is that of baselines/unlikelihood.py. Where we differ: the original trains on a corpus; p0's own samples are an unbiased anchor that needs
 none, and L_MLE is that of the completions, since the few prompts come again and again. A search
 costs k + 1 forward passes a token: the chosen token is read once more.
 """
@@ -35,7 +35,7 @@ from plumbing.policy import CachedModel
 
 
 def contrastive_loss(states, lengths, rho):
-    """(B, T, d) states, right-padded -> the mean over pairs i != j of a text's own tokens."""
+    """(B, T, d) states, right-padded, (B,) lengths -> the mean over pairs i != j within the texts."""
     unit = torch.nn.functional.normalize(states, dim=-1)
     cosines = unit @ unit.transpose(1, 2)  # (B, T, T)
     T = states.shape[1]
@@ -109,9 +109,10 @@ def mle_and_contrast(policy, pairs, rho, min_new_tokens=0):
 
 @torch.no_grad()
 def mean_cosine(policy, texts):
-    """The mean cosine of the states of different tokens; below 1 - rho the loss has little to do."""
+    """The mean cosine of different tokens of a text. Pairs below 1 - rho have no contrastive loss."""
     lengths = torch.tensor([len(text) for text in texts], device=policy.device)
-    return contrastive_loss(policy.hidden_states(texts), lengths, rho=2.0).item() - 1
+    loss = contrastive_loss(policy.hidden_states(texts), lengths, rho=2.0)  # 1 + cos, never cut
+    return loss.item() - 1
 
 
 def updates(policy, samples, args):
@@ -129,18 +130,16 @@ def updates(policy, samples, args):
 def train_model(argv):
     parser = common.training_parser(__doc__, steps=600, lr=3e-4, batch_size=20)
     add = parser.add_argument
-    add("--train", action="store_true", help="train; without it: search")
+    add("--train", action="store_true", required=True, help="train")
     add("--pool", required=True, help="p0's ancestral samples, by explore.py")
     add("--rho", type=float, default=0.5, help="the margin: cosines above 1 - rho cost")
     text = "as the pool was sampled: before, <|endoftext|> is impossible"
-    add("--min-new-tokens", type=options.NATURAL, default=0, help=text)
+    add("--min-new-tokens", type=options.NATURAL, default=3, help=text)
     args = parser.parse_args(argv)
     policy, _ = common.load_for_training(args, [args.pool])
     samples = common.read_samples(args.pool, policy)
     found = mean_cosine(policy, [[*x, *y] for _, x, y, _ in samples[:200]])
-    print(
-        f"mean cosine of the states of a text: {found:.3f}; the loss begins at {1 - args.rho:.3f}"
-    )
+    print(f"mean cosine of the states of a text: {found:.3f}; those above {1 - args.rho:.3f} cost")
     common.train(policy, updates(policy, samples, args), args)
 
 
@@ -148,15 +147,19 @@ def main(argv=None):
     if "--train" in (sys.argv[1:] if argv is None else argv):
         return train_model(argv)
     parser = common.generations_parser(__doc__)
+    parser.set_defaults(num_samples=1, decode="greedy")
     add = parser.add_argument
+    add("--train", action="store_true", help="train a model; its options: --train --help")
     add("--k", type=options.COUNT, default=8, help="candidates: the likeliest tokens")
     add("--alpha", type=options.number(float, least=0, most=1), default=0.6, help="alpha")
     args = parser.parse_args(argv)
     options.check_lengths(parser, args)
+    for name in ("decode", "temperature", "top_p", "top_k"):
+        if getattr(args, name) != parser.get_default(name):
+            parser.error(f"contrastive search draws nothing; leave out --{name.replace('_', '-')}")
     (policy,) = common.load_for_sampling(args)
     if not 2 <= args.k <= policy.vocab_size:
         parser.error(f"--k must be from 2 to {policy.vocab_size}, the number of tokens")
-    args.decode = "greedy"
     network = ContrastiveSearch(policy, args.k, args.alpha, args.min_new_tokens)
     common.write_generations(policy, args, network)
 

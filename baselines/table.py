@@ -328,13 +328,12 @@ class Table:
             entry = {"knobs": knobs, "numbers": self.make(run)}
         except BadInput as error:  # such as a rate at which the loss is no number
             entry = {"knobs": knobs, "failed": str(error)}
+        entry["wall seconds"] = round(time.perf_counter() - start)
         with self.lock:
             self.tries.setdefault(method, {})[label_of(knobs)] = entry
             write_json(self.tries_file, self.tries)
         said = entry.get("failed") or f"gain {entry['numbers']['mean']:.3f}"
-        print(
-            f"{method} {label_of(knobs)}: {said}, {time.perf_counter() - start:.0f} s", flush=True
-        )
+        print(f"{method} {label_of(knobs)}: {said}, {entry['wall seconds']} s", flush=True)
 
     def add_row(self, method, seed, tried):
         """The chosen setting on the test prompts, after the tries that it is chosen from."""
@@ -342,11 +341,11 @@ class Table:
             wait(tried.get(name, []))
         start = time.perf_counter()
         numbers = self.make(Run(self.task, seed, method, self.knobs_of(method), root=self.root))
+        numbers["wall seconds"] = round(time.perf_counter() - start)
         with self.lock:
             self.rows.setdefault(method, {})[str(seed)] = numbers
             write_json(self.rows_file, self.rows)
-        seconds = time.perf_counter() - start
-        print(f"{self.task} seed {seed} {method}: {seconds:.0f} s", flush=True)
+        print(f"{self.task} seed {seed} {method}: {numbers['wall seconds']} s", flush=True)
 
     def make(self, run):
         METHODS[self.task][run.method](run)

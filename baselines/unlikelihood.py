@@ -1,10 +1,10 @@
-"""Unlikelihood training: besides raising what should be written, lower what should not.
+r"""Unlikelihood training: besides raising what should be written, lower what should not.
 
 Token level: at each place of a text, tokens that stood before are candidates that should not come
 again. Sequence level: the model continues a prefix greedily, and every token of an n-gram which it
 has written before is made less likely:
 
-    L_token(t) = -log p(y_t) - alpha sum_{c in {y_<t} \\ {y_t}} log(1 - p(c))
+    L_token(t) = -log p(y_t) - alpha sum_{c in {x, y_<t} \ {y_t}} log(1 - p(c))
     L_seq(t)   = -log(1 - p(y_t))      if y_t is part of an n-gram that occurred before, n = 4
 
 Source   Welleck et al. 2020 (arXiv 1908.04319), sections 5.1 and 5.2; alpha 1, half of the updates
@@ -12,16 +12,17 @@ Source   Welleck et al. 2020 (arXiv 1908.04319), sections 5.1 and 5.2; alpha 1, 
 Reads    --model, p0; --pool, p0's own ancestral samples (T = 1, all tokens): the MLE term
 Writes   --out, a checkpoint folder, for evaluate.py --model
 
-    python explore.py --model tiny/lm --prompts tiny/prompts/train.jsonl --num-prompts 192 \\
-        --num-samples 20 --max-new-tokens 64 --min-new-tokens 64 --reward repetition \\
-        --out runs/baselines/p0.jsonl
-    python baselines/unlikelihood.py --model tiny/lm --pool runs/baselines/p0.jsonl \\
+    python explore.py --model tiny/lm --prompts tiny/prompts/train.jsonl --num-prompts 192 \
+        --num-samples 20 --max-new-tokens 64 --min-new-tokens 64 --reward repetition \
+        --out runs/baselines/p0-repetition.jsonl
+    python baselines/unlikelihood.py --model tiny/lm --pool runs/baselines/p0-repetition.jsonl \
         --min-new-tokens 64 --sequence 0.5 --out runs/baselines/unlikelihood
 
 Where we differ: the original trains on a corpus; the model's own samples are an unbiased anchor that
-needs none. It continues 50 tokens by 100 and makes 1,500 updates; --prefix, --new-tokens, --steps.
+needs none. It continues 50 tokens by 100, in 1,500 updates; see --prefix, --new-tokens and --steps.
 Its loop never sees the last n-gram; ours does. Candidates come from the prompt and the completion of
-one text, never from another. --reward-token: from a model of Quark, under r_K, on its own samples.
+one text, never from another. With --reward-token, --model is Quark's, r_K stands in front, and --pool
+holds samples of that model.
 """
 
 import common
@@ -31,7 +32,7 @@ import torch
 from explore import sample
 from plumbing import options
 
-SMALLEST = 1e-5  # 1 - p is clamped here
+SMALLEST = {"token": 1e-5, "sequence": 1e-20}  # 1 - p is clamped here, as by the authors
 
 
 def previous_tokens(pairs):
@@ -50,7 +51,7 @@ def unlikelihood(log_p, candidates):
     mask = torch.zeros_like(log_p, dtype=torch.bool)
     for row, ids in enumerate(candidates):
         mask[row, list(ids)] = True
-    one_minus_p = (1 - log_p.exp()).clamp(min=SMALLEST)
+    one_minus_p = (1 - log_p.exp()).clamp(min=SMALLEST["token"])
     return -torch.where(mask, one_minus_p.log(), 0.0).sum(-1)
 
 
@@ -73,9 +74,12 @@ def repeats(y, n):
 
 
 def sequence_loss(logits, targets, repeated):
-    """The mean over all tokens of -log(1 - p(y_t)) at those of repeated n-grams."""
+    """The mean over all tokens of -log(1 - p(y_t)) at those of repeated n-grams.
+
+    logits (M, V), targets (M,), repeated (M,) bool.
+    """
     p = logits.log_softmax(-1).gather(1, targets[:, None]).squeeze(1).exp()
-    return -((1 - p).clamp(min=SMALLEST).log() * repeated).mean()
+    return -((1 - p).clamp(min=SMALLEST["sequence"]).log() * repeated).mean()
 
 
 def updates(policy, samples, args):
@@ -124,7 +128,7 @@ def main(argv=None):
     add("--new-tokens", type=options.COUNT, default=64, help="greedy tokens")
     add("--reward-token", action="store_true", help="put r_K in front: --model is of Quark")
     text = "as the pool was sampled: before, <|endoftext|> is impossible"
-    add("--min-new-tokens", type=options.NATURAL, default=0, help=text)
+    add("--min-new-tokens", type=options.NATURAL, default=3, help=text)
     args = parser.parse_args(argv)
     policy, _ = common.load_for_training(args, [args.pool])
     if args.reward_token and not policy.n_quantiles:

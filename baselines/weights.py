@@ -1,4 +1,4 @@
-"""Task vectors: the difference of two fine-tuned models' weights, added to p0's.
+r"""Task vectors: the difference of two fine-tuned models' weights, added to p0's.
 
 DExperts adds the difference of logits at every token; here that of the weights is added once, so
 the result is one ordinary model:
@@ -10,9 +10,9 @@ Source   Ilharco et al. 2023 (arXiv 2212.04089), section 2
 Reads    --model, p0; --expert and --anti-expert, folders of learn.py that started from p0
 Writes   --out, a model folder, for evaluate.py --model
 
-    python baselines/weights.py --model tiny/lm --expert runs/baselines/good \\
+    python baselines/weights.py --model tiny/lm --expert runs/baselines/good \
         --anti-expert runs/baselines/bad --scale 1 --out runs/baselines/weights
-    python evaluate.py --model runs/baselines/weights --reference tiny/lm --reward sentiment \\
+    python evaluate.py --model runs/baselines/weights --reference tiny/lm --reward sentiment \
         --prompts tiny/prompts/test.jsonl --out runs/baselines/weights-measured
 
 Where we differ: nothing in the arithmetic; lambda is chosen on prompts that are not tested.

@@ -1,8 +1,8 @@
-"""Judges that no model was trained against: do they see what the trained judge sees?
+r"""Judges that no model was trained against: do they see what the trained judge sees?
 
     pip install vaderSentiment alt-profanity-check
-    python evaluate.py --generations runs/sentiment-tiny/eval/quark.jsonl --reference tiny/lm \\
-        --reward sentiment experiments/held_out.py:vader \\
+    python evaluate.py --generations runs/sentiment-tiny/eval/quark.jsonl --reference tiny/lm \
+        --reward sentiment experiments/held_out.py:vader \
         --out runs/sentiment-tiny/eval/quark-held-out
 
 `vader` is a public lexicon with rules (Hutto and Gilbert, ICWSM 2014); `clean` is one minus the

@@ -1,6 +1,6 @@
-"""Writes docs/samples.md: completions of p0 and of Quark for each task, drawn at random by a seed.
+r"""Writes docs/samples.md: completions of p0 and of Quark for each task, drawn at random by a seed.
 
-    python experiments/samples.py runs/sentiment-tiny-seed0 runs/toxicity-tiny-seed0 \\
+    python experiments/samples.py runs/sentiment-tiny-seed0 runs/toxicity-tiny-seed0 \
         runs/repetition-tiny-seed0
 
 Twenty test prompts of each run are drawn, and of each prompt the same one of its completions

@@ -71,8 +71,11 @@ COUNT = number(int, least=1)
 NATURAL = number(int, least=0, below=2**31)
 
 
-def add_sampling_options(parser, num_samples, top_p):
-    """The options of explore.py and evaluate.py. Returns the group to add more ablations to."""
+def add_sampling_options(parser, num_samples, top_p, judge=True):
+    """The options of explore.py and evaluate.py. Returns the group to add more ablations to.
+
+    judge: with --reward-model.
+    """
     group = parser.add_argument_group("sampling")
     add = group.add_argument
     add("--num-samples", type=COUNT, default=num_samples, help="completions per prompt")
@@ -92,7 +95,8 @@ def add_sampling_options(parser, num_samples, top_p):
     add("--batch-size", type=COUNT, default=128, help="completions sampled together")
     add_seed_and_device(group, "random seed")
     text = "judge of sentiment or toxicity, a folder or hub name (default: in tiny/)"
-    add("--reward-model", help=text)
+    if judge:
+        add("--reward-model", help=text)
     ablations = parser.add_argument_group("ablations")
     text = "sample from the k likeliest tokens, 50 in the authors' code; 0: from all"
     ablations.add_argument("--top-k", type=number(int, least=0), default=0, help=text)

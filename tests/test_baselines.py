@@ -286,17 +286,19 @@ def test_the_filter_deletes_unlikely_classes_while_there_is_mass():
     log_p = torch.tensor([[0.2, 0.6, 0.8, 0.9]]).log()
     assert torch.isfinite(gedi.reweighted(z, log_p, 0.0, 0.5, 0.7)).tolist()[0] == [0, 0, 1, 1]
     assert torch.isfinite(gedi.reweighted(z, log_p, 0.0, 0.5, 0.5)).tolist()[0] == [0, 1, 1, 1]
-    assert torch.isfinite(gedi.reweighted(z, log_p, 0.0, 0.75, 0.7)).tolist()[0] == [0, 1, 1, 1]
-    assert torch.isfinite(gedi.reweighted(z, log_p, 0.0, 1.0, 0.7)).all()
-    kept = gedi.reweighted(z, log_p, 2.0, 1.0, 0.7).softmax(-1)[0]
+    assert torch.isfinite(gedi.reweighted(z, log_p, 0.0, 0.25, 0.7)).tolist()[0] == [0, 1, 1, 1]
+    assert torch.isfinite(gedi.reweighted(z, log_p, 0.0, 0.0, 0.7)).all()
+    kept = gedi.reweighted(z, log_p, 2.0, 0.0, 0.7).softmax(-1)[0]
     weight = torch.tensor([0.1 * 0.2**2, 0.2 * 0.6**2, 0.3 * 0.8**2, 0.4 * 0.9**2])
     torch.testing.assert_close(kept, weight / weight.sum())
+    z[0, 3] = -torch.inf  # <|endoftext|> where it is not allowed, and of the best class
+    assert torch.isfinite(gedi.reweighted(z, log_p, 0.0, 1.0, 1.0)).tolist()[0] == [0, 0, 1, 0]
 
 
 def test_gedi_reads_every_text_under_both_codes(p0, quark):
     """Each possible next token by two whole passes of the guide, the prompt included."""
     quark.model.config.gedi_scale = 1.7
-    network = gedi.GeDi(p0, quark, omega=3.0, rho=0.4, tau=0.6, bias=0.3)
+    network = gedi.GeDi(p0, quark, omega=3.0, mass=0.6, tau=0.6, bias=0.3)
     for texts, logits in driven(network, p0):
         for text, z in zip(texts, logits):
             of_text = []
@@ -309,7 +311,7 @@ def test_gedi_reads_every_text_under_both_codes(p0, quark):
                 of_text.append(total)
             odds = 1.7 / (len(text) + 1) * (of_text[1] - of_text[0]) + 0.3
             log_good = torch.nn.functional.logsigmoid(odds)
-            expected = gedi.reweighted(logits_after(p0, text)[None], log_good[None], 3.0, 0.4, 0.6)
+            expected = gedi.reweighted(logits_after(p0, text)[None], log_good[None], 3.0, 0.6, 0.6)
             close(z, expected[0], 1e-3)
 
 
