@@ -118,7 +118,7 @@ def _encode(policy, row):
     room = policy.context - len(policy.bos) - len(y) + 1  # y_T is predicted, not read
     if room < 1:
         raise BadInput(
-            f"a completion of {len(y)} tokens is longer than the context of the perplexity model, "
+            f"a completion of {len(y)} tokens does not fit the context of the perplexity model, "
             f"{policy.context}"
         )
     return policy.start_of(policy.encode(row["prompt"])[-room:]), y
@@ -245,7 +245,7 @@ def main(argv=None):
     ppl_model = None if args.ppl_model == "none" else args.ppl_model or args.reference
     ppl_policy = load_policy(ppl_model, device, args.bf16_weights) if ppl_model else None
     if ppl_policy and device == "cpu":
-        prepack(ppl_policy.model)
+        prepack(ppl_policy.model, ppl_policy.in_bf16)
     header = {"model": args.model, "reference": args.reference, "ppl_model": ppl_model}
     header["reward_sha256"] = {name: checksums(rewards[name].files) for name in rewards}
 
@@ -261,7 +261,7 @@ def main(argv=None):
     prompts = read_prompts(args.prompts)
     policy = load_policy(args.model, device, args.bf16_weights)
     if device == "cpu":
-        prepack(policy.model, args.bf16)
+        prepack(policy.model, args.bf16 or policy.in_bf16)
     tables = [
         (out.with_name(out.name + suffix), k)
         for suffix, k in policy.parse_reward_token(args.reward_token)

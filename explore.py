@@ -312,7 +312,7 @@ def main(argv=None):
     if args.prompt is None:
         log, known = open_log(policy, prompts, args, reward.files)  # while the weights can be read
     if device == "cpu":
-        prepack(policy.model, args.bf16)
+        prepack(policy.model, args.bf16 or policy.in_bf16)
     if args.prompt is not None:
         return show_prompt(policy, reward, args)
     rows = explore(policy, prompts, reward, args, log, known)

@@ -233,7 +233,7 @@ def main(argv=None):
     if is_new:
         add_reward_tokens(policy, len(parts), args.seed, args.reward_token_init)
     if device == "cpu":
-        prepack(reference.model, args.bf16)
+        prepack(reference.model, args.bf16 or reference.in_bf16)
     optimiser = torch.optim.Adam(policy.model.parameters(), lr=args.lr, eps=1e-5, fused=True)
     # A model that gets its reward tokens now was trained for something else, or not at all.
     first_step = 0 if is_new else load_training_state(optimiser, args.model, device)
@@ -275,7 +275,10 @@ def _check_models(policy, reference, parts, args):
             f"{args.model} {policy.context}; give the p0 that the model started from"
         )
     if args.closed_form and getattr(policy.head, "bias", None) is not None:
-        raise BadInput(f"--closed-form: the output layer of {args.model} has a bias; leave it out")
+        raise BadInput(
+            f"--closed-form: the output layer of {args.model} has a bias; leave the option out "
+            "(LEARN= for run_all.sh)"
+        )
     if not policy.has_tokens_of(reference):
         raise BadInput(
             f"--model {args.model} and --reference {args.reference} have different vocabularies; "

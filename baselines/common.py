@@ -85,7 +85,7 @@ def load_for_sampling(args, *names):
     policies = [load_policy(name, device, args.bf16_weights) for name in (args.model, *names)]
     if device == "cpu":
         for policy in policies:
-            prepack(policy.model, args.bf16)
+            prepack(policy.model, args.bf16 or policy.in_bf16)
     return policies
 
 

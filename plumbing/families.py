@@ -1,16 +1,13 @@
 """Decoder-only models other than GPT-2: which of them work, and with which tokenizer."""
 
-import inspect
 import math
 
 import torch
 
 from plumbing.own_tokenizer import OwnTokenizer
 from plumbing.pool import BadInput
+from plumbing.processes import processes
 from plumbing.tokenizer import build_encoding, vocabulary_of
-
-# What tokenizers read differently: contractions, digits, blanks, accents, other alphabets.
-PROBE = "I'll see 12345 naïve  films,\n\n\tthey'd say: cafe\u0301, 日本語 (don't)."
 
 
 def tokenizer_of(name, model_type, K):
@@ -27,55 +24,88 @@ def tokenizer_of(name, model_type, K):
         encoding = build_encoding(files["vocab.json"], files["merges.txt"], K)
     except (OSError, BadInput):
         return own, {}, own.n_vocab
-    is_gpt2s = encoding.encode_ordinary(PROBE) == own.encode_ordinary(PROBE) and not own.bos
-    return (encoding, files, n_named) if is_gpt2s else (own, {}, own.n_vocab)
+    return (encoding, files, n_named) if own.splits_as_gpt2() else (own, {}, own.n_vocab)
 
 
 def own_tokenizer(name, K):
-    from transformers import AutoTokenizer
+    """tokenizer.json as it stands: AutoTokenizer would build some classes anew, split otherwise."""
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-    tokenizer = AutoTokenizer.from_pretrained(name)
-    if not tokenizer.is_fast:
-        raise BadInput(f"{name} has no tokenizer.json; choose a model with one")
-    return OwnTokenizer(tokenizer, name, K)
+    files = {file: has_file(name, file) for file in ("tokenizer.json", "vocab.json", "merges.txt")}
+    if files["tokenizer.json"]:
+        try:
+            tokenizer = PreTrainedTokenizerFast.from_pretrained(name)
+        except Exception as error:  # noqa: BLE001, the tokenizers library raises no other
+            reason = str(error).split("\n")[0]
+            raise BadInput(f"{name}: cannot read tokenizer.json: {reason}; save it anew") from None
+        return OwnTokenizer(tokenizer, name, K)
+    if files["vocab.json"] and files["merges.txt"]:
+        return OwnTokenizer(AutoTokenizer.from_pretrained(name, trust_remote_code=False), name, K)
+    raise BadInput(
+        f"{name} has no tokenizer.json, nor vocab.json with merges.txt; add its tokenizer"
+    )
+
+
+def has_file(name, file):
+    from transformers.utils import cached_file
+
+    return cached_file(name, file, _raise_exceptions_for_missing_entries=False) is not None
 
 
 def check_config(config, name):
-    """Raises BadInput if the folder holds no decoder, before its weights are read."""
+    """Raises BadInput, before the weights are read, if the model is no single decoder."""
+    kind = config.model_type
     if config.is_encoder_decoder:
-        raise BadInput(
-            f"{name} is an encoder-decoder ({config.model_type}); Quark needs a decoder-only model"
-        )
+        raise BadInput(f"{name} is an encoder-decoder ({kind}); Quark needs a decoder-only model")
+    for field in ("vocab_size", "max_position_embeddings"):
+        if not hasattr(config, field):
+            raise BadInput(
+                f"{name}: the config.json of this {kind} model has no {field}; choose another"
+            )
 
 
 @torch.no_grad()
-def check_network(model, name):
+def check_network(model, cached, name):
     """Raises BadInput if the network cannot be read as GPT-2 is.
 
-    Its base must take a cache and positions, must not read ahead, and the output layer alone must
-    make the logits of its states.
+    It must not read ahead; rows with padding and a cache (`cached`) must have the states of each
+    row alone; and the output layer alone must make the logits of its states.
     """
-    takes = inspect.signature(model.base_model.forward).parameters
     kind = model.config.model_type
-    if not {"past_key_values", "position_ids"} <= takes.keys():
-        raise BadInput(f"{name}: a {kind} model takes no cache or no positions; choose another")
-    tokens = torch.arange(1, 5)[None]
-    head = model.get_output_embeddings()
+    long, short, last = torch.tensor([[1, 2, 3, 4]]), torch.tensor([[3, 4]]), torch.tensor([[1]])
     in_bf16 = any(p.dtype == torch.bfloat16 for p in model.parameters())
+    share = 0.05 if in_bf16 else 0.01
+
+    def states(tokens):
+        return model.base_model(tokens, use_cache=False).last_hidden_state
+
     with torch.autocast("cpu", dtype=torch.bfloat16, enabled=in_bf16):
-        states, first = (
-            model.base_model(ids, use_cache=False).last_hidden_state
-            for ids in (tokens, tokens[:, :2])
-        )
-        logits = model(tokens, use_cache=False).logits
-        own_logits = head(states)
-    close = {"rtol": 0.05, "atol": 0.05} if in_bf16 else {"rtol": 1e-2, "atol": 1e-3}
-    if not torch.allclose(states[:, :2], first, **close):
-        raise BadInput(f"{name}: a {kind} model reads ahead; Quark needs a decoder-only model")
-    if not torch.allclose(logits, own_logits, **close):
+        whole, alone = states(torch.cat([long, last], 1)), states(torch.cat([short, last], 1))
+        if not near(whole[:, :4], states(long), share):
+            raise BadInput(f"{name}: a {kind} model reads ahead; Quark needs a decoder-only model")
+        try:
+            cached.start(torch.tensor([2, 0]))
+            cached.next_states(torch.cat([torch.cat([last, last, short], 1), long]))
+            cached.keep(torch.tensor([1, 0, 1]))
+            found = cached.next_states(last.expand(3, 1))
+        except (RuntimeError, ValueError, LookupError, TypeError, AttributeError) as error:
+            reason = str(error).split("\n")[0]
+            raise BadInput(
+                f"{name}: a {kind} model cannot read rows with a cache ({reason}); choose another"
+            ) from None
+        expected = torch.stack([whole[0, -1:], alone[0, -1:], whole[0, -1:]])
+        if not near(found, expected, share):
+            raise BadInput(f"{name}: a {kind} model reads padded rows otherwise; choose another")
+        logits = model(long, use_cache=False).logits
+        own_logits = model.get_output_embeddings()(states(long))
+    if not near(logits, own_logits, share):
         raise BadInput(
-            f"{name}: a {kind} model changes its logits after the output layer; choose another"
+            f"{name}: the logits of a {kind} model are not its output layer's; choose another"
         )
+
+
+def near(a, b, share=0.01):
+    return (a - b).norm() < share * b.norm()
 
 
 def leave_out_unused_rows(model, name, n_tokens, n_named):
@@ -88,5 +118,8 @@ def leave_out_unused_rows(model, name, n_tokens, n_named):
     usual = [n_named, *(math.ceil(n_named / m) * m for m in (8, 64, 128))]
     if n_tokens < rows and (rows in usual or model.config.model_type != "gpt2"):
         unused = rows - n_tokens
-        print(f"note: {name}: {unused} rows of the embedding belong to no text and are left out")
+        if processes()[0] == 0:
+            print(
+                f"note: {name}: {unused} rows of the embedding belong to no text and are left out"
+            )
         model.resize_token_embeddings(n_tokens)

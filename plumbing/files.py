@@ -21,7 +21,7 @@ from plumbing.pool import BadInput
 CHECKPOINT_FILE = re.compile(
     r"(config|generation_config|tokenizer|tokenizer_config|special_tokens_map|vocab|args)\.json"
     r"|model(-\d{5}-of-\d{5})?\.safetensors|model\.safetensors\.index\.json"
-    r"|merges\.txt|optimizer\.pt|metrics\.jsonl"
+    r"|merges\.txt|chat_template\.jinja|optimizer\.pt|metrics\.jsonl"
 )
 
 

@@ -1,7 +1,7 @@
 """A folder's own tokenizer, where its vocabulary is not GPT-2's, behind the same few functions.
 
 Ids 0 ... V - 1 are its tokens; the reward tokens follow. Text is always text: what looks like a
-control token in it is split. Some tokenizers (Llama 2's) put a blank in front of every text; they
+special token in it is split. Some tokenizers (Llama 2's) put a blank in front of every text; they
 are asked about a completion as what goes on after a line break.
 """
 
@@ -23,6 +23,8 @@ class OwnTokenizer:
         self.tokenizer, self.name = tokenizer, name
         self.fast = tokenizer.backend_tokenizer
         self.fast.encode_special_tokens = True
+        self.fast.no_truncation()  # a folder may have been saved with them
+        self.fast.no_padding()
         ids = self.fast.get_vocab(with_added_tokens=True).values()
         self.n_vocab = max(ids) + 1
         if len(set(ids)) < self.n_vocab:
@@ -33,19 +35,20 @@ class OwnTokenizer:
         self.eot_token = tokenizer.eos_token_id
         if self.eot_token is None:
             raise BadInput(f"{name}: its tokenizer has no end-of-text token (eos_token)")
-        self.unk = tokenizer.unk_token_id
         self.bos = self._in_front()
         self.K = K
         line = self._tokens(BREAK)
         goes_on = self._tokens(BREAK + "x")[len(line) :]
-        self.has_blank = self.unk not in line and goes_on != self._tokens("x")
+        has_break = tokenizer.unk_token_id not in line
+        self.has_blank = has_break and goes_on != self._tokens("x")
 
     def _in_front(self):
         """What the tokenizer puts in front of a text, such as Llama's <s>: a list of ids."""
-        with_special = self.fast.encode("x", add_special_tokens=True).ids
-        n = len(with_special) - len(self._tokens("x"))
-        before = with_special[:n]
-        return before if with_special[n:] == self._tokens("x") else []
+        with_special, text = self.fast.encode("x", add_special_tokens=True).ids, self._tokens("x")
+        for n in range(len(with_special) - len(text) + 1):
+            if with_special[n : n + len(text)] == text:
+                return with_special[:n]
+        return []
 
     def _tokens(self, text):
         return self.fast.encode(text, add_special_tokens=False).ids
@@ -56,12 +59,16 @@ class OwnTokenizer:
             ids = self._tokens(BREAK + text)[len(self._tokens(BREAK)) :]
         else:
             ids = self._tokens(text) if text else []  # no blank in front of nothing
-        if self.unk is not None and self.unk in ids and self.unk not in self._tokens(""):
+        if self._normal(self.decode(ids, goes_on)) != self._normal(text):
             raise BadInput(
                 f"the tokenizer of {self.name} cannot spell {shown(text)}; choose a model whose "
                 "tokenizer falls back to bytes"
             )
         return ids
+
+    def _normal(self, text):
+        """The text as the tokenizer reads it: some compose accents first, for example."""
+        return self.fast.normalizer.normalize_str(text) if self.fast.normalizer else text
 
     def decode(self, ids, goes_on=False):
         if goes_on and self.has_blank:
@@ -71,6 +78,14 @@ class OwnTokenizer:
 
     def _text(self, ids):
         return self.fast.decode(ids, skip_special_tokens=False)
+
+    def splits_as_gpt2(self):
+        """Is a text cut into words as GPT-2 does it, unchanged, with nothing in front?"""
+        state = json.loads(self.fast.to_str())
+        splits = state["pre_tokenizer"] or {}
+        as_gpt2 = {"type": "ByteLevel", "add_prefix_space": False, "use_regex": True}
+        is_same = {key: splits.get(key) for key in as_gpt2} == as_gpt2
+        return is_same and state["normalizer"] is None and not self.bos
 
     def with_reward_tokens(self, K):
         """A copy that knows r_1 ... r_K, as special tokens."""

@@ -12,7 +12,7 @@ from pathlib import Path
 import tiktoken
 import torch
 from safetensors import SafetensorError
-from transformers import DynamicCache
+from transformers import DynamicCache, GenerationConfig
 
 from plumbing.families import check_config, check_network, leave_out_unused_rows, tokenizer_of
 from plumbing.fast_cpu import tune_for_cpu
@@ -22,7 +22,11 @@ from plumbing.pool import BadInput, shown
 from plumbing.tokenizer import EOS, build_encoding, merge_pairs, reward_token
 
 # What opening a folder that is damaged, or no model, can raise.
-UNREADABLE = (OSError, RuntimeError, ValueError, LookupError, TypeError, AttributeError)
+UNREADABLE = (OSError, RuntimeError, ValueError, LookupError, TypeError, AttributeError) + (
+    ImportError,
+    AssertionError,
+    SafetensorError,
+)
 
 
 @dataclass
@@ -169,7 +173,12 @@ class Policy:
         self.model.config.n_quantiles = self.n_quantiles
         self.model.config.base_vocab_size = self.vocab_size
         ids = [self.reward_token_id(k) for k in range(1, self.n_quantiles + 1)]
-        self.model.generation_config.suppress_tokens = ids or None  # read, never written
+        self.model.generation_config = GenerationConfig(  # p0's own may hold what cannot be saved
+            bos_token_id=self.model.config.bos_token_id,
+            eos_token_id=self.eos_id,
+            pad_token_id=self.eos_id,
+            suppress_tokens=ids or None,  # read, never written
+        )
         with whole_folder(path) as folder:
             try:
                 self._tokenizer().save_pretrained(folder)
@@ -217,22 +226,23 @@ def load_policy(path_or_hub_name, device="cpu", in_bf16=False):
             f"model folder {name} does not exist; name a folder or a hub model such as gpt2"
         )
     try:
-        config = AutoConfig.from_pretrained(name)
+        config = AutoConfig.from_pretrained(name, trust_remote_code=False)
         check_config(config, name)
         K = getattr(config, "n_quantiles", 0)
         if type(K) is not int or K < 0:
             raise BadInput(f"{name}: n_quantiles in config.json is {shown(K)}, not a whole number")
+        encoding, files, n_named = tokenizer_of(name, config.model_type, K)
         model, loading = AutoModelForCausalLM.from_pretrained(
             name,
             config=config,
             dtype=torch.bfloat16 if in_bf16 else torch.float32,
             use_safetensors=True,
             output_loading_info=True,
+            trust_remote_code=False,
             # For short texts on a CPU, plain attention is faster than PyTorch's fused kernel.
-            attn_implementation="eager" if str(device) == "cpu" else "sdpa",
+            attn_implementation="eager" if str(device) == "cpu" else None,
         )
-        encoding, files, n_named = tokenizer_of(name, config.model_type, K)
-    except (*UNREADABLE, SafetensorError) as error:
+    except UNREADABLE as error:
         reason = str(error).strip().split("\n")[0]
         raise BadInput(
             f"cannot open the model {name}: {reason}; it needs config.json, model.safetensors and "
@@ -243,9 +253,9 @@ def load_policy(path_or_hub_name, device="cpu", in_bf16=False):
         missing = shown(sorted(loading["missing_keys"]))
         raise BadInput(f"{name}: its model.safetensors lacks the weights {missing}; save it anew")
     model.eval()
-    model.get_output_embeddings().float()  # logits in bfloat16 would have ties
+    _keep_in_float32(model)
     if config.model_type != "gpt2":
-        check_network(model, name)
+        check_network(model, CachedModel(model), name)
     if not hasattr(config, "base_vocab_size"):  # no checkpoint of this project
         leave_out_unused_rows(model, name, encoding.n_vocab, max(n_named, encoding.n_vocab))
     V = getattr(config, "base_vocab_size", model.config.vocab_size)
@@ -253,11 +263,22 @@ def load_policy(path_or_hub_name, device="cpu", in_bf16=False):
         raise BadInput(
             f"{name}: the tokenizer has {encoding.n_vocab - K} tokens, config.json {V}, with "
             f"{K} reward tokens, and the embedding {model.config.vocab_size} rows; "
-            "they belong to different models"
+            "they belong to different models, or the embedding was not resized"
         )
+    pad = model.config.pad_token_id
+    if pad is not None and not 0 <= pad < V:  # a row that was cut, or will be one of r_k's
+        model.config.pad_token_id = model.get_input_embeddings().padding_idx = None
     if str(device) == "cpu":
         tune_for_cpu(model)
     return Policy(model.to(device), encoding, V, K, files, in_bf16)
+
+
+def _keep_in_float32(model):
+    """The output layer, or logits would have ties, and vectors, such as those of layer norms."""
+    model.get_output_embeddings().float()
+    for parameter in model.parameters():
+        if parameter.dim() < 2:
+            parameter.data = parameter.data.float()
 
 
 def _looks_like_a_path(name):

@@ -65,10 +65,12 @@ def _ids(row, field, policy, place):
             f"tokens; sampled with another tokenizer? {remedy}"
         )
     text = policy.decode(policy.without_eos(ids), goes_on)
-    if (
-        field == "prompt"
-    ):  # explore.py cuts off a long prompt's beginning, perhaps inside a character
-        fits = row["prompt"].endswith(text.lstrip("\ufffd")) and bool(ids) == bool(row["prompt"])
+    if field == "prompt":
+        # explore.py cuts off a long prompt's beginning, perhaps inside a character
+        end = text.lstrip("\ufffd")
+        fits = row["prompt"].endswith(end) and bool(ids) == bool(row["prompt"])
+        if not fits:  # a tokenizer may compose accents, for example
+            fits = bool(ids) and policy.decode(policy.encode(row["prompt"])).endswith(end)
     else:
         fits = text == row["completion"]
     if not fits:

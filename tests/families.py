@@ -91,9 +91,19 @@ FAMILIES = {  # name: (tokenizer, class of the config, its settings, rows beyond
     ),
     "opt": (opt_tokenizer, "OPTConfig", {**SMALL, "ffn_dim": 48, "word_embed_proj_dim": 16}, 0),
     "gemma": (sentencepiece, "GemmaConfig", {**SMALL, **GATED, "head_dim": 8}, 0),
+    "gpt_neo": (
+        lambda: byte_level("<|endoftext|>", bos_token="<|endoftext|>"),
+        "GPTNeoConfig",
+        {**SMALL, "num_layers": 2, "num_heads": 4, "attention_types": [[["global"], 2]]},
+        0,
+    ),
     "gpt2": (lambda: byte_level("<|endoftext|>", bos_token="<|endoftext|>"), "GPT2Config", ODD, 0),
 }
+HYBRID = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
+HYBRID |= {"intermediate_size": 48, "num_key_value_heads": 2}
+HYBRID |= {"max_position_embeddings": CONTEXT, "layer_types": ["conv", "full_attention"]}
 REFUSED = {
+    "lfm2": (sentencepiece, "Lfm2Config", HYBRID, 0),
     "gemma2": (
         sentencepiece,
         "Gemma2Config",
