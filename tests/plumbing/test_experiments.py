@@ -8,6 +8,7 @@ import types
 
 import check  # experiments/check.py
 import hidden  # experiments/hidden.py
+import kept  # experiments/kept.py
 import pool as pool_study  # experiments/pool.py
 import pytest
 import seeds  # experiments/seeds.py
@@ -281,6 +282,46 @@ def test_a_part_of_a_study_overwrites_nothing(as_study, tmp_path):
     results = list((tmp_path / "experiments" / "results").iterdir())
     assert [file.name for file in results] == ["studies.jsonl"]
     assert page.read_text() == before
+
+
+def test_all_studies_are_listed_before_the_first_run(tmp_path):
+    """LIST=1, as all.sh calls each study first: two tasks, its seeds, its variants, and no run."""
+    left_out = shutil.ignore_patterns("figures", "results", "__pycache__")
+    shutil.copytree(EXPERIMENTS, tmp_path / "experiments", ignore=left_out)
+    variants = dict(zip(study.CLAIMS, (6, 5, 4, 4, 6, 4, 10, 2), strict=True))
+    for name, n in variants.items():
+        given = {"PYTHON": sys.executable, "LIST": "1", "SEEDS": "0 1 2"}
+        done = execute("bash", f"experiments/{name}.sh", cwd=tmp_path, **given)
+        assert done.returncode == 0 and not done.stdout, done.stderr
+        lines = kept.lines_of(tmp_path / "runs" / "studies" / f"{name}.tsv")
+        assert len(lines) == 2 * 3 * n and len({line[0] for line in lines}) == n
+        places = {(task, seed) for _, task, seed, *_ in lines}
+        of_p0 = kept.lines_of(tmp_path / "runs" / "studies" / f"{name}-p0.tsv")
+        assert places == {(task, seed) for _, task, seed, *_ in of_p0}
+
+
+def test_what_is_kept_counts_while_the_code_is_the_same(tmp_path, monkeypatch):
+    """Two runs of three: the last line of a run counts, and none after the code has changed.
+
+    A run takes 60 s; one that another study made took nothing, and does not count for the mean.
+    """
+    monkeypatch.setattr(kept, "LINES", tmp_path / "studies.jsonl")
+    listed = tmp_path / "beta.tsv"
+    listed.write_text("".join(f"v\ttoxicity\t{i}\truns/r{i}\town\tK=2\n" for i in range(3)))
+    (tmp_path / "beta-p0.tsv").write_text("".join(f"p0\ttoxicity\t{i}\tp{i}\n" for i in range(3)))
+    kept.keep("study", "r0", 60, {"quark": 1})
+    kept.keep("study", "r1", 120, {"quark": 2})
+    kept.keep("study", "r1", 0, {"quark": 3})
+    kept.keep("pool", "r2", 60, {"quark": 4})
+    assert kept.kept()["study", "r1"]["quark"] == 3
+    assert [line[3] for line in kept.missing("study", listed)] == ["p2", "runs/r2"]
+    assert [line[3] for line in kept.missing("pool", listed)][2:] == ["runs/r0", "runs/r1"]
+    assert kept.how_long([(listed, "study")], 2) == "2 of 3 runs, about 0 min left"
+    assert (
+        kept.how_long([(listed, "study"), (listed, "pool")], 1) == "0 of 3 runs, about 3 min left"
+    )
+    monkeypatch.setattr(kept, "code", lambda: "other")
+    assert kept.kept() == {} and len(kept.missing("study", listed)) == 6
 
 
 def test_the_rewards_of_0_or_1():
