@@ -35,9 +35,9 @@ def own_tokenizer(name, K):
     if files["tokenizer.json"]:
         try:
             tokenizer = PreTrainedTokenizerFast.from_pretrained(name)
-        except Exception as error:  # noqa: BLE001, the tokenizers library raises no other
+        except Exception as error:  # the tokenizers library raises nothing more special
             reason = str(error).split("\n")[0]
-            raise BadInput(f"{name}: cannot read tokenizer.json: {reason}; save it anew") from None
+            raise BadInput(f"{name}: cannot read tokenizer.json: {reason}; save it anew") from error
         return OwnTokenizer(tokenizer, name, K)
     if files["vocab.json"] and files["merges.txt"]:
         return OwnTokenizer(AutoTokenizer.from_pretrained(name, trust_remote_code=False), name, K)

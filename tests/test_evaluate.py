@@ -166,7 +166,7 @@ def test_perplexity_of_long_prompts(p0):
     for t, token in enumerate(y):
         nats -= log_p[CONTEXT - len(y) + t, token].item()
     assert completion_nll(p0, [row])[0] == pytest.approx([nats, len(y)], rel=1e-4)
-    message = f"longer than the context of the perplexity model, {CONTEXT}"
+    message = f"does not fit the context of the perplexity model, {CONTEXT}"
     with pytest.raises(BadInput, match=message):
         completion_nll(p0, [{"prompt": "", "completion": "b" * 80}])
 
