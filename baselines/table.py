@@ -182,7 +182,9 @@ def with_thirds(*settings):
 RATES = grid(lr=["3e-4", "1e-4", "1e-3", "2e-4", "5e-4", "7e-4", "5e-5", "2e-3", "3e-5"])
 ALPHAS, SCALES = grid(alpha=spread(0.1, 12)), grid(scale=spread(0.1, 5))
 ETAS, SEARCHES = grid(eta=spread(0.002, 0.3)), grid(alpha=spread(0.1, 0.9))
-KNOBS = {  # what is tried; a method that is not here has nothing to choose
+# What is tried; a method that is not here has nothing to choose. Where a task has few tries, its first
+# ones must span the knobs.
+KNOBS = {
     "dapt": with_thirds(*RATES),
     "ctrl": with_thirds(*RATES),
     "dexperts": ALPHAS,
@@ -192,23 +194,23 @@ KNOBS = {  # what is tried; a method that is not here has nothing to choose
     "pplm": ETAS,
     "ppo": with_thirds(
         {"lr": "2e-4", "beta": 0.05},
-        {"lr": "1e-4", "beta": 0.05},
+        {"lr": "1e-4", "beta": 0.02},
         {"lr": "3e-4", "beta": 0.05},
         {"lr": "2e-4", "beta": 0.1},
         {"lr": "2e-4", "beta": 0.2},
         {"lr": "1e-4", "beta": 0.1},
         {"lr": "3e-4", "beta": 0.1},
-        {"lr": "1e-4", "beta": 0.02},
+        {"lr": "1e-4", "beta": 0.05},
         {"lr": "3e-4", "beta": 0.2},
     ),
     "rloo": with_thirds(
         {"lr": "3e-4", "beta": 0.05},
-        {"lr": "3e-4", "beta": 0.1},
+        {"lr": "2e-4", "beta": 0.02},
         {"lr": "2e-4", "beta": 0.05},
         {"lr": "5e-4", "beta": 0.1},
         {"lr": "3e-4", "beta": 0.2},
         {"lr": "2e-4", "beta": 0.1},
-        {"lr": "2e-4", "beta": 0.02},
+        {"lr": "3e-4", "beta": 0.1},
         {"lr": "1e-4", "beta": 0.05},
         {"lr": "5e-4", "beta": 0.2},
     ),
