@@ -144,11 +144,27 @@ def test_a_rollout_is_the_samples_of_the_policy(p0):
     assert [y for _, y in pairs] == sample(p0, ids, **settings)
 
 
-def test_a_prompt_that_comes_twice_in_a_step_gets_other_samples(p0):
-    options = rollout_options(batch_size=4, samples_per_prompt=1)
+@pytest.mark.parametrize("k", [1, 2])
+def test_a_prompt_that_comes_twice_in_a_step_gets_other_samples(p0, k):
+    options = rollout_options(batch_size=4 * k, samples_per_prompt=k)
     prompts = [{"prompt": text} for text in PROMPTS]
     pairs, _ = common.rollout(p0, prompts, load_reward("hash"), options, step=0)
-    assert len({(tuple(x), tuple(y)) for x, y in pairs}) == 4
+    assert len({(tuple(x), tuple(y)) for x, y in pairs}) == 4 * k
+
+
+def test_a_gradient_is_clipped_before_the_step():
+    """The gradient is 5 long, the largest is 2, the rate 0.5: the step is 1 long. And the nucleus
+
+    of .5 of p = .5, .25, .25 is its first token alone.
+    """
+    weight = torch.nn.Parameter(torch.zeros(2))
+    optimiser = torch.optim.SGD([weight], lr=1.0)
+    args = SimpleNamespace(clip=2.0, lr=0.5, warmup=0)
+    norm = common.update(optimiser, (weight * torch.tensor([3.0, 4.0])).sum(), 0, 10, args)
+    assert norm == pytest.approx(5) and weight.grad is None
+    assert weight.tolist() == pytest.approx([-0.6, -0.8], rel=1e-4)
+    outside = common.outside_nucleus(torch.tensor([[0.5, 0.25, 0.25]]).log(), 0.5)
+    assert outside.tolist() == [[False, True, True]]
 
 
 def test_rows_that_do_not_fit_are_named(p0, tmp_path):
