@@ -3,7 +3,6 @@
 import hashlib
 import json
 import os
-import re
 import subprocess
 import sys
 import time
@@ -18,6 +17,7 @@ sys.path.insert(0, str(ROOT / "experiments"))
 
 import defaults  # experiments/defaults.py
 import held_out as judges  # experiments/held_out.py
+import kept  # experiments/kept.py
 import seeds  # experiments/seeds.py
 
 from plumbing.files import read_json, whole_file, write_json
@@ -40,8 +40,7 @@ MALLOC = {
 }
 
 # As settings/tiny.sh has it: multiply in bfloat16 where the CPU can; BF16= turns it off.
-CPU = Path("/proc/cpuinfo")
-HAS_BF16 = CPU.exists() and re.search("avx512_bf16|amx_bf16", CPU.read_text(encoding="utf-8"))
+HAS_BF16 = kept.machine().endswith(("AVX512-BF16", "AMX"))
 BF16 = os.environ.get("BF16", "--bf16" if HAS_BF16 else "").split()
 
 # ------------------------------------------------------------------------------- one run of a method

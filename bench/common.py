@@ -75,8 +75,8 @@ def make_policy(shape, n_quantiles=0, device="cpu", vocab_size=V):
     attention = "eager" if device == "cpu" else "sdpa"  # as in load_policy
     model = GPT2LMHeadModel._from_config(config, attn_implementation=attention)
     fuse_gelu(model)
-    encoding = SimpleNamespace(eot_token=eos)
-    return Policy(model.eval().to(device), encoding, vocab_size, n_quantiles, {})
+    tokenizer = SimpleNamespace(eos_id=eos, bos=())
+    return Policy(model.eval().to(device), tokenizer, vocab_size, n_quantiles)
 
 
 def random_parts(vocab_size, K, examples, prompt, new):

@@ -16,9 +16,9 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 LINES = ROOT / "experiments" / "results" / "studies.jsonl"
 CODE = ["explore.py", "quantize.py", "learn.py", "evaluate.py", "rewards.py", "settings/tiny.sh"]
-CODE += [f"plumbing/{name}.py" for name in ("policy", "classifier", "quantized", "fast_cpu")]
+CODE += [f"plumbing/{name}.py" for name in ("policy", "tokenizer", "classifier", "quantized")]
 CODE += ["tiny/lm/*", "tiny/sentiment/*", "tiny/toxicity/*", "tiny/prompts/*"]
-CODE += ["experiments/study.sh", "experiments/hidden.sh"]
+CODE += ["plumbing/fast_cpu.py", "experiments/study.sh", "experiments/hidden.sh"]
 
 
 @cache

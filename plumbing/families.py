@@ -7,24 +7,25 @@ import torch
 from plumbing.own_tokenizer import OwnTokenizer
 from plumbing.pool import BadInput
 from plumbing.processes import processes
-from plumbing.tokenizer import build_encoding, vocabulary_of
+from plumbing.tokenizer import Gpt2Tokenizer, vocabulary_of
 
 
 def tokenizer_of(name, model_type, K):
-    """(encoding, files of GPT-2's vocabulary or {}, number of ids that the folder's files name).
+    """The folder's tokenizer, and how many ids its files name, added tokens included.
 
-    tiktoken where the vocabulary and the splitting are GPT-2's, else the folder's own tokenizer.
+    By tiktoken where the vocabulary and the splitting are GPT-2's.
     """
     if model_type == "gpt2":
         files, n_named = vocabulary_of(name)
-        return build_encoding(files["vocab.json"], files["merges.txt"], K), files, n_named
+        return Gpt2Tokenizer(files, K), n_named
     own = own_tokenizer(name, K)
+    if not own.splits_as_gpt2():
+        return own, own.n_vocab
     try:
         files, n_named = vocabulary_of(name)
-        encoding = build_encoding(files["vocab.json"], files["merges.txt"], K)
-    except (OSError, BadInput):
-        return own, {}, own.n_vocab
-    return (encoding, files, n_named) if own.splits_as_gpt2() else (own, {}, own.n_vocab)
+        return Gpt2Tokenizer(files, K), n_named
+    except (OSError, BadInput):  # other ids than GPT-2's
+        return own, own.n_vocab
 
 
 def own_tokenizer(name, K):

@@ -17,7 +17,7 @@ BREAK = "\n"
 
 
 class OwnTokenizer:
-    """What policy.py needs of a tokenizer; tiktoken's Encoding is the other one."""
+    """What policy.py needs of a tokenizer, by the tokenizers library."""
 
     def __init__(self, tokenizer, name, K=0):
         self.tokenizer, self.name = tokenizer, name
@@ -32,8 +32,8 @@ class OwnTokenizer:
                 f"{name}: its tokenizer names {len(set(ids))} tokens with ids up to "
                 f"{self.n_vocab - 1}; reward tokens need ids without gaps"
             )
-        self.eot_token = tokenizer.eos_token_id
-        if self.eot_token is None:
+        self.eos_id = tokenizer.eos_token_id
+        if self.eos_id is None:
             raise BadInput(f"{name}: its tokenizer has no end-of-text token (eos_token)")
         self.bos = self._in_front()
         self.K = K
@@ -53,7 +53,7 @@ class OwnTokenizer:
     def _tokens(self, text):
         return self.fast.encode(text, add_special_tokens=False).ids
 
-    def encode_ordinary(self, text, goes_on=False):
+    def encode(self, text, goes_on=False):
         """Text -> ids. goes_on: the text goes on after another, as a completion does."""
         if goes_on and self.has_blank:
             ids = self._tokens(BREAK + text)[len(self._tokens(BREAK)) :]
@@ -99,3 +99,7 @@ class OwnTokenizer:
         state = json.loads(self.fast.to_str())
         vocab = {t: i for t, i in self.fast.get_vocab().items() if i < self.n_vocab - self.K}
         return vocab, state["model"].get("merges")
+
+    def save(self, folder, context):
+        self.tokenizer.model_max_length = context
+        self.tokenizer.save_pretrained(folder)

@@ -5,11 +5,9 @@ Ordinary tokens have the ids 0 ... V - 1, <|endoftext|> among them. The reward t
 follow as V ... V + K - 1. V and K stand in config.json as base_vocab_size and n_quantiles.
 """
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
-import tiktoken
 import torch
 from safetensors import SafetensorError
 from transformers import DynamicCache, GenerationConfig
@@ -19,7 +17,7 @@ from plumbing.fast_cpu import tune_for_cpu
 from plumbing.files import whole_folder
 from plumbing.own_tokenizer import OwnTokenizer
 from plumbing.pool import BadInput, shown
-from plumbing.tokenizer import EOS, build_encoding, merge_pairs, reward_token
+from plumbing.tokenizer import Gpt2Tokenizer
 
 # What opening a folder that is damaged, or no model, can raise.
 UNREADABLE = (OSError, RuntimeError, ValueError, LookupError, TypeError, AttributeError) + (
@@ -34,10 +32,9 @@ class Policy:
     """p(y | x) or p(y | x, r_k): the network, its vocabulary and its K reward tokens."""
 
     model: torch.nn.Module  # of transformers, such as GPT2LMHeadModel
-    encoding: tiktoken.Encoding | OwnTokenizer
+    tokenizer: Gpt2Tokenizer | OwnTokenizer
     vocab_size: int  # V, without the reward tokens
     n_quantiles: int  # K; 0 for a plain language model
-    files: dict  # name -> bytes of GPT-2's vocab.json and merges.txt, saved with the weights
     in_bf16: bool = False  # are all weights but the output layer's stored in bfloat16?
 
     @property
@@ -46,7 +43,7 @@ class Policy:
 
     @property
     def eos_id(self):
-        return self.encoding.eot_token
+        return self.tokenizer.eos_id
 
     @property
     def context(self):
@@ -55,8 +52,8 @@ class Policy:
 
     @property
     def bos(self):
-        """What every text begins with, such as Llama's <s>; GPT-2 has no such token: []."""
-        return getattr(self.encoding, "bos", [])
+        """The ids that every text begins with, such as Llama's <s>; GPT-2 has none."""
+        return list(self.tokenizer.bos)
 
     @property
     def head(self):
@@ -93,14 +90,10 @@ class Policy:
         goes_on: the text goes on after another, as a completion does. It makes a difference for
         tokenizers that put a blank in front of a text.
         """
-        if isinstance(self.encoding, OwnTokenizer):
-            return self.encoding.encode_ordinary(text, goes_on)
-        return self.encoding.encode_ordinary(text)
+        return self.tokenizer.encode(text, goes_on)
 
     def decode(self, ids, goes_on=False):
-        if isinstance(self.encoding, OwnTokenizer):
-            return self.encoding.decode(ids, goes_on)
-        return self.encoding.decode(list(ids))
+        return self.tokenizer.decode(ids, goes_on)
 
     def room_for_prompt(self, max_new_tokens, n_reward_tokens):
         """How many tokens of a prompt fit into the context, beside a reward token and y."""
@@ -140,13 +133,7 @@ class Policy:
 
     def has_tokens_of(self, other):
         """Do both read a text as the same ids?"""
-        return self._vocabulary() == other._vocabulary()
-
-    def _vocabulary(self):
-        """({token: id} without the reward tokens, merges)"""
-        if isinstance(self.encoding, OwnTokenizer):
-            return self.encoding.ordinary()
-        return json.loads(self.files["vocab.json"]), merge_pairs(self.files["merges.txt"])
+        return self.tokenizer.ordinary() == other.tokenizer.ordinary()
 
     def append_embeddings(self, rows):
         """Appends (K, d) rows to the embedding: the reward tokens r_1 ... r_K.
@@ -160,10 +147,7 @@ class Policy:
         self.head.weight.data[self.vocab_size :] = 0  # of an output layer of its own; never read
         embedding.data[self.vocab_size :] = rows.to(embedding)
         self.n_quantiles = K
-        if isinstance(self.encoding, OwnTokenizer):
-            self.encoding = self.encoding.with_reward_tokens(K)
-        else:
-            self.encoding = build_encoding(self.files["vocab.json"], self.files["merges.txt"], K)
+        self.tokenizer = self.tokenizer.with_reward_tokens(K)
 
     def save(self, path, write_more=None):
         """Writes a folder that AutoModelForCausalLM, AutoTokenizer and pipeline can open.
@@ -181,33 +165,12 @@ class Policy:
         )
         with whole_folder(path) as folder:
             try:
-                self._tokenizer().save_pretrained(folder)
+                self.tokenizer.save(folder, self.context)
                 self.model.save_pretrained(folder)
-                for name, content in self.files.items():  # transformers writes tokenizer.json only
-                    (folder / name).write_bytes(content)
                 if write_more:
                     write_more(folder)
             except SafetensorError as error:
                 raise OSError(str(error)) from error
-
-    def _tokenizer(self):
-        """The same tokenizer in transformers, with the reward tokens as special tokens."""
-        from transformers import AddedToken, GPT2Tokenizer
-
-        if isinstance(self.encoding, OwnTokenizer):
-            return self.encoding.tokenizer
-        tokenizer = GPT2Tokenizer(
-            vocab=json.loads(self.files["vocab.json"]),
-            merges=merge_pairs(self.files["merges.txt"]),
-            bos_token=EOS,
-            eos_token=EOS,
-            unk_token=EOS,
-            pad_token=EOS,
-        )
-        tokenizer.model_max_length = self.context
-        tokens = [AddedToken(reward_token(k), special=True) for k in range(1, self.n_quantiles + 1)]
-        tokenizer.add_special_tokens({"additional_special_tokens": tokens})
-        return tokenizer
 
 
 def load_policy(path_or_hub_name, device="cpu", in_bf16=False):
@@ -231,7 +194,7 @@ def load_policy(path_or_hub_name, device="cpu", in_bf16=False):
         K = getattr(config, "n_quantiles", 0)
         if type(K) is not int or K < 0:
             raise BadInput(f"{name}: n_quantiles in config.json is {shown(K)}, not a whole number")
-        encoding, files, n_named = tokenizer_of(name, config.model_type, K)
+        tokenizer, n_named = tokenizer_of(name, config.model_type, K)
         model, loading = AutoModelForCausalLM.from_pretrained(
             name,
             config=config,
@@ -257,11 +220,11 @@ def load_policy(path_or_hub_name, device="cpu", in_bf16=False):
     if config.model_type != "gpt2":
         check_network(model, CachedModel(model), name)
     if not hasattr(config, "base_vocab_size"):  # no checkpoint of this project
-        leave_out_unused_rows(model, name, encoding.n_vocab, max(n_named, encoding.n_vocab))
+        leave_out_unused_rows(model, name, tokenizer.n_vocab, max(n_named, tokenizer.n_vocab))
     V = getattr(config, "base_vocab_size", model.config.vocab_size)
-    if encoding.n_vocab != V + K or model.config.vocab_size != V + K:
+    if tokenizer.n_vocab != V + K or model.config.vocab_size != V + K:
         raise BadInput(
-            f"{name}: the tokenizer has {encoding.n_vocab - K} tokens, config.json {V}, with "
+            f"{name}: the tokenizer has {tokenizer.n_vocab - K} tokens, config.json {V}, with "
             f"{K} reward tokens, and the embedding {model.config.vocab_size} rows; "
             "they belong to different models, or the embedding was not resized"
         )
@@ -270,7 +233,7 @@ def load_policy(path_or_hub_name, device="cpu", in_bf16=False):
         model.config.pad_token_id = model.get_input_embeddings().padding_idx = None
     if str(device) == "cpu":
         tune_for_cpu(model)
-    return Policy(model.to(device), encoding, V, K, files, in_bf16)
+    return Policy(model.to(device), tokenizer, V, K, in_bf16)
 
 
 def _keep_in_float32(model):

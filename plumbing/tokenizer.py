@@ -15,6 +15,48 @@ def reward_token(k):
     return f"<|reward_{k}|>"
 
 
+class Gpt2Tokenizer:
+    """What policy.py needs of a tokenizer, by tiktoken; own_tokenizer.py has the other one.
+
+    files: the bytes of vocab.json and merges.txt, which are saved with the weights.
+    """
+
+    bos = ()  # nothing stands in front of every text
+
+    def __init__(self, files, K=0):
+        self.files, self.K = files, K
+        self.encoding = build_encoding(files["vocab.json"], files["merges.txt"], K)
+        self.n_vocab, self.eos_id = self.encoding.n_vocab, self.encoding.eot_token
+
+    def encode(self, text, goes_on=False):
+        """Text -> ids, in which whatever looks like a special token is ordinary characters."""
+        return self.encoding.encode_ordinary(text)
+
+    def decode(self, ids, goes_on=False):
+        return self.encoding.decode(list(ids))
+
+    def with_reward_tokens(self, K):
+        return Gpt2Tokenizer(self.files, K)
+
+    def ordinary(self):
+        """{token: id} without the reward tokens, and the merges: what two models compare."""
+        return json.loads(self.files["vocab.json"]), merge_pairs(self.files["merges.txt"])
+
+    def save(self, folder, context):
+        """Writes it as transformers opens it, with the reward tokens as special tokens."""
+        from transformers import AddedToken, GPT2Tokenizer
+
+        vocab, merges = self.ordinary()
+        names = dict.fromkeys(("bos_token", "eos_token", "unk_token", "pad_token"), EOS)
+        tokenizer = GPT2Tokenizer(vocab=vocab, merges=merges, **names)
+        tokenizer.model_max_length = context
+        tokens = [AddedToken(reward_token(k), special=True) for k in range(1, self.K + 1)]
+        tokenizer.add_special_tokens({"additional_special_tokens": tokens})
+        tokenizer.save_pretrained(folder)
+        for name, content in self.files.items():  # transformers writes tokenizer.json only
+            (folder / name).write_bytes(content)
+
+
 # How GPT-2 splits a text before the merges: contractions, letters, digits, punctuation, whitespace.
 PRETOKENS = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"
 

@@ -27,9 +27,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import quantize
-from plumbing.policy import build_encoding, load_policy
+from plumbing.policy import load_policy
 from plumbing.pool import BadInput, read_pool, read_prompts
 from plumbing.quantized import load_quantized
+from plumbing.tokenizer import build_encoding
 
 ROW = {"prompt": "The film", "completion": " was good", "reward": 0.5, "iteration": 0}
 ROW["quantile"] = 1

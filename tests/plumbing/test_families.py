@@ -213,12 +213,12 @@ def test_an_encoder_decoder_is_refused(tmp_path):
 
 def test_a_text_that_cannot_be_spelled_is_refused():
     own = OwnTokenizer(sentencepiece(bytes_too=False), "x")
-    assert own.decode(own.encode_ordinary("The film was")) == "The film was"
+    assert own.decode(own.encode("The film was")) == "The film was"
     with pytest.raises(BadInput, match='cannot spell "~"'):
-        own.encode_ordinary("~")
+        own.encode("~")
     lossy = Tokenizer(models.BPE({"a": 0, "</s>": 1}, []))  # no unknown token: b is left out
     with pytest.raises(BadInput, match='cannot spell "ab"'):
-        OwnTokenizer(wrapped(lossy, eos_token="</s>"), "x").encode_ordinary("ab")
+        OwnTokenizer(wrapped(lossy, eos_token="</s>"), "x").encode("ab")
 
 
 def test_tokenizer_json_is_used_as_it_stands(tmp_path):
