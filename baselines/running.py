@@ -285,6 +285,10 @@ def call(command, log, **environment):
         raise BadInput(f"{' '.join(command[:3])} failed; what it printed is in {log}")
 
 
+class QuarkFailed(BadInput):
+    """Quark's default run did not end, which no knob of a method can change."""
+
+
 def quark_folder(task, seed):
     """The folder of Quark's default run, which is made or finished first.
 
@@ -294,7 +298,10 @@ def quark_folder(task, seed):
     with lock_of(run):
         if run not in CHECKED:
             own = {"SEED": str(seed), "RUN": str(run), "PYTHON": sys.executable}
-            call(["bash", "run_all.sh", task], run.with_name(f"{run.name}.log"), **own)
+            try:
+                call(["bash", "run_all.sh", task], run.with_name(f"{run.name}.log"), **own)
+            except BadInput as error:
+                raise QuarkFailed(str(error)) from None
             CHECKED.add(run)
     return run
 

@@ -328,6 +328,8 @@ class Table:
         try:
             run = Run(self.task, 0, method, knobs, tuning=True)
             entry = {"knobs": knobs, "numbers": self.make(run)}
+        except running.QuarkFailed:
+            raise
         except BadInput as error:  # such as a rate at which the loss is no number
             entry = {"knobs": knobs, "failed": str(error)}
         entry["wall seconds"] = round(time.perf_counter() - start)

@@ -1139,6 +1139,25 @@ def test_a_row_comes_after_the_tries_that_it_is_chosen_from(tmp_path, monkeypatc
     assert set(own.rows) == {"p0", "quark", "rloo", "dexperts_global"}
 
 
+def test_a_try_may_fail_but_not_quarks_run(tmp_path, monkeypatch):
+    """A rate that is too large is a try without numbers. Without Quark's run there is no table."""
+    monkeypatch.setattr(table, "RESULTS", tmp_path)
+    monkeypatch.setattr(running, "RUNS", tmp_path)
+
+    def failing(command, log, **environment):
+        raise BadInput("the loss is nan")
+
+    monkeypatch.setattr(running, "call", failing)
+    monkeypatch.setattr(running, "CHECKED", set())
+    own = table.Table("toxicity")
+    own.make_all({"dapt": ([{"lr": "9", "third": 1}], [])}, 1)
+    (entry,) = own.tries["dapt"].values()
+    assert entry["failed"] == "the loss is nan"
+    with pytest.raises(running.QuarkFailed, match="the loss is nan"):
+        own.make_all({"quark": ([{"token": 1}], [])}, 1)
+    assert "quark" not in own.tries
+
+
 def test_a_failed_row_is_not_swallowed(tmp_path, monkeypatch):
     monkeypatch.setattr(table, "RESULTS", tmp_path)
     monkeypatch.setattr(running, "RUNS", tmp_path)
