@@ -6,37 +6,28 @@ By Bayes' rule this gives the class of every possible next token at once, and p0
     p_w(v) ~ p0(v | x_<t) P(c+ | x_<t, v)^omega
 
 The filter: sort the tokens by P(c+ | x_<t, v), lowest first. Delete a token if P < tau and the sum
-of p_w up to and including it is below 1 - rho. Training: lambda L_LM(true class) + (1 - lambda)
-CE(P(c | x)). The scale a starts at 1 and is learned; b is 0, but for --class-bias when writing.
+of p_w up to and including it is below 1 - rho. The scale a was learned with the guide; b is 0, but
+for --class-bias.
 
 Source   Krause et al. 2021 (arXiv 2009.06367), section 3 and Equation 6; omega 30, 1 - rho 0.8
-Reads    train: --pool, rows with quantile 1 (bad) and 2 (good); --model, p0
-         else: --guide, what train wrote; --model; --prompts
-Writes   --out: the guide's folder, or completions for evaluate.py --generations
+Reads    --guide, what baselines/gedi_guide.py wrote; --model, p0; --prompts
+Writes   --out: completions for evaluate.py --generations
 
-    python baselines/gedi.py --train --pool runs/baselines/bad_good.jsonl --model tiny/lm \
-        --out runs/baselines/guide
     python baselines/gedi.py --model tiny/lm --guide runs/baselines/guide --omega 30 \
         --prompts tiny/prompts/test.jsonl --out runs/baselines/gedi.jsonl
+    python evaluate.py --generations runs/baselines/gedi.jsonl --reference tiny/lm \
+        --reward sentiment --out runs/baselines/gedi-measured
 
-Where we differ: the original's guide learns from labelled corpora, ours from p0's own samples that
-the judge ranked first and last; its repetition penalty of 1.2 is off (it would be another method's
-gain). What the filter leaves is sampled in the nucleus of 0.9, as all other rows are. L_LM is a
-mean over tokens; theirs is a mean over texts of each text's mean. The rate of a is 100 times that
-of the other weights; otherwise 300 updates would hardly change it.
+Where we differ: the original's repetition penalty of 1.2 is off (it would be another method's
+gain). What the filter leaves is sampled in the nucleus of 0.9, as all other rows are.
 """
 
-import sys
-
 import common
-import numpy as np
 import torch
 
-from learn import add_reward_tokens, predicting_states
 from plumbing import options
 from plumbing.policy import CachedModel
 from plumbing.pool import BadInput
-from plumbing.quantized import load_quantized
 
 BAD, GOOD = 1, 2  # the control codes are the reward tokens r_1 and r_2
 
@@ -121,67 +112,10 @@ class GeDi(common.Together):
         return reweighted(z_0, of_class[..., 1], *self.settings)
 
 
-# ------------------------------------------------------------------------------ training the guide
-
-
-def guide_loss(guide, scale, batch, lam):
-    """lam L_LM, a mean over tokens, + (1 - lam) CE, a mean over texts, of [(k, x ids, y ids)].
-
-    k is the true class. Returns the loss and the share of texts whose likelier class is k.
-    """
-    texts = [[*guide.start_of(x), *y] for _, x, y in batch]
-    sums = []
-    for k in (BAD, GOOD):
-        pairs = [([guide.reward_token_id(k)], text) for text in texts]
-        hidden, targets = predicting_states(guide, pairs)
-        log_p = guide.head(hidden)[:, : guide.vocab_size].log_softmax(-1)
-        of_token = log_p.gather(1, targets[:, None]).squeeze(1)
-        sums.append(torch.stack([part.sum() for part in of_token.split([len(t) for t in texts])]))
-    sums = torch.stack(sums, -1)  # (B, 2)
-    lengths = torch.tensor([len(text) for text in texts], device=sums.device)
-    true = torch.tensor([k - 1 for k, _, _ in batch], device=sums.device)
-    lm = -sums.gather(1, true[:, None]).sum() / lengths.sum()
-    of_class = class_log_probs(sums, lengths, scale, torch.zeros(2, device=sums.device))
-    cross_entropy = -of_class.gather(1, true[:, None]).mean()
-    right = (of_class.argmax(1) == true).float().mean()
-    return lam * lm + (1 - lam) * cross_entropy, right
-
-
-def updates(guide, parts, args):
-    scale = torch.nn.ParameterList([torch.nn.Parameter(torch.ones((), device=guide.device))])
-    groups = [{"params": list(guide.model.parameters())}, {"params": list(scale), "times": 100}]
-    optimiser = torch.optim.Adam(groups, eps=1e-5)
-    for step in range(args.steps):
-        rng = np.random.default_rng([args.seed, step])
-        batch = [parts[i % 2][rng.integers(len(parts[i % 2]))] for i in range(args.batch_size)]
-        loss, right = guide_loss(guide, scale[0], batch, args.lam)
-        common.update(optimiser, loss, step, args.steps, args)
-        guide.model.config.gedi_scale = scale[0].item()  # kept in the folder's config.json
-        yield {"loss": loss.item(), "right": right.item(), "scale": scale[0].item()}
-
-
-def train_guide(argv):
-    parser = common.training_parser(__doc__, steps=300, lr=3e-4, batch_size=32)
-    add = parser.add_argument
-    add("--train", action="store_true", required=True, help="train the guide")
-    add("--pool", required=True, help="rows with quantile 1, bad, and 2, good")
-    add("--lam", type=float, default=0.8, help="lambda, the weight of the language model's loss")
-    args = parser.parse_args(argv)
-    guide, _ = common.load_for_training(args, [args.pool])
-    parts = load_quantized(args.pool, guide)
-    if len(parts) != 2:
-        raise BadInput(f"{args.pool} has {len(parts)} quantiles; GeDi needs 2: bad and good")
-    add_reward_tokens(guide, 2, args.seed)
-    common.train(guide, updates(guide, parts, args), args)
-
-
 def main(argv=None):
-    if "--train" in (sys.argv[1:] if argv is None else argv):
-        return train_guide(argv)
     parser = common.generations_parser(__doc__)
     add = parser.add_argument
-    add("--train", action="store_true", help="train a guide; its options: --train --help")
-    add("--guide", required=True, help="what --train wrote")
+    add("--guide", required=True, help="what gedi_guide.py wrote")
     add("--omega", type=float, default=30.0, help="exponent of the class's probability")
     share = options.number(float, least=0, most=1)
     add("--filter-mass", type=share, default=0.8, help="1 - rho: at most this mass is deleted")
@@ -191,7 +125,7 @@ def main(argv=None):
     options.check_lengths(parser, args)
     p0, guide = common.load_for_sampling(args, args.guide)
     if guide.n_quantiles != 2 or not hasattr(guide.model.config, "gedi_scale"):
-        raise BadInput(f"{args.guide} is no guide; make one with --train")
+        raise BadInput(f"{args.guide} is no guide; make one with gedi_guide.py")
     settings = (args.omega, args.filter_mass, args.tau, args.class_bias, args.min_new_tokens)
     common.write_generations(p0, args, GeDi(p0, guide, *settings), [args.guide])
 

@@ -12,14 +12,13 @@ holds it near p0. p is p0's next token, h_ahead looks one token ahead, along the
     x_t+1 ~ p~^0.9 p^0.1, in the nucleus of 0.9
 
 Source   Dathathri et al. 2020 (arXiv 1912.02164), section 3; eta 0.2, m 10, gamma 1
-Reads    train: --good and --bad, rows of p0; --model, p0
-         else: --classifier, what train wrote; --model; --prompts
-Writes   --out: the classifier, a JSON file, or completions for evaluate.py --generations
+Reads    --classifier, what baselines/pplm_classifier.py wrote; --model, p0; --prompts
+Writes   --out: completions for evaluate.py --generations
 
-    python baselines/pplm.py --train --good runs/baselines/good.jsonl \
-        --bad runs/baselines/bad.jsonl --model tiny/lm --out runs/baselines/classifier.json
     python baselines/pplm.py --model tiny/lm --classifier runs/baselines/classifier.json \
         --prompts tiny/prompts/test.jsonl --num-prompts 96 --out runs/baselines/pplm.jsonl
+    python evaluate.py --generations runs/baselines/pplm.jsonl --reference tiny/lm \
+        --reward sentiment --out runs/baselines/pplm-measured
 
 Where we differ: the norm is taken per layer and per row, since several rows are written at once.
 The original leaves the first token out of D's mean, and cuts p~^0.9 p^0.1 without normalising it
@@ -27,16 +26,12 @@ first; we do neither. Its code's step size is about five times that of the paper
 code's.
 """
 
-import json
-import sys
-
 import common
-import numpy as np
 import torch
 from transformers import DynamicCache
 
 from plumbing import options
-from plumbing.files import check_output, read_json, whole_file
+from plumbing.files import read_json
 from plumbing.policy import load_policy
 from plumbing.pool import BadInput
 
@@ -132,78 +127,10 @@ class Pplm:
         return -log_d + self.kl_scale * (p_moved * (log_moved - log_p)).sum(-1)
 
 
-# ---------------------------------------------------------------------------------- the classifier
-
-
-@torch.no_grad()
-def mean_states(policy, texts, batch_size=128):
-    """Lists of ids -> (N, d), the mean of each text's hidden states."""
-    means = []
-    for begin in range(0, len(texts), batch_size):
-        batch = texts[begin : begin + batch_size]
-        states = policy.hidden_states(batch)
-        lengths = torch.tensor([len(ids) for ids in batch], device=policy.device)
-        real = torch.arange(states.shape[1], device=policy.device) < lengths[:, None]
-        means.append((states * real[..., None]).sum(1) / lengths[:, None])
-    return torch.cat(means)
-
-
-def auc(scores, labels):
-    """The share of pairs, one of each label, whose scores are in the right order; ties count 1/2."""
-    good, bad = scores[labels == 1], scores[labels == 0]
-    return float(np.mean((good[:, None] > bad) + 0.5 * (good[:, None] == bad)))
-
-
-def fit(means, labels, seed, epochs=10, lr=1e-4, batch_size=64):
-    """A linear classifier by Adam, the original's settings: weight (d,), bias."""
-    torch.manual_seed(seed)
-    head = torch.nn.Linear(means.shape[1], 1)
-    optimiser = torch.optim.Adam(head.parameters(), lr=lr)
-    for _ in range(epochs):
-        for rows in torch.randperm(len(means)).split(batch_size):
-            odds = head(means[rows]).squeeze(1)
-            loss = torch.nn.functional.binary_cross_entropy_with_logits(odds, labels[rows])
-            optimiser.zero_grad()
-            loss.backward()
-            optimiser.step()
-    return head.weight[0].tolist(), head.bias.item()
-
-
-def train_classifier(argv):
-    parser = options.stage_parser(__doc__)
-    add = parser.add_argument
-    add("--train", action="store_true", required=True, help="train D")
-    add("--model", required=True, help="p0")
-    add("--good", required=True, help="rows with the attribute")
-    add("--bad", required=True, help="rows without it")
-    add("--epochs", type=options.COUNT, default=10, help="passes over the rows")
-    add("--lr", type=float, default=1e-4, help="learning rate of Adam")
-    add("--out", required=True, help="JSON file to write")
-    options.add_seed_and_device(parser, "random seed")
-    args = parser.parse_args(argv)
-    check_output(args.out, [args.good, args.bad, args.model])
-    policy = load_policy(args.model, options.pick_device(args.device))
-    parts = [common.read_samples(path, policy) for path in (args.bad, args.good)]
-    texts = [[*x, *y] for part in parts for _, x, y, _ in part]
-    means = mean_states(policy, texts).cpu()
-    labels = torch.tensor([float(i) for i, part in enumerate(parts) for _ in part])
-    each = max(2, min(10, *map(len, parts)))  # so some are of either class; these follow each other
-    held_out = torch.arange(len(texts)) % each == 0
-    weight, bias = fit(means[~held_out], labels[~held_out], args.seed, args.epochs, args.lr)
-    odds = (means[held_out] @ torch.tensor(weight) + bias).numpy()
-    found = {"weight": weight, "bias": bias, "auc": auc(odds, labels[held_out].numpy())}
-    with whole_file(args.out, args) as file:
-        json.dump(found, file)
-    print(f"AUC on every {each}th row, which was held out: {found['auc']:.3f}")
-
-
 def main(argv=None):
-    if "--train" in (sys.argv[1:] if argv is None else argv):
-        return train_classifier(argv)
     parser = common.generations_parser(__doc__)
     add = parser.add_argument
-    add("--train", action="store_true", help="train a classifier; its options: --train --help")
-    add("--classifier", required=True, help="what --train wrote")
+    add("--classifier", required=True, help="what pplm_classifier.py wrote")
     add("--m", type=options.COUNT, default=10, help="gradient steps a token")
     add("--eta", type=float, default=0.2, help="their size")
     add("--gamma", type=float, default=1.0, help="exponent of the gradient's norm")
@@ -212,10 +139,10 @@ def main(argv=None):
     args = parser.parse_args(argv)
     options.check_lengths(parser, args)
     policy = load_policy(args.model, options.pick_device(args.device))
-    found = read_json(args.classifier, "a classifier of --train")
+    found = read_json(args.classifier, "what pplm_classifier.py wrote")
     weight = torch.tensor(found.get("weight") or [], device=policy.device)
     if weight.shape != (policy.head.weight.shape[1],):
-        raise BadInput(f"{args.classifier} is no classifier of this model; make one with --train")
+        raise BadInput(f"{args.classifier} is no classifier of this model; run pplm_classifier.py")
     settings = (args.m, args.eta, args.gamma, args.kl_scale, args.gm_scale)
     network = Pplm(policy, weight, found["bias"], *settings)
     common.write_generations(policy, args, network, [args.classifier])

@@ -86,17 +86,17 @@ def weights(run):
 
 def gedi(run):
     pool, p0 = run.fifth("both"), run.settings["MODEL"]
-    options = ["--train", "--pool", pool, "--model", p0, "--seed", run.seed]
+    options = ["--pool", pool, "--model", p0, "--seed", run.seed]
     options += ["--steps", running.UPDATES]
-    guide = run.made_by(run.root / "models" / "guide", "baselines/gedi.py", *options)
+    guide = run.made_by(run.root / "models" / "guide", "baselines/gedi_guide.py", *options)
     knobs = [word for key, value in run.knobs.items() for word in (f"--{key}", value)]
     run.write("gedi.py", "--guide", guide, *knobs)
 
 
 def pplm(run):
     parts = ["--good", run.fifth("good"), "--bad", run.fifth("bad")]
-    options = ["--train", *parts, "--model", run.settings["MODEL"], "--seed", run.seed]
-    classifier = run.made_by(run.root / "classifier.json", "baselines/pplm.py", *options)
+    options = [*parts, "--model", run.settings["MODEL"], "--seed", run.seed]
+    classifier = run.made_by(run.root / "classifier.json", "baselines/pplm_classifier.py", *options)
     run.more["classifier's AUC"] = load(classifier)["auc"]
     run.write("pplm.py", "--classifier", classifier, "--eta", run.knobs["eta"])
 
@@ -144,20 +144,20 @@ def quark_unlikelihood(run):
 
 
 def simctg(run):
-    own = ["--train", "--pool", run.pool(False), *run.shortest()]
+    own = ["--pool", run.pool(False), *run.shortest()]
     run.sample(run.train("simctg.py", *own, steps=2 * running.UPDATES))
 
 
 def simctg_contrastive(run):
     """The search, on the model of the original's rho."""
-    own = ["--train", "--pool", run.pool(False), *run.shortest()]
+    own = ["--pool", run.pool(False), *run.shortest()]
     of = {"method": "simctg", "knobs": {"lr": "3e-4", "rho": 0.5}}
     model = run.train("simctg.py", *own, steps=2 * running.UPDATES, **of)
-    run.write("simctg.py", "--model", model, "--alpha", run.knobs["alpha"])
+    run.write("contrastive.py", "--model", model, "--alpha", run.knobs["alpha"])
 
 
 def contrastive(run):
-    run.write("simctg.py", "--alpha", run.knobs["alpha"])
+    run.write("contrastive.py", "--alpha", run.knobs["alpha"])
 
 
 def grid(**values):
