@@ -123,6 +123,8 @@ def training_parser(docstring, steps, lr, batch_size, on_policy=False):
     add("--clip", type=positive, default=1.0, help="largest gradient norm")
     text = "completions that are sampled at a time" if on_policy else "completions per update"
     add("--batch-size", type=options.COUNT, default=batch_size, help=text)
+    text = "multiply in bfloat16, as learn.py does: the loss stays in float32"
+    add("--bf16", action="store_true", help=text)
     text = "save the model after this many steps, too, as OUT-N"
     add("--save-at", type=options.COUNT, nargs="+", default=[], metavar="N", help=text)
     options.add_seed_and_device(parser, "random seed")
@@ -136,10 +138,20 @@ def check_folder(args, reads=()):
 
 
 def load_for_training(args, reads=()):
-    """Two copies of --model, (policy, p0), after the check that --out can be written."""
+    """--model, whose weights will change, after the check that --out can be written."""
     check_folder(args, reads)
-    device = options.pick_device(args.device)
-    return load_policy(args.model, device), load_policy(args.model, device)
+    policy = load_policy(args.model, options.pick_device(args.device))
+    policy.in_bf16 = args.bf16
+    return policy
+
+
+def load_p0(args):
+    """--model once more; it is only read, and repacked for that as learn.py does it."""
+    p0 = load_policy(args.model, options.pick_device(args.device))
+    p0.in_bf16 = args.bf16
+    if p0.device.type == "cpu":
+        prepack(p0.model, args.bf16)
+    return p0
 
 
 def adam(policy, *more):

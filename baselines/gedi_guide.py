@@ -75,7 +75,7 @@ def main(argv=None):
     add("--pool", required=True, help="rows with quantile 1, bad, and 2, good")
     add("--lam", type=float, default=0.8, help="lambda, the weight of the language model's loss")
     args = parser.parse_args(argv)
-    guide, _ = common.load_for_training(args, [args.pool])
+    guide = common.load_for_training(args, [args.pool])
     parts = load_quantized(args.pool, guide)
     if len(parts) != 2:
         raise BadInput(f"{args.pool} has {len(parts)} quantiles; GeDi needs 2: bad and good")

@@ -29,7 +29,6 @@ import torch
 
 from learn import predicting_states
 from plumbing import options
-from plumbing.policy import load_policy
 from plumbing.pool import read_prompts
 from rewards import load_reward
 
@@ -158,8 +157,8 @@ def main(argv=None):
     args = parser.parse_args(argv)
     reward = load_reward(args.reward, args.reward_model, device=options.pick_device(args.device))
     prompts = read_prompts(args.prompts, args.num_prompts, args.seed)
-    policy, p0 = common.load_for_training(args, [args.prompts])
-    value = Value(load_policy(args.model, policy.device))
+    policy, p0 = common.load_for_training(args, [args.prompts]), common.load_p0(args)
+    value = Value(common.load_for_training(args))
     common.train(policy, updates(policy, p0, value, prompts, reward, args), args)
 
 

@@ -109,7 +109,7 @@ def main(argv=None):
     add("--beta", type=positive, default=0.1, help="strength of the pull to p0")
     add("--min-new-tokens", type=options.NATURAL, default=3, help="as the pool was sampled")
     args = parser.parse_args(argv)
-    policy, p0 = common.load_for_training(args, [args.pool])
+    policy, p0 = common.load_for_training(args, [args.pool]), common.load_p0(args)
     examples = examples_of(common.read_samples(args.pool, policy))
     common.train(policy, updates(policy, p0, examples, args), args)
 

@@ -90,7 +90,7 @@ def main(argv=None):
         parser.error("--samples-per-prompt must be at least 2: a sample is compared with others")
     reward = load_reward(args.reward, args.reward_model, device=options.pick_device(args.device))
     prompts = read_prompts(args.prompts, args.num_prompts, args.seed)
-    policy, p0 = common.load_for_training(args, [args.prompts])
+    policy, p0 = common.load_for_training(args, [args.prompts]), common.load_p0(args)
     common.train(policy, updates(policy, p0, prompts, reward, args), args)
 
 

@@ -180,7 +180,7 @@ class Run:
         stops = [max(1, steps * n // 3) for n in (1, 2, 3)]
         own = ["--model", self.settings["MODEL"], "--seed", self.seed, *options]
         own += [word for key, value in knobs.items() for word in (f"--{key}", value)]
-        own += ["--steps", steps, "--save-at", *stops[:2]]
+        own += ["--steps", steps, "--save-at", *stops[:2], *BF16]
         out = self.made_by(self.root / "models" / name, f"baselines/{script}", *own)
         self.seconds[out] *= third / 3
         model = out if third == 3 else out.with_name(f"{name}-{stops[third - 1]}")

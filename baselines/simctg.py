@@ -75,7 +75,7 @@ def main(argv=None):
     text = "as the pool was sampled: before, <|endoftext|> is impossible"
     add("--min-new-tokens", type=options.NATURAL, default=3, help=text)
     args = parser.parse_args(argv)
-    policy, _ = common.load_for_training(args, [args.pool])
+    policy = common.load_for_training(args, [args.pool])
     samples = common.read_samples(args.pool, policy)
     found = mean_cosine(policy, [[*x, *y] for _, x, y, _ in samples[:200]])
     print(f"mean cosine of the states of a text: {found:.3f}; those above {1 - args.rho:.3f} cost")

@@ -87,7 +87,7 @@ def weights(run):
 def gedi(run):
     pool, p0 = run.fifth("both"), run.settings["MODEL"]
     options = ["--pool", pool, "--model", p0, "--seed", run.seed]
-    options += ["--steps", running.UPDATES]
+    options += ["--steps", running.UPDATES, *running.BF16]
     guide = run.made_by(run.root / "models" / "guide", "baselines/gedi_guide.py", *options)
     knobs = [word for key, value in run.knobs.items() for word in (f"--{key}", value)]
     run.write("gedi.py", "--guide", guide, *knobs)

@@ -130,7 +130,7 @@ def main(argv=None):
     text = "as the pool was sampled: before, <|endoftext|> is impossible"
     add("--min-new-tokens", type=options.NATURAL, default=3, help=text)
     args = parser.parse_args(argv)
-    policy, _ = common.load_for_training(args, [args.pool])
+    policy = common.load_for_training(args, [args.pool])
     if args.reward_token and not policy.n_quantiles:
         parser.error(f"--reward-token: {args.model} has no reward tokens")
     common.train(policy, updates(policy, common.read_samples(args.pool, policy), args), args)

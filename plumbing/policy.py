@@ -35,7 +35,7 @@ class Policy:
     tokenizer: Gpt2Tokenizer | OwnTokenizer
     vocab_size: int  # V, without the reward tokens
     n_quantiles: int  # K; 0 for a plain language model
-    in_bf16: bool = False  # are all weights but the output layer's stored in bfloat16?
+    in_bf16: bool = False  # multiply in bfloat16, as where the weights are stored so
 
     @property
     def device(self):

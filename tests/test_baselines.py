@@ -989,6 +989,16 @@ def test_a_trained_method_leaves_a_model(files, tmp_path, name):
         module.main(["--model", str(files["model"]), *words, "--out", str(files["model"])])
 
 
+def test_bf16_is_for_products_not_for_weights(p0, files, tmp_path):
+    args = SimpleNamespace(model=files["model"], out=tmp_path / "out", device="cpu", bf16=True)
+    policy, reference = common.load_for_training(args), common.load_p0(args)
+    assert all(weight.dtype == torch.float32 for weight in policy.model.parameters())
+    pairs = [(p0.encode(prompt), [5, 6, 7]) for prompt in PROMPTS]
+    exact, found, of_p0 = (common.token_log_probs(p, pairs)[0] for p in (p0, policy, reference))
+    assert 0 < (found - exact).abs().max() < 0.1
+    torch.testing.assert_close(of_p0, found, atol=0.1, rtol=0)
+
+
 def test_the_other_commands_leave_completions(files, tmp_path):
     """Best-of-n, GeDi with its guide, PPLM with its classifier, contrastive search."""
     model = ["--model", str(files["model"])]
