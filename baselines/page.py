@@ -94,14 +94,27 @@ def table(task, rows):
     return "\n".join(lines) + "\n"
 
 
+def difference(task, rows, method, other):
+    """The mean over the seeds of a row's gain minus another's, and half its 95 % interval."""
+    metric, _ = GAIN[task]
+    seeds = sorted(rows[method].keys() & rows[other].keys())
+    return interval([rows[method][s][metric] - rows[other][s][metric] for s in seeds])
+
+
 def against_quark(task, rows, method):
     """ "above", "below" or "not told apart", and the difference of the gain with its interval."""
-    metric, _ = GAIN[task]
-    quark = rows["quark_fewer" if method in FEWER else "quark"]
-    seeds = sorted(rows[method].keys() & quark.keys())
-    differences = [rows[method][s][metric] - quark[s][metric] for s in seeds]
-    mean, half = interval(differences)
+    mean, half = difference(task, rows, method, "quark_fewer" if method in FEWER else "quark")
     return {1: "above", 0: "not told apart from", -1: "below"}[side_of_zero(mean, half)], mean, half
+
+
+def moved(task, rows, method, n_tries):
+    """How far a row is from p0's, and whether that is three times the half of its interval."""
+    mean, half = difference(task, rows, method, reference_of(method))
+    said = f"{mean:+.3f} ± {half:.3f} from p0"
+    if mean < 3 * half:
+        said += ", which is less than three times the interval's half"
+        said += f", the best of {n_tries} tries" if n_tries else ", with nothing to choose"
+    return said
 
 
 def keeps_price(task, rows, method):
@@ -112,15 +125,17 @@ def keeps_price(task, rows, method):
     return defaults.keeps_price(task, defaults.summary(task, runs))
 
 
-def sentences(task, rows):
-    """A line for each comparator."""
+def sentences(task, rows, n_tries):
+    """A line for each comparator. n_tries: {method: how many settings it was chosen from}."""
     lines = []
     for method in rows:
         if method in ("p0", "quark", "p0_fewer", "quark_fewer"):
             continue
         word, mean, half = against_quark(task, rows, method)
         paid = "keeps" if keeps_price(task, rows, method) else "does not keep"
-        lines.append(f"- {method}: {word} Quark ({mean:+.3f} ± {half:.3f}); {paid} the price.")
+        by = moved(task, rows, method, n_tries.get(method, 0))
+        line = f"- {method}: {word} Quark ({mean:+.3f} ± {half:.3f}); {by}; {paid} the price."
+        lines.append(line)
     return "\n".join(lines) + "\n"
 
 
@@ -133,7 +148,7 @@ def draw(task, tries, chosen, path):
     """Gain against perplexity on the tuning prompts: a curve for each method's dial.
 
     tries: {method: {label: {"knobs", "numbers"}}}. A star is the chosen setting. Where a method has
-    two knobs its settings are dots.
+    two knobs its settings are dots. The picture ends at four times p0's perplexity.
     """
     from matplotlib.figure import Figure
 
@@ -158,6 +173,11 @@ def draw(task, tries, chosen, path):
             ax.plot(*points[chosen[method]], **style | {"marker": "*"}, markersize=13)
     ax.axvline(1.15 if task == "repetition" else 1.3, color="#777777", linestyle="--", linewidth=1)
     ax.set(xscale="log", xlabel=f"{ppl} / p0's", ylabel=heading, title=task)
+    low, high = ax.get_xlim()
+    ticks = [x for x in (0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1, 1.2, 1.5, 2, 3, 4) if x >= low]
+    ax.set_xlim(low, min(high, 4))
+    ax.set_xticks(ticks, map(str, ticks))
+    ax.minorticks_off()
     ax.grid(color="#e5e5e5")
     figure.legend(fontsize=8, loc="outside right upper")
     path.parent.mkdir(exist_ok=True)
@@ -183,12 +203,11 @@ def text(table_of_task, order):
         for entry in of.values()
     ]
     hours = sum(entry["wall seconds"] for entry in made) / 3600
-    n_tries = sum(map(len, table_of_task.tries.values()))
+    tried = {method: len(of) for method, of in table_of_task.tries.items()}
+    n_tries = sum(tried.values())
     took = f"{n_tries} tries and {len(made) - n_tries} rows took {hours:.1f} hours of one core."
     picture = f"![{task}: gain against perplexity](figures/{task}.png)"
-    return (
-        f"{table(task, rows)}\n{sentences(task, rows)}\nChosen: {picked}.\n\n{took}\n\n{picture}\n"
-    )
+    return f"{table(task, rows)}\n{sentences(task, rows, tried)}\nChosen: {picked}.\n\n{took}\n\n{picture}\n"
 
 
 def publish(table_of_task, order):

@@ -1070,9 +1070,17 @@ def test_a_row_says_what_was_measured_and_how_it_stands_to_quark():
     line = next(line for line in text.splitlines() if line.startswith("| rloo"))
     assert "| 0.800 ± 0.248 |" in line and "| 2.00 ± 0.00 |" in line and line.endswith("| 60 | 1 |")
     assert "| dexperts |" in text and "| 9,216 | 0 | 60 | 3 |" in text
-    said = page.sentences("sentiment", rows).splitlines()
-    assert said[0].startswith("- rloo: not told apart from Quark (+0.200 ± 0.248); does not keep")
-    assert said[1].startswith("- dexperts: below Quark (-0.203 ± 0.014); keeps the price")
+    said = page.sentences("sentiment", rows, {"rloo": 27}).splitlines()
+    assert said[0] == (
+        "- rloo: not told apart from Quark (+0.200 ± 0.248); +0.300 ± 0.248 from p0, which is less "
+        "than three times the interval's half, the best of 27 tries; does not keep the price."
+    )
+    assert said[1].startswith(
+        "- dexperts: below Quark (-0.203 ± 0.014); -0.103 ± 0.014 from p0, wh"
+    )
+    assert said[1].endswith("half, with nothing to choose; keeps the price.")
+    rows["rloo"] = {str(s): numbers(0.6 + 0.01 * s) for s in range(3)}  # 0.110 is over 3 times .025
+    assert "+0.110 ± 0.025 from p0; keeps" in page.sentences("sentiment", rows, {})
 
 
 def test_pplm_is_compared_on_its_own_prompts():
