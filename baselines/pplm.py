@@ -138,7 +138,9 @@ def main(argv=None):
     add("--gm-scale", type=float, default=0.9, help="p~ ^ this times p ^ (1 - this)")
     args = parser.parse_args(argv)
     options.check_lengths(parser, args)
-    policy = load_policy(args.model, options.pick_device(args.device))
+    # The steps differentiate, so nothing is repacked; stored in bfloat16, weights are quick as well.
+    in_bf16 = args.bf16 or args.bf16_weights
+    policy = load_policy(args.model, options.pick_device(args.device), in_bf16)
     found = read_json(args.classifier, "what pplm_classifier.py wrote")
     weight = torch.tensor(found.get("weight") or [], device=policy.device)
     if weight.shape != (policy.head.weight.shape[1],):

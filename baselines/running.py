@@ -202,7 +202,7 @@ class Run:
         completions = self.out.with_name(f"{self.name}-completions.jsonl")
         own = ["--model", self.settings["MODEL"], "--prompts", self.prompts, *self.lengths()]
         own += ["--num-samples", self.samples(), "--seed", self.seed, *options]
-        own += BF16 if script != "pplm.py" else []  # that takes gradients of one step
+        own += ["--batch-size", 256, *BF16]
         self.python(f"baselines/{script}", *own, "--out", completions)
         self.evaluate("--generations", completions)
 

@@ -1009,7 +1009,7 @@ def test_the_other_commands_leave_completions(files, tmp_path):
     own = {
         best_of_n: "--reward hash --n 3",
         gedi: f"--guide {tmp_path / 'guide'} --omega 2",
-        pplm: f"--classifier {tmp_path / 'd.json'} --m 1",
+        pplm: f"--classifier {tmp_path / 'd.json'} --m 1 --bf16",
         contrastive: "--k 3",
     }
     for module, words in own.items():
