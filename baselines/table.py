@@ -226,6 +226,8 @@ KNOBS = {
         {"lr": "3e-5", "samples-per-prompt": 8},
     ),
     "qrpo": with_thirds(
+        {"lr": "1e-4", "beta": 0.03},
+        {"lr": "5e-5", "beta": 0.03},
         {"lr": "5e-4", "beta": 0.1},
         {"lr": "2e-4", "beta": 0.1},
         {"lr": "5e-4", "beta": 0.3},
@@ -233,8 +235,6 @@ KNOBS = {
         {"lr": "1e-3", "beta": 0.1},
         {"lr": "2e-4", "beta": 0.3},
         {"lr": "1e-4", "beta": 0.1},
-        {"lr": "1e-4", "beta": 0.03},
-        {"lr": "5e-4", "beta": 1.0},
     ),
     "unlikelihood": with_thirds(*RATES[:6], *grid(lr=["3e-4", "1e-4", "1e-3"], alpha=[5])),
     "unlikelihood_sequence": with_thirds(*RATES),
