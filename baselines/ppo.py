@@ -2,7 +2,7 @@ r"""PPO: policy gradients with a learned value of each prefix, and several clipp
 
 The reward of the whole text comes at its last token, the KL to p0 at every token:
 
-    R_t = -beta (log p_old - log p0)(y_t) + [t = T] r(x, y)          whitened, mean kept
+    R_t = -beta (log p_old - log p0)(y_t) + [t = T] r(x, y)
     delta_t = R_t + gamma V_{t+1} - V_t,   V_{T+1} = 0
     A_t = sum_l (gamma lambda)^l delta_{t+l},   G_t = A_t + V_t      A is whitened after G
     rho_t = p_theta(y_t) / p_old(y_t)
@@ -20,7 +20,10 @@ Writes   --out, a checkpoint folder, for evaluate.py --model
 
 Where we differ: Quark's authors never published their PPO. Their code still has the settings of an
 adaptive beta (target 3, horizon 2500): --target-kl 3. By default beta is constant. The value network
-is a second copy of p0 with a linear head that starts at zero; --clip holds both gradients together.
+is a second copy of p0 with a linear head; --clip holds both gradients together. V starts at the mean
+r of the first batch, and R_t is not whitened; Ziegler et al. start V at zero and whiten R_t, which
+--whiten-rewards does. V may move by eps a batch, so in our few batches it would long be wrong, and
+its error, the same for all tokens in a place, would carry p_theta away from p0 for nothing.
 """
 
 import common
@@ -83,14 +86,17 @@ def adapted(beta, kl, target, n, horizon):
 
 
 class Value(torch.nn.Module):
-    """V(x, y_<t): a copy of p0 with a linear head that starts at zero."""
+    """V(x, y_<t): a copy of p0 with a linear head, which is a constant at first."""
 
     def __init__(self, policy):
         super().__init__()
         self.policy, self.network = policy, policy.model
         self.head = torch.nn.Linear(policy.head.weight.shape[1], 1).to(policy.device)
         torch.nn.init.zeros_(self.head.weight)
-        torch.nn.init.zeros_(self.head.bias)
+        self.start_at(0.0)
+
+    def start_at(self, constant):
+        torch.nn.init.constant_(self.head.bias, constant)
 
     def forward(self, pairs):
         starts = [(self.policy.start_of(x), y) for x, y in pairs]
@@ -108,7 +114,9 @@ def at_sampling(policy, p0, value, pairs, r, beta, args):
     log_p0, _ = common.token_log_probs(p0, pairs, args.min_new_tokens)
     V_old = value(pairs)
     last = torch.tensor(np.cumsum(lengths) - 1, device=log_old.device)
-    R = whiten(token_rewards(log_old, log_p0, last, r, beta), shift_mean=False)
+    R = token_rewards(log_old, log_p0, last, r, beta)
+    if args.whiten_rewards:
+        R = whiten(R, shift_mean=False)
     A = advantages(R.cpu(), V_old.cpu(), lengths, args.gamma, args.lam).to(R.device)
     kl = common.sum_by_row(log_old - log_p0, rows, len(pairs)).mean().item()
     return log_old, V_old, whiten(A), A + V_old, kl
@@ -124,6 +132,8 @@ def updates(policy, p0, value, prompts, reward, args):
         pairs, r = common.rollout(policy, prompts, reward, args, step)
         lengths = [len(y) for _, y in pairs]
         ends = np.cumsum(lengths)
+        if step == 0:
+            value.start_at(r.mean().item())
         log_old, V_old, A, G, kl = at_sampling(policy, p0, value, pairs, r, beta, args)
         for epoch in range(args.epochs):
             order = np.random.default_rng([args.seed, step, epoch]).permutation(len(pairs))
@@ -142,7 +152,7 @@ def updates(policy, p0, value, prompts, reward, args):
 
 
 def main(argv=None):
-    parser = common.training_parser(__doc__, steps=72, lr=2e-4, batch_size=128, on_policy=True)
+    parser = common.training_parser(__doc__, steps=72, lr=1e-4, batch_size=128, on_policy=True)
     common.add_rollout_options(parser, samples_per_prompt=1)
     add = parser.add_argument
     add("--epochs", type=options.COUNT, default=2, help="passes over each batch of samples")
@@ -153,6 +163,8 @@ def main(argv=None):
     add("--gamma", type=float, default=1.0, help="discount")
     add("--lam", type=float, default=0.95, help="lambda of the advantages")
     add("--eps", type=float, default=0.2, help="clipping range of the ratio and of the value")
+    text = "divide R_t by its standard deviation, as Ziegler et al. do"
+    add("--whiten-rewards", action="store_true", help=text)
     add("--c-v", type=float, default=0.1, help="weight of the value's loss")
     args = parser.parse_args(argv)
     reward = load_reward(args.reward, args.reward_model, device=options.pick_device(args.device))
