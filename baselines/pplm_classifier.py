@@ -4,17 +4,18 @@ r"""PPLM's classifier D: logistic regression on the mean hidden state of a text.
 
 Every tenth row is held out, and the AUC of D on these rows is kept beside w and b.
 
-Source   Dathathri et al. 2020 (arXiv 1912.02164), section 3; Adam at 1e-4, batches of 64, 10 epochs
+Source   Dathathri et al. 2020 (arXiv 1912.02164), section 3; Adam, batches of 64
 Reads    --good and --bad, rows of p0 with and without the attribute a; --model, p0
 Writes   --out: the classifier, a JSON file, for baselines/pplm.py
 
     python baselines/pplm_classifier.py --good runs/baselines/good.jsonl \
         --bad runs/baselines/bad.jsonl --model tiny/lm --out runs/baselines/classifier.json
-    python baselines/pplm_classifier.py --good runs/baselines/good.jsonl --lr 1e-3 --epochs 30 \
+    python baselines/pplm_classifier.py --good runs/baselines/good.jsonl --lr 1e-4 --epochs 10 \
         --bad runs/baselines/bad.jsonl --model tiny/lm --out runs/baselines/classifier-2.json
 
 Where we differ: the original's classifier learns from labelled corpora, ours from p0's own samples
-that the judge ranked first and last.
+that the judge ranked first and last. The original's rate is 1e-4, for 10 epochs: then D has hardly
+learned. On sentiment's pool its AUC is 0.63 (the second command), and 0.76 with ours.
 """
 
 import json
@@ -47,8 +48,8 @@ def auc(scores, labels):
     return float(np.mean((good[:, None] > bad) + 0.5 * (good[:, None] == bad)))
 
 
-def fit(means, labels, seed, epochs=10, lr=1e-4, batch_size=64):
-    """A linear classifier by Adam, the original's settings: weight (d,), bias."""
+def fit(means, labels, seed, epochs, lr, batch_size=64):
+    """A linear classifier by Adam: weight (d,), bias."""
     torch.manual_seed(seed)
     head = torch.nn.Linear(means.shape[1], 1)
     optimiser = torch.optim.Adam(head.parameters(), lr=lr)
@@ -68,8 +69,8 @@ def main(argv=None):
     add("--model", required=True, help="p0")
     add("--good", required=True, help="rows with the attribute")
     add("--bad", required=True, help="rows without it")
-    add("--epochs", type=options.COUNT, default=10, help="passes over the rows")
-    add("--lr", type=float, default=1e-4, help="learning rate of Adam")
+    add("--epochs", type=options.COUNT, default=50, help="passes over the rows")
+    add("--lr", type=float, default=1e-2, help="learning rate of Adam")
     add("--out", required=True, help="JSON file to write")
     options.add_seed_and_device(parser, "random seed")
     args = parser.parse_args(argv)

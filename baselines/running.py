@@ -88,7 +88,8 @@ class Run:
     def made_by(self, path, script, *arguments):
         """`once` with a script of this project, which writes its --out."""
         command = [script, *arguments]
-        return self.once(path, command, lambda: self.python(*command, "--out", path))
+        code = hashlib.sha256((ROOT / script).read_bytes()).hexdigest()
+        return self.once(path, [*command, code], lambda: self.python(*command, "--out", path))
 
     # ------------------------------------------------------------------------ what methods stand on
 

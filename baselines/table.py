@@ -181,7 +181,7 @@ def with_thirds(*settings):
 
 RATES = grid(lr=["3e-4", "1e-4", "1e-3", "2e-4", "5e-4", "7e-4", "5e-5", "2e-3", "3e-5"])
 ALPHAS, SCALES = grid(alpha=spread(0.1, 12)), grid(scale=spread(0.1, 5))
-ETAS, SEARCHES = grid(eta=spread(0.002, 0.3)), grid(alpha=spread(0.1, 0.9))
+ETAS, SEARCHES = grid(eta=spread(0.01, 1)), grid(alpha=spread(0.1, 0.9))
 # What is tried; a method that is not here has nothing to choose. Where a task has few tries, the
 # first ones must span the knobs.
 KNOBS = {

@@ -501,6 +501,15 @@ def test_mean_states_and_auc(p0):
     assert pplm_classifier.auc(scores, labels) == 0.875  # (.5 > .1) + (.5 = .5) / 2 + 1 + 1, of 4
 
 
+def test_the_classifier_of_pplm_finds_the_direction():
+    generator = torch.Generator().manual_seed(0)
+    means, direction = torch.randn(400, 6, generator=generator), torch.arange(6.0) - 2.5
+    labels = (means @ direction + 1 > 0).float()
+    weight, bias = pplm_classifier.fit(means, labels, seed=0, epochs=50, lr=1e-2)
+    assert torch.nn.functional.cosine_similarity(torch.tensor(weight), direction, dim=0) > 0.98
+    assert 0.5 < bias / torch.tensor(weight).norm() * direction.norm() < 1.5
+
+
 # ---------------------------------------------------------------------------------------------- PPO
 
 
@@ -1260,3 +1269,19 @@ def test_what_stands_on_a_file_is_made_anew_with_it(tmp_path, monkeypatch):
         once("quantized", once("pool", size), 5)
     assert made == ["pool", "quantized"] * 2
     assert set(run.seconds) == {run.root / "pool", run.root / "quantized"}
+
+
+def test_what_a_script_made_is_made_anew_when_the_script_changes(tmp_path, monkeypatch):
+    monkeypatch.setattr(running, "settings_of", lambda task, seed: {"TEST_PROMPTS": "x"})
+    monkeypatch.setattr(running, "ROOT", tmp_path)
+    run, made = running.Run("sentiment", 0, "ppo", {}, root=tmp_path), []
+
+    def python(self, script, *arguments):
+        made.append(script)
+        arguments[-1].write_text("a model")
+
+    monkeypatch.setattr(running.Run, "python", python)
+    for code in ("a", "a", "b"):
+        (tmp_path / "ppo.py").write_text(code)
+        run.made_by(tmp_path / "out", "ppo.py", "--seed", 0)
+    assert made == ["ppo.py"] * 2
