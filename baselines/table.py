@@ -424,7 +424,10 @@ def main(argv=None):
             raise BadInput(f"{module} is missing; pip install -r baselines/requirements.txt")
     table = Table(args.task, args.again)
     start = time.perf_counter()
-    table.make_all(jobs_of(table, methods, [] if args.tries else args.seeds), args.jobs)
+    jobs = jobs_of(table, methods, [] if args.tries else args.seeds)
+    if not any(tries or numbers for tries, numbers in jobs.values()):
+        print("All of this was made before and is kept. AGAIN=1 makes the rows a second time.")
+    table.make_all(jobs, args.jobs)
     shown = {m: table.rows[m] for m in known if m in table.rows}
     if shown:
         print(page.table(args.task, shown))
