@@ -168,10 +168,12 @@ def draw(task, tries, chosen, path):
         style = {"color": f"C{number % 10}", "marker": "osD^v<>PXh"[number // 10 % 10]}
         line = {"linestyle": "-" if is_dial else "", "linewidth": 0.8, "markersize": 3}
         if points:
-            ax.plot(*zip(*(points[label] for label in order)), label=method, **style, **line)
+            name = "p0 on pplm's prompts" if method == "p0_fewer" else method
+            ax.plot(*zip(*(points[label] for label in order)), label=name, **style, **line)
         if method in chosen:
             ax.plot(*points[chosen[method]], **style | {"marker": "*"}, markersize=13)
-    ax.axvline(1.15 if task == "repetition" else 1.3, color="#777777", linestyle="--", linewidth=1)
+    dashes = {"color": "#777777", "linestyle": "--", "linewidth": 1}
+    ax.axvline(1.15 if task == "repetition" else 1.3, label="limit of perplexity", **dashes)
     ax.set(xscale="log", xlabel=f"{ppl} / p0's", ylabel=heading, title=task)
     low, high = ax.get_xlim()
     ticks = [x for x in (0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1, 1.2, 1.5, 2, 3, 4) if x >= low]
