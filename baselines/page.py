@@ -8,6 +8,7 @@ Above 0 the method is *above* Quark, below 0 *below*, otherwise they are *not to
 """
 
 import argparse
+import textwrap
 
 import common  # noqa: F401, it puts the project on the path
 from running import FEWER, N_FEWER, ROOT, defaults
@@ -135,7 +136,7 @@ def sentences(task, rows, n_tries):
         paid = "keeps" if keeps_price(task, rows, method) else "does not keep"
         by = moved(task, rows, method, n_tries.get(method, 0))
         line = f"- {method}: {word} Quark ({mean:+.3f} ± {half:.3f}); {by}; {paid} the price."
-        lines.append(line)
+        lines.append(textwrap.fill(line, 100, subsequent_indent="  "))
     return "\n".join(lines) + "\n"
 
 
@@ -198,6 +199,7 @@ def text(table_of_task, order):
     rows = {method: rows[method] for method in order if method in rows}
     chosen = table_of_task.chosen()
     picked = "; ".join(f"{method}: {label}" for method, label in chosen.items())
+    picked = textwrap.fill(f"Chosen: {picked}.", 100)
     made = [
         entry
         for part in (rows, table_of_task.tries)
@@ -209,7 +211,7 @@ def text(table_of_task, order):
     n_tries = sum(tried.values())
     took = f"{n_tries} tries and {len(made) - n_tries} rows took {hours:.1f} hours of one core."
     picture = f"![{task}: gain against perplexity](figures/{task}.png)"
-    return f"{table(task, rows)}\n{sentences(task, rows, tried)}\nChosen: {picked}.\n\n{took}\n\n{picture}\n"
+    return f"{table(task, rows)}\n{sentences(task, rows, tried)}\n{picked}\n\n{took}\n\n{picture}\n"
 
 
 def publish(table_of_task, order):
