@@ -5,7 +5,6 @@ that read the same tokens, log-probabilities of given completions, a loop of upd
 """
 
 import argparse
-import copy
 import sys
 from pathlib import Path
 
@@ -293,10 +292,3 @@ def read_samples(path, policy):
     if not samples:
         raise BadInput(f"{path}: no rows to learn from; run explore.py first")
     return samples
-
-
-def copy_of(cached):
-    """A CachedModel that reads on from the same place, on its own."""
-    branch = copy.copy(cached)
-    branch.cache = copy.deepcopy(cached.cache)
-    return branch

@@ -19,6 +19,8 @@ Where we differ: the original keeps what it read of the chosen candidate; here t
 once more, so that a token costs k + 1 forward passes.
 """
 
+import copy
+
 import common
 import torch
 
@@ -69,12 +71,19 @@ class ContrastiveSearch(CachedModel):
             logits[:, self.eos_id] = -torch.inf
         self.t += 1
         p, candidates = logits.softmax(-1).topk(self.k)  # (B, k)
-        branch = common.copy_of(self)
+        branch = copy_of(self)
         CachedModel.keep(branch, torch.arange(len(p), device=p.device).repeat_interleave(self.k))
         of_candidates = branch.next_states(candidates.reshape(-1, 1)).float()
         of_candidates = of_candidates.view(len(p), self.k, -1)
         scores = search_scores(p, of_candidates, self.context, self.empty, self.alpha)
         return torch.full_like(logits, -torch.inf).scatter(1, candidates, scores)
+
+
+def copy_of(cached):
+    """A CachedModel that reads on from the same place, on its own."""
+    branch = copy.copy(cached)
+    branch.cache = copy.deepcopy(cached.cache)
+    return branch
 
 
 def main(argv=None):

@@ -193,6 +193,15 @@ def place_on_dial(knobs):
     return [float(value) if value != "none" else float("inf") for value in values]
 
 
+def machines(rows):
+    """Which machine made which rows; seconds of different machines are not comparable."""
+    made = {}
+    for method, of in rows.items():
+        made.setdefault("; ".join(sorted({n["machine"] for n in of.values()})), []).append(method)
+    said = ". ".join(f"{machine}: {', '.join(methods)}" for machine, methods in made.items())
+    return textwrap.fill(f"Made on {said}.", 100)
+
+
 def text(table_of_task, order):
     """The task's part of baselines/README.md."""
     task, rows = table_of_task.task, table_of_task.rows
@@ -211,7 +220,8 @@ def text(table_of_task, order):
     n_tries = sum(tried.values())
     took = f"{n_tries} tries and {len(made) - n_tries} rows took {hours:.1f} hours of one core."
     picture = f"![{task}: gain against perplexity](figures/{task}.png)"
-    return f"{table(task, rows)}\n{sentences(task, rows, tried)}\n{picked}\n\n{took}\n\n{picture}\n"
+    parts = [table(task, rows), sentences(task, rows, tried), f"{picked}\n", f"{took}\n"]
+    return "\n".join([*parts, f"{machines(rows)}\n", f"{picture}\n"])
 
 
 def publish(table_of_task, order):

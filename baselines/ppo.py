@@ -23,7 +23,7 @@ adaptive beta (target 3, horizon 2500): --target-kl 3. By default beta is consta
 is a second copy of p0 with a linear head; --clip holds both gradients together. V starts at the mean
 r of the first batch, and R_t is not whitened; Ziegler et al. start V at zero and whiten R_t, which
 --whiten-rewards does. V may move by eps a batch, so in our few batches it would long be wrong, and
-its error, the same for all tokens in a place, would carry p_theta away from p0 for nothing.
+its error, the same for all tokens in a place, would carry p_theta away from p0 with no gain.
 """
 
 import common

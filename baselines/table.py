@@ -346,6 +346,7 @@ class Table:
         start = time.perf_counter()
         numbers = self.make(Run(self.task, seed, method, self.knobs_of(method), root=self.root))
         numbers["wall seconds"] = round(time.perf_counter() - start)
+        numbers["machine"] = running.kept.machine()
         with self.lock:
             self.rows.setdefault(method, {})[str(seed)] = numbers
             write_json(self.rows_file, self.rows)

@@ -1099,6 +1099,13 @@ def test_a_row_says_what_was_measured_and_how_it_stands_to_quark():
     assert "+0.110 ± 0.025 from p0; keeps" in page.sentences("sentiment", rows, {})
 
 
+def test_the_page_names_the_machine_of_each_row():
+    rows = {m: {"0": {"machine": name}} for m, name in (("p0", "A"), ("ppo", "B"), ("rloo", "A"))}
+    assert page.machines(rows) == "Made on A: p0, rloo. B: ppo."
+    rows["rloo"]["1"] = {"machine": "B"}
+    assert page.machines(rows) == "Made on A: p0. B: ppo. A; B: rloo."
+
+
 def test_pplm_is_compared_on_its_own_prompts():
     """With the 96 prompts' p0 and Quark, not with those of all prompts."""
     rows = {
