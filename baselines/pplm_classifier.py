@@ -15,7 +15,7 @@ Writes   --out: the classifier, a JSON file, for baselines/pplm.py
 
 Where we differ: the original's classifier learns from labelled corpora, ours from p0's own samples
 that the judge ranked first and last. The original's rate is 1e-4, for 10 epochs: then D has hardly
-learned. On sentiment's pool its AUC is 0.630 (the second command), and 0.755 with ours.
+learned. On sentiment's pool its AUC is 0.63 (the second command), and 0.75 with ours.
 """
 
 import json
