@@ -178,8 +178,8 @@ checksum() (                                  # checksum FILE_OR_MODEL_FOLDER: o
     [ -d "$1" ] || exec cksum <"$1"
     set +f
     cd "$1"
-    { cksum config.json *.safetensors tokenizer.json vocab.* merges.txt 2>/dev/null || true; } |
-        cksum
+    { cksum config.json *.safetensors tokenizer*.json special_tokens_map.json added_tokens.json \
+        vocab.* merges.txt 2>/dev/null || true; } | cksum
 )
 
 # Samples that a killed explore.py left do not count: their files belong to their settings.

@@ -166,7 +166,8 @@ def test_another_content_wants_another_folder(house, tmp_path):
 
     common = {"train.jsonl": "train.jsonl", "test.jsonl": "test.jsonl"}
     common |= {"p0/model.safetensors": "p0", "p0/vocab.json": "p0", "p0/merges.txt": "p0"}
-    common |= {"larger/config.json": "larger", **{name: name for name in STAGES}}
+    common |= {"larger/config.json": "larger", "larger/tokenizer_config.json": "larger"}
+    common |= {name: name for name in STAGES}
     judge = {"judge/tokenizer.json": "judge"}
     for task, settings, edits in (
         ("toxicity", {"REWARD_MODEL": "judge"}, {**common, **judge}),
