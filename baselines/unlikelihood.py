@@ -48,11 +48,11 @@ def previous_tokens(pairs):
 
 def unlikelihood(log_p, candidates):
     """(M, V) log-probabilities, M sets of ids -> (M,) - sum_c log(1 - p(c))."""
-    mask = torch.zeros_like(log_p, dtype=torch.bool)
-    for row, ids in enumerate(candidates):
-        mask[row, list(ids)] = True
-    one_minus_p = (1 - log_p.exp()).clamp(min=SMALLEST["token"])
-    return -torch.where(mask, one_minus_p.log(), 0.0).sum(-1)
+    sizes = torch.tensor([len(ids) for ids in candidates], device=log_p.device)
+    rows = torch.arange(len(candidates), device=log_p.device).repeat_interleave(sizes)
+    c = torch.tensor([c for ids in candidates for c in ids], dtype=torch.long, device=log_p.device)
+    one_minus_p = (1 - log_p[rows, c].exp()).clamp(min=SMALLEST["token"])
+    return -common.sum_by_row(one_minus_p.log(), rows, len(candidates))
 
 
 def token_loss(logits, targets, candidates, alpha):
