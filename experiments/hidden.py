@@ -2,12 +2,13 @@
 
     python experiments/hidden.py runs/studies/hidden.tsv
     python experiments/hidden.py --unseen RUN/pool/00.jsonl   # training prompts not in the pool
+    python experiments/hidden.py --nearest 0-none.json try-*.json    # which has the nearest reward
 
 experiments/hidden.sh fills the folders. The rows of the table are p0, Quark's model under r_K, r_1
-and no token, and the clean model. NAME+n is a model after n updates on 64 bad samples of p0, read
-without a token; "NAME+n, r_K" is the same read with r_K. The columns are the mean reward on the
-test prompts, and the log-probability that the model gives those 64 completions, minus that of p0,
-in nats per token.
+and no token, and the two clean models. NAME+n is a model after n updates on 64 bad samples of p0,
+read without a token; "NAME+n, r_K" is the same read with r_K. The columns are the mean reward on
+the test prompts, and the log-probability that the model gives those 64 completions, minus that of
+p0, in nats per token.
 """
 
 import re
@@ -115,18 +116,27 @@ def draw(results, path):
 def measure(run, p0):
     """{"rows": {name of the row: {"reward", "worst"}}} of a run's folder hidden/."""
     folder = run / "hidden"
-    name = "p0" if run.name.startswith("p0") else run_name(folder)
+    models = {(folder / "name").read_text(encoding="utf-8").strip(): folder}
+    if (folder / "near").exists():
+        models["clean_near"] = folder / "near"
     rows = {}
-    for label, table, model, k in states(name, folder):
-        (reward,) = study.load(folder / f"{table}.json")["rewards"].values()
-        nats = worst_nats(folder / model, folder / "worst.jsonl", p0, k)
-        rows[label] = {"reward": reward["mean"]["value"], "worst": nats}
+    for name, folder in models.items():
+        for label, table, model, k in states(name, folder):
+            nats = worst_nats(folder / model, folder / "worst.jsonl", p0, k)
+            rows[label] = {"reward": reward_in(folder / f"{table}.json"), "worst": nats}
     return {"rows": rows}
 
 
-def run_name(folder):
-    """Quark's model has reward tokens, the clean one has none."""
-    return "quark" if load_policy(folder / "start").n_quantiles else "clean"
+def reward_in(table):
+    """The mean reward in a file of evaluate.py."""
+    (reward,) = study.load(Path(table))["rewards"].values()
+    return reward["mean"]["value"]
+
+
+def nearest(table, others):
+    """Which of the other files of evaluate.py has the mean reward that is nearest to the first's."""
+    wanted = reward_in(table)
+    return min(others, key=lambda other: abs(reward_in(other) - wanted))
 
 
 def report(name, runs):
@@ -150,8 +160,10 @@ def main(argv=None):
     if argv[:1] == ["--unseen"]:
         for row in unseen(argv[1]):
             print(dump_row({"prompt": row["prompt"]}))
-        return
-    kept.main(__doc__, measure, report, argv)
+    elif argv[:1] == ["--nearest"]:
+        print(nearest(argv[1], argv[2:]))
+    else:
+        kept.main(__doc__, measure, report, argv)
 
 
 if __name__ == "__main__":

@@ -471,6 +471,36 @@ def test_the_states_of_a_model(quark, quark_folder, p0_folder, tmp_path):
     }
 
 
+def test_the_clean_model_that_is_near(tmp_path):
+    """Of rewards .2, .45 and .7, .45 is nearest to .5."""
+    for name, mean in (("quark", 0.5), ("a", 0.2), ("b", 0.45), ("c", 0.7)):
+        table = {"rewards": {"sentiment": {"mean": {"value": mean}}}}
+        (tmp_path / f"{name}.json").write_text(json.dumps(table))
+    quark, *tries = (tmp_path / f"{name}.json" for name in ("quark", "a", "b", "c"))
+    assert hidden.nearest(quark, tries) == tries[1]
+
+
+def test_the_rows_of_a_run(p0, p0_folder, quark, quark_folder, tmp_path):
+    """Quark's run holds its own states and, in near/, those of the clean model that is near."""
+    folder = tmp_path / "hidden"
+    worst = [{"prompt": "a", "completion": " b", "reward": 0, "quantile": 1}]
+    tables = {folder: [f"0-r{quark.n_quantiles}", "0-r1", "0-none"], folder / "near": ["0-none"]}
+    for where, names in tables.items():
+        where.mkdir()
+        write_jsonl(where / "worst.jsonl", worst)
+        for n, name in enumerate(names):
+            table = {"rewards": {"sentiment": {"mean": {"value": n + len(names)}}}}
+            (where / f"{name}.json").write_text(json.dumps(table))
+    (folder / "name").write_text("quark\n")
+    (folder / "start").symlink_to(quark_folder)
+    (folder / "near" / "start").symlink_to(p0_folder)
+    rows = hidden.measure(tmp_path, p0)["rows"]
+    found = {name: row["reward"] for name, row in rows.items()}
+    assert found == {"quark, r_K": 3, "quark, r_1": 4, "quark, no token": 5, "clean_near": 1}
+    assert rows["clean_near"]["worst"] == pytest.approx(0, abs=1e-6)
+    assert abs(rows["quark, r_K"]["worst"]) > 1e-4
+
+
 def test_the_prompts_that_are_left(tmp_path):
     """The prompts of tiny/prompts/train.jsonl without a sample in the pool, in the file's order."""
     text = (ROOT / "tiny" / "prompts" / "train.jsonl").read_text(encoding="utf-8")
