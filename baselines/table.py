@@ -241,8 +241,9 @@ KNOBS = {
         *RATES[:6], *grid(lr=["3e-4", "5e-4"], alpha=[0.2]), {"lr": "3e-4", "sequence": 0.2}
     ),
     "quark_unlikelihood": with_thirds(
-        *grid(lr=["1e-4", "3e-5", "3e-4", "2e-4", "1e-5", "5e-5", "5e-4"]),
+        *grid(lr=["1e-4", "3e-5", "3e-4", "2e-4", "1e-5"]),
         *grid(lr=["1e-4", "3e-4"], alpha=[0.2]),
+        *grid(lr=["1e-4", "3e-4"], alpha=[0.2], sequence=[0.2]),
     ),
     "simctg": with_thirds(*grid(lr=["3e-4", "1e-3", "1e-4"], rho=[0.5, 0.9, 0.2])),
     "simctg_contrastive": SEARCHES,
