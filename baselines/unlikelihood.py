@@ -50,7 +50,7 @@ def unlikelihood(log_p, candidates):
     """(M, V) log-probabilities, M sets of ids -> (M,) - sum_c log(1 - p(c))."""
     sizes = torch.tensor([len(ids) for ids in candidates], device=log_p.device)
     rows = torch.arange(len(candidates), device=log_p.device).repeat_interleave(sizes)
-    c = torch.tensor([c for ids in candidates for c in ids], dtype=torch.long, device=log_p.device)
+    c = [token for ids in candidates for token in ids]
     one_minus_p = (1 - log_p[rows, c].exp()).clamp(min=SMALLEST["token"])
     return -common.sum_by_row(one_minus_p.log(), rows, len(candidates))
 
