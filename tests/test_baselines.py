@@ -813,10 +813,13 @@ def test_candidates_are_what_stood_before():
 
 
 def test_the_unlikelihood_of_candidates():
-    """p = .5 .3 .2: candidates 1 and 2 cost -log .7 - log .8; a certain one is clamped."""
-    log_p = torch.tensor([[0.5, 0.3, 0.2], [0.5, 0.3, 0.2]]).log()
-    found = unlikelihood.unlikelihood(log_p, [{1, 2}, set()])
-    assert found.tolist() == pytest.approx([-math.log(0.7) - math.log(0.8), 0])
+    """p = .5 .3 .2: candidates 1 and 2 cost -log .7 - log .8; a certain one is clamped.
+
+    Each place has its own probabilities and candidates; one has none.
+    """
+    log_p = torch.tensor([[0.5, 0.3, 0.2], [0.5, 0.3, 0.2], [0.9, 0.1, 0.0]]).log()
+    found = unlikelihood.unlikelihood(log_p, [{1, 2}, set(), {0}])
+    assert found.tolist() == pytest.approx([-math.log(0.7) - math.log(0.8), 0, -math.log(0.1)])
     certain = torch.tensor([[0.0, -torch.inf]])
     assert unlikelihood.unlikelihood(certain, [{0}]).item() == pytest.approx(
         -math.log(1e-5), rel=1e-4
