@@ -4,10 +4,10 @@ Reads    --model, --reference (p0), --prompts (JSONL; an optional "group" splits
 Writes   --out NAME: NAME.json, each metric as {"value", "low", "high"}; NAME.jsonl, the texts
 
     python evaluate.py --model runs/sentiment-tiny/model/06 --reference tiny/lm \
-        --prompts tiny/prompts/test.jsonl --reward sentiment --out runs/sentiment-tiny/eval/quark
+        --prompts tiny/prompts/test.jsonl --reward sentiment --out runs/try/eval/06
     python evaluate.py --generations theirs.jsonl --reference tiny/lm --reward sentiment --out o
     python evaluate.py --report runs/sentiment-tiny           # report.html and its figures
-    python evaluate.py --compare .../eval/base.json .../eval/quark.json
+    python evaluate.py --compare runs/sentiment-tiny/eval/base.json runs/try/eval/06.json
 
 The paper samples 25 completions a prompt from the nucleus of 0.9 (repetition: one, greedy). It
 measures fluency under a larger model; here p0 does it, unless --ppl-model names another. Every

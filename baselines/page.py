@@ -2,8 +2,8 @@
 
     python baselines/page.py            # writes them anew, from the JSON files alone
 
-Below each table a sentence for each comparator, by a rule that was fixed before the runs: of each
-seed the difference of the gain to Quark's, then its 95 % interval over the seeds (Student's t).
+Below each table a sentence for each comparator, by a rule that was fixed before the runs: for
+each seed the method's gain minus Quark's, then the 95 % interval over the seeds (Student's t).
 Above 0 the method is *above* Quark, below 0 *below*, otherwise they are *not told apart*.
 """
 
@@ -75,12 +75,8 @@ def cell(values, digits):
 def table(task, rows):
     """{method: {seed: {metric: value}}} -> the table in Markdown; means and 95 % intervals."""
     headings = [heading for _, heading, _ in COLUMNS[task]]
-    headings += [
-        "reward calls in training",
-        "at test, a text",
-        "seconds to train",
-        "forwards a token",
-    ]
+    headings += ["reward calls in training", "reward calls a text at test"]
+    headings += ["seconds to train", "forward passes a token"]
     lines = ["| | " + " | ".join(headings) + " |", "|---" * (len(headings) + 1) + "|"]
     for method in rows:
         cells = [cell(values_of(rows, method, m), digits) for m, _, digits in COLUMNS[task]]
@@ -90,9 +86,13 @@ def table(task, rows):
         cells.append(str(AT_TEST.get(method, 0)))
         cells.append(f"{sum(seconds) / len(seconds):.0f}" if any(seconds) else "-")
         cells.append(str(FORWARDS.get(method, 1)))
-        name = f"{method}, {N_FEWER} prompts" if method in FEWER else method
-        lines.append(f"| {name.replace('_fewer', '')} | " + " | ".join(cells) + " |")
+        lines.append(f"| {name_of(method)} | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
+
+
+def name_of(method):
+    """As the page shows it."""
+    return method.replace("_fewer", "") + (f", {N_FEWER} prompts" if method in FEWER else "")
 
 
 def difference(task, rows, method, other):
@@ -197,8 +197,9 @@ def machines(rows):
     """Which machine made which rows; seconds of different machines are not comparable."""
     made = {}
     for method, of in rows.items():
-        made.setdefault("; ".join(sorted({n["machine"] for n in of.values()})), []).append(method)
-    said = ". ".join(f"{machine}: {', '.join(methods)}" for machine, methods in made.items())
+        machine = "; ".join(sorted({n["machine"] for n in of.values()}))
+        made.setdefault(machine, []).append(name_of(method))
+    said = ". ".join(f"{machine}: {'; '.join(methods)}" for machine, methods in made.items())
     return textwrap.fill(f"Made on {said}.", 100)
 
 

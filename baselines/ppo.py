@@ -20,10 +20,10 @@ Writes   --out, a checkpoint folder, for evaluate.py --model
 
 Where we differ: Quark's authors never published their PPO. Their code still has the settings of an
 adaptive beta (target 3, horizon 2500): --target-kl 3. By default beta is constant. The value network
-is a second copy of p0 with a linear head; --clip holds both gradients together. V starts at the mean
-r of the first batch, and R_t is not whitened; Ziegler et al. start V at zero and whiten R_t, which
---whiten-rewards does. V may move by eps a batch, so in our few batches it would long be wrong, and
-its error, the same for all tokens in a place, would carry p_theta away from p0 with no gain.
+is a second copy of p0 with a linear head; --clip bounds the norm of both gradients together. V starts
+at the mean r of the first batch, and R_t is not whitened; Ziegler et al. start V at zero and whiten
+R_t, which --whiten-rewards does. V can move by eps a batch. From zero it would be wrong for most of
+our few batches, and this error, shared by all tokens, would push p_theta from p0 for nothing.
 """
 
 import common

@@ -19,10 +19,10 @@ Writes   --out, a checkpoint folder, for evaluate.py --model
         --min-new-tokens 64 --sequence 0.5 --out runs/baselines/unlikelihood
 
 Where we differ: the original trains on a corpus; the model's own samples are an unbiased anchor that
-needs none. It continues 50 tokens by 100, in 1,500 updates; see --prefix, --new-tokens and --steps.
-Its loop never sees the last n-gram; ours does. Candidates come from the prompt and the completion of
-one text, never from another. With --reward-token, --model is Quark's, r_K stands in front, and --pool
-holds samples of that model.
+needs none. The original continues 50 tokens by 100, in 1,500 updates (--prefix, --new-tokens,
+--steps); its loop over n-grams leaves out the last one, ours does not. Candidates come from the
+prompt and the completion of one text, never from another. With --reward-token, --model is Quark's,
+r_K stands in front, and --pool holds samples of that model.
 """
 
 import common

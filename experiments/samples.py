@@ -1,10 +1,9 @@
 r"""Writes docs/samples.md: completions of p0 and of Quark for each task, drawn at random by a seed.
 
-    python experiments/samples.py runs/sentiment-tiny-seed0 runs/toxicity-tiny-seed0 \
-        runs/repetition-tiny-seed0
+    python experiments/samples.py runs/sentiment-tiny runs/toxicity-tiny runs/repetition-tiny
 
-Twenty test prompts of each run are drawn, and of each prompt the same one of its completions
-from both models. Nothing is chosen.
+Twenty test prompts of each run are drawn; for each, one of p0's completions and Quark's of the same
+number. Nothing is chosen. `OMP_NUM_THREADS=1 bash run_all.sh TASK` makes such a run.
 """
 
 import argparse
@@ -22,16 +21,16 @@ from plumbing.pool import BadInput, read_jsonl
 
 PAGE = """# What the models write
 
-Twenty completions of each task, drawn at random and not chosen, by
+Twenty test prompts of each task, drawn at random and not chosen, by
 
 ```bash
 {command}
 ```
 
-after `experiments/seeds.sh` has made the runs. Of each prompt, the same one of its completions from
-both models, with its reward (higher is better). *p0* is `tiny/lm`; *Quark* is the model that
-`run_all.sh` made of it, under r_K. The small model writes as film reviews on the web are written,
-insults included.
+after `OMP_NUM_THREADS=1 bash run_all.sh TASK` for each task. For each prompt you see one completion of
+p0 (`tiny/lm`) and one of Quark (its model under r_K), the same one of the 25 that each wrote; for
+repetition, the greedy one. In front stands the reward, higher is better. The small model writes as
+film reviews on the web are written, insults included.
 """
 
 
