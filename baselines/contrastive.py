@@ -34,7 +34,8 @@ def search_scores(p, states, context, empty, alpha):
     p (B, k); states (B, k, d) of the candidates; context (B, t, d); empty (B, t): no token there.
     """
     unit = torch.nn.functional.normalize
-    cosines = unit(states, dim=-1) @ unit(context, dim=-1).transpose(1, 2)  # (B, k, t)
+    with torch.autocast(p.device.type, enabled=False):  # bfloat16 would round cosines into ties
+        cosines = unit(states, dim=-1) @ unit(context, dim=-1).transpose(1, 2)  # (B, k, t)
     nearest = cosines.masked_fill(empty[:, None], -torch.inf).amax(-1)
     return (1 - alpha) * p - alpha * nearest
 

@@ -32,7 +32,7 @@ from transformers import DynamicCache
 
 from plumbing import options
 from plumbing.files import read_json
-from plumbing.policy import load_policy
+from plumbing.policy import CachedModel, load_policy
 from plumbing.pool import BadInput
 
 
@@ -45,6 +45,7 @@ class Pplm:
 
     def __init__(self, policy, weight, bias, m, eta, gamma, kl_scale, gm_scale):
         self.model, self.V = policy.model, policy.vocab_size
+        self.logits_of = CachedModel(policy.model).logits_of
         self.weight, self.bias = weight, bias  # D: log odds of a = s . weight + bias
         self.m, self.eta, self.gamma = m, eta, gamma
         self.kl_scale, self.gm_scale = kl_scale, gm_scale
@@ -75,10 +76,11 @@ class Pplm:
         position = (column - self.padding[:, None]).clamp(min=0)[:, -t:]
         more = {"attention_mask": real.long(), "position_ids": position, "past_key_values": cache}
         output = self.model.base_model(**reads, **more, use_cache=True)
-        return output.last_hidden_state, [(layer.keys, layer.values) for layer in cache.layers]
+        past = [(in_full(layer.keys), in_full(layer.values)) for layer in cache.layers]
+        return in_full(output.last_hidden_state), past
 
     def logits(self, hidden):
-        return self.model.get_output_embeddings()(hidden)[..., : self.V]
+        return self.logits_of(hidden)[..., : self.V]
 
     def next_logits(self, tokens):
         if self.plain is None and tokens.shape[1] > 1:  # the prompt, but for its last token
@@ -123,8 +125,13 @@ class Pplm:
         embedded = p_moved @ self.model.get_input_embeddings().weight[: self.V]
         ahead, _ = self.forward(self.plain, embedded=embedded[:, None])
         mean = (self.total + states[:, -1].detach() + ahead[:, -1]) / (read + 1)[:, None]
-        log_d = torch.nn.functional.logsigmoid(mean @ self.weight + self.bias)
+        log_d = torch.nn.functional.logsigmoid((mean * self.weight).sum(-1) + self.bias)
         return -log_d + self.kl_scale * (p_moved * (log_moved - log_p)).sum(-1)
+
+
+def in_full(x):
+    """A step of H is smaller than the rounding of bfloat16, in which it would be lost."""
+    return x.float() if x.dtype == torch.bfloat16 else x
 
 
 def main(argv=None):
@@ -143,7 +150,7 @@ def main(argv=None):
     policy = load_policy(args.model, options.pick_device(args.device), in_bf16)
     found = read_json(args.classifier, "what pplm_classifier.py wrote")
     weight = torch.tensor(found.get("weight") or [], device=policy.device)
-    if weight.shape != (policy.head.weight.shape[1],):
+    if weight.shape != (policy.head.weight.shape[1],) or "bias" not in found:
         raise BadInput(f"{args.classifier} is no classifier of this model; run pplm_classifier.py")
     settings = (args.m, args.eta, args.gamma, args.kl_scale, args.gm_scale)
     network = Pplm(policy, weight, found["bias"], *settings)

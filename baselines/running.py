@@ -20,7 +20,7 @@ import held_out as judges  # experiments/held_out.py
 import kept  # experiments/kept.py
 import seeds  # experiments/seeds.py
 
-from plumbing.files import read_json, whole_file, write_json
+from plumbing.files import checksum, checksums, read_json, whole_file, write_json
 from plumbing.pool import BadInput, dump_row, read_jsonl, read_prompts
 from plumbing.tables import read_table
 
@@ -32,6 +32,7 @@ CHECKED = set()  # Quark's runs that this process has seen
 PER_PROMPT = ("--per-prompt",)  # how the fifths are ranked; () is the whole pool at once
 UPDATES = 300  # of what several methods stand on: experts, the guide
 LOCKS = {}  # of each file that several methods share
+BELOW = ["baselines/common.py", "explore.py", "learn.py"]  # what the methods' scripts stand on
 # As run_all.sh has it: glibc keeps freed memory, which halves the time of an update.
 MALLOC = {
     "MALLOC_MMAP_MAX_": "0",
@@ -88,7 +89,7 @@ class Run:
     def made_by(self, path, script, *arguments):
         """`once` with a script of this project, which writes its --out."""
         command = [script, *arguments]
-        code = hashlib.sha256((ROOT / script).read_bytes()).hexdigest()
+        code = checksums([ROOT / file for file in (script, *BELOW)])
         return self.once(path, [*command, code], lambda: self.python(*command, "--out", path))
 
     # ------------------------------------------------------------------------ what methods stand on
@@ -258,11 +259,14 @@ def made_file(path):
 
 
 def fingerprint(word):
-    """A word of a command; of a file that `once` made, how it was made belongs to it."""
-    if isinstance(word, Path) and made_file(word).exists():
+    """A word of a command; to a file that `once` made, how it was made, to Quark's model, itself."""
+    if not isinstance(word, Path):
+        return str(word)
+    if made_file(word).exists():
         made = read_json(made_file(word), "what was made")
         return f"{word} {hashlib.sha256(json.dumps(made['key']).encode()).hexdigest()}"
-    return str(word)
+    weights = word / "model.safetensors"
+    return f"{word} {checksum(weights)}" if weights.exists() else str(word)
 
 
 def rows_in(pools):
@@ -275,7 +279,10 @@ def per_prompt(settings):
 
 
 def call(command, log, **environment):
-    """Runs a command in the repository with one thread; what it prints goes to the file `log`."""
+    """Runs a command in the repository with one thread; what it prints goes to the file `log`.
+
+    Raises Diverged if it says that the learning rate is too high, BadInput if it fails otherwise.
+    """
     environment = {**os.environ, **MALLOC, "OMP_NUM_THREADS": "1", **environment}
     log.parent.mkdir(parents=True, exist_ok=True)
     with open(log, "a") as file:
@@ -283,11 +290,14 @@ def call(command, log, **environment):
         streams = {"stdout": file, "stderr": file}
         done = subprocess.run(command, cwd=ROOT, env=environment, check=False, **streams)
     if done.returncode:
-        raise BadInput(f"{' '.join(command[:3])} failed; what it printed is in {log}")
+        last = log.read_text(encoding="utf-8", errors="replace").rstrip().splitlines()[-1]
+        last = f"stopped by signal {-done.returncode}" if done.returncode < 0 else last
+        kind = Diverged if "lower --lr" in last else BadInput
+        raise kind(f"{' '.join(command[:3])} failed: {last}; more is in {log}")
 
 
-class QuarkFailed(BadInput):
-    """Quark's default run did not end, which no knob of a method can change."""
+class Diverged(BadInput):
+    """The loss is no number: the one failure for which the knobs of a try are to blame."""
 
 
 def quark_folder(task, seed):
@@ -301,14 +311,14 @@ def quark_folder(task, seed):
             own = {"SEED": str(seed), "RUN": str(run), "PYTHON": sys.executable}
             try:
                 call(["bash", "run_all.sh", task], run.with_name(f"{run.name}.log"), **own)
-            except BadInput as error:
-                raise QuarkFailed(str(error)) from None
+            except Diverged as error:  # no knob of a method can change that
+                raise BadInput(str(error)) from None
             CHECKED.add(run)
     return run
 
 
 def seconds_of(run):
-    """From a run's settings to its last model, by the times of the files."""
+    """From a run's settings to its last model, by the times of the files: a pause counts, too."""
     last = max(run.glob("model/*/config.json"))
     return max(0.0, last.stat().st_mtime - (run / "settings").stat().st_mtime)
 

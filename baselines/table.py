@@ -320,9 +320,10 @@ class Table:
                 futures += [*tried[method], *(pool.submit(self.add_row, *job) for job in rows)]
                 rows = [(method, seed, tried) for seed in numbers]
             futures += [pool.submit(self.add_row, *job) for job in rows]
-            done, left = wait(futures, return_when=FIRST_EXCEPTION)
-            for future in left:
-                future.cancel()
+            try:
+                done, _ = wait(futures, return_when=FIRST_EXCEPTION)
+            finally:  # after Ctrl-C, too
+                pool.shutdown(wait=False, cancel_futures=True)
         for future in done:
             future.result()
 
@@ -332,9 +333,7 @@ class Table:
         try:
             run = Run(self.task, 0, method, knobs, tuning=True)
             entry = {"knobs": knobs, "numbers": self.make(run)}
-        except running.QuarkFailed:
-            raise
-        except BadInput as error:  # such as a rate at which the loss is no number
+        except running.Diverged as error:
             entry = {"knobs": knobs, "failed": str(error)}
         entry["wall seconds"] = round(time.perf_counter() - start)
         with self.lock:

@@ -4,6 +4,7 @@ import dataclasses
 import itertools
 import json
 import math
+import sys
 import threading
 import time
 from types import SimpleNamespace
@@ -442,6 +443,18 @@ def test_pplm_follows_the_gradient_of_its_loss(precise):
     moved = network.moved(start, tokens[:, -1:], log_p, read)
     step = torch.cat([(a - b)[row].flatten() for a, b in zip(moved[layer], start[layer])])
     torch.testing.assert_close(step[places], -0.2 * gradient[places], rtol=0.05, atol=1e-6)
+
+
+def test_bfloat16_does_not_round_a_step_of_pplm_away(p0):
+    """In each layer and row the step is eta long, though it is smaller than that rounding."""
+    network = pplm_network(p0, eta=0.01)
+    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+        network.start(torch.zeros(2, dtype=torch.long))
+        tokens = torch.tensor([p0.encode(text)[:4] for text in PROMPTS])
+        assert network.next_logits(tokens).dtype == torch.float32
+    for moved, plain in zip(network.past, network.plain):
+        step = torch.cat([(a[:, :, :3] - b[:, :, :3]).flatten(1) for a, b in zip(moved, plain)], 1)
+        assert step.norm(dim=1).tolist() == pytest.approx([0.01, 0.01], rel=1e-3)
 
 
 def test_pplm_of_no_size_is_p0(precise):
@@ -921,6 +934,9 @@ def test_what_is_padding_is_near_nothing():
     assert found == pytest.approx([0.75 * 0.5, 0.75 * 0.3 - 0.25 * 0.6])
     found = contrastive.search_scores(p, states, context, ~empty, 0.25)[0].tolist()
     assert found == pytest.approx([0.75 * 0.5 - 0.25, 0.75 * 0.3 - 0.25 * 0.8])
+    with torch.autocast("cpu", dtype=torch.bfloat16):  # as with --bf16: the cosines are not rounded
+        rounded = contrastive.search_scores(p, states, context, ~empty, 0.25)[0].tolist()
+    assert rounded == found
 
 
 def test_simctg_learns_from_the_sum_of_its_losses(p0, monkeypatch):
@@ -1104,7 +1120,7 @@ def test_a_row_says_what_was_measured_and_how_it_stands_to_quark():
 
 def test_the_page_names_the_machine_of_each_row():
     rows = {m: {"0": {"machine": name}} for m, name in (("p0", "A"), ("ppo", "B"), ("rloo", "A"))}
-    assert page.machines(rows) == "Made on A: p0, rloo. B: ppo."
+    assert page.machines(rows) == "Made on A: p0; rloo. B: ppo."
     rows["rloo"]["1"] = {"machine": "B"}
     assert page.machines(rows) == "Made on A: p0. B: ppo. A; B: rloo."
 
@@ -1177,7 +1193,7 @@ def test_a_try_may_fail_but_not_quarks_run(tmp_path, monkeypatch):
     monkeypatch.setattr(running, "RUNS", tmp_path)
 
     def failing(command, log, **environment):
-        raise BadInput("the loss is nan")
+        raise running.Diverged("the loss is nan")
 
     monkeypatch.setattr(running, "call", failing)
     monkeypatch.setattr(running, "CHECKED", set())
@@ -1185,9 +1201,59 @@ def test_a_try_may_fail_but_not_quarks_run(tmp_path, monkeypatch):
     own.make_all({"dapt": ([{"lr": "9", "third": 1}], [])}, 1)
     (entry,) = own.tries["dapt"].values()
     assert entry["failed"] == "the loss is nan"
-    with pytest.raises(running.QuarkFailed, match="the loss is nan"):
+    with pytest.raises(BadInput, match="the loss is nan"):
         own.make_all({"quark": ([{"token": 1}], [])}, 1)
     assert "quark" not in own.tries
+
+
+@pytest.mark.parametrize(
+    "program, said, fault",
+    [
+        ("raise SystemExit('error: the loss is nan; lower --lr')", "the loss is nan", True),
+        ("raise SystemExit('error: the disk is full')", "the disk is full", False),
+        ("import os; os.kill(os.getpid(), 9)", "stopped by signal 9", False),
+    ],
+)
+def test_only_a_loss_that_is_no_number_is_the_knobs_fault(program, said, fault, tmp_path):
+    """A stage that was killed, or found no room, is no try of its knobs: it is made again."""
+    with pytest.raises(BadInput, match=said) as raised:
+        running.call([sys.executable, "-c", program], tmp_path / "log")
+    assert isinstance(raised.value, running.Diverged) is fault
+
+
+def test_nothing_is_begun_after_ctrl_c(monkeypatch):
+    begun = []
+
+    def try_knobs(self, method, knobs):
+        begun.append(knobs)
+        time.sleep(0.05)
+
+    def interrupted(*arguments, **more):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(table.Table, "try_knobs", try_knobs)
+    monkeypatch.setattr(table, "wait", interrupted)
+    own = table.Table("toxicity")
+    with pytest.raises(KeyboardInterrupt):
+        own.make_all({"dexperts": ([{"alpha": i} for i in range(9)], [])}, 1)
+    assert len(begun) < 3
+
+
+def test_what_stands_on_a_changed_model_is_made_again(tmp_path, monkeypatch):
+    """Quark's model was made by run_all.sh: its weights are looked at, not only its name."""
+    monkeypatch.setattr(running, "RUNS", tmp_path)
+    run, model, out = running.Run("toxicity", 0, "dapt", {}), tmp_path / "04", tmp_path / "out"
+    model.mkdir()
+    file, made = model / "model.safetensors", []
+
+    def make():
+        made.append(file.read_text())
+        out.touch()
+
+    for text in ("a", "a", "b"):
+        file.write_text(text)
+        run.once(out, [model], make)
+    assert made == ["a", "b"]
 
 
 def test_a_failed_row_is_not_swallowed(tmp_path, monkeypatch):
