@@ -188,7 +188,7 @@ def parse_options(argv=None):
     add("--last", type=options.COUNT, metavar="N", help="keep only the newest N iterations")
     add("--keep-p0", action="store_true", help="with --last: keep iteration 0 as well")
     fraction = options.number(float, above=0, most=1)
-    add("--keep-top", type=fraction, metavar="F", help="keep only the best fraction F")
+    add("--keep-top", type=fraction, metavar="F", help="keep only the best fraction F of all rows")
     args = parser.parse_args(argv)
     if args.keep_p0 and args.last is None:
         parser.error("--keep-p0 says what stays besides the newest iterations; add --last N")

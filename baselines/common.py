@@ -82,6 +82,9 @@ def load_for_sampling(args, *names):
     """--model and other models, repacked for sampling as evaluate.py does it."""
     device = options.pick_device(args.device)
     policies = [load_policy(name, device, args.bf16_weights) for name in (args.model, *names)]
+    for name, policy in zip(names, policies[1:]):
+        if not policy.has_tokens_of(policies[0]):
+            raise BadInput(f"{name} has another vocabulary than --model {args.model}")
     if device == "cpu":
         for policy in policies:
             prepack(policy.model, args.bf16 or policy.in_bf16)
@@ -131,9 +134,11 @@ def training_parser(docstring, steps, lr, batch_size, on_policy=False):
 
 
 def check_folder(args, reads=()):
-    """Raises BadInput if the folder --out cannot be written, or is one of the inputs."""
-    check_replaceable(args.out)
-    check_outputs([args.out], [args.model, *reads])
+    """Raises BadInput if --out, or a folder of --save-at, cannot be written or is an input."""
+    folders = [args.out, *(f"{args.out}-{n}" for n in getattr(args, "save_at", []))]
+    for folder in folders:
+        check_replaceable(folder)
+    check_outputs(folders, [args.model, *reads])
 
 
 def load_for_training(args, reads=()):

@@ -14,6 +14,7 @@ import common  # noqa: F401, it puts the project on the path
 from running import FEWER, N_FEWER, ROOT, defaults
 from study import interval, side_of_zero  # experiments/study.py
 
+from plumbing.files import whole_file
 from plumbing.options import run_stage
 
 HERE = ROOT / "baselines"
@@ -232,9 +233,8 @@ def publish(table_of_task, order):
     page = HERE / "README.md"
     before, rest = page.read_text(encoding="utf-8").split(f"<!-- {task} -->\n")
     after = rest.split("<!-- end", 1)[1]
-    page.write_text(
-        f"{before}<!-- {task} -->\n{text(table_of_task, order)}<!-- end{after}", encoding="utf-8"
-    )
+    with whole_file(page) as file:
+        file.write(f"{before}<!-- {task} -->\n{text(table_of_task, order)}<!-- end{after}")
 
 
 def main(argv=None):

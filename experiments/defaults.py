@@ -21,7 +21,7 @@ highest gain down, until one of them keeps it in the mean of the three.
 
 This was not all fixed before the tries. The 0.01, and measuring repetition's dial on all prompts
 that a run did not explore, were added when some dials turned out to be flat within chance: without
-a dial in the rule, "best 0.4 of each prompt" would be the default. Tries made before that have
+a dial in the rule, "best 0.4 ranked by prompt" would be the default. Tries made before that have
 repetition's dial of 160 prompts. Some tries have more seeds than the rule asks for.
 
 Each finished run's numbers go at once to experiments/results/defaults.json, from which the next
@@ -48,7 +48,7 @@ sys.path.insert(0, str(ROOT))
 from plumbing.files import read_json, whole_file, write_json
 from plumbing.options import run_stage
 from plumbing.policy import load_policy
-from plumbing.pool import dump_row, read_jsonl, read_prompts
+from plumbing.pool import BadInput, dump_row, read_jsonl, read_prompts
 from plumbing.tables import read_table
 from tiny.prompts import group_of, judge
 
@@ -100,8 +100,8 @@ def best(share):
     return {"QUANTIZE": f"--last 1 --keep-p0 --keep-top {share}"}
 
 
-def best_of_each(share):
-    """The same within each prompt."""
+def ranked_by_prompt(share):
+    """The same part of the whole pool, in which the quantiles are then cut within each prompt."""
     return {"QUANTIZE": f"--per-prompt --last 1 --keep-p0 --keep-top {share}"}
 
 
@@ -161,32 +161,34 @@ TRIES = {
         "best half, p 0.98, lr 2e-3, token lr 30": best(0.5) | nucleus(0.98) | TOKEN_30,
         "best half, p 0.99, lr 2e-3, token lr 30": best(0.5) | nucleus(0.99) | TOKEN_30,
         "best 0.7, p 0.99, lr 2e-3, token lr 30": best(0.7) | nucleus(0.99) | TOKEN_30,
-        "best half of each prompt, p 0.99, lr 2e-3, token lr 30": best_of_each(0.5)
+        "best half ranked by prompt, p 0.99, lr 2e-3, token lr 30": ranked_by_prompt(0.5)
         | nucleus(0.99)
         | TOKEN_30,
-        "best half of each prompt, lr 2e-3, token lr 30": best_of_each(0.5) | TOKEN_30,
-        "best 0.4 of each prompt, p 0.99, lr 2e-3, token lr 30": best_of_each(0.4)
+        "best half ranked by prompt, lr 2e-3, token lr 30": ranked_by_prompt(0.5) | TOKEN_30,
+        "best 0.4 ranked by prompt, p 0.99, lr 2e-3, token lr 30": ranked_by_prompt(0.4)
         | nucleus(0.99)
         | TOKEN_30,
-        "best half of each prompt, p 0.995, lr 2e-3, token lr 30": best_of_each(0.5)
+        "best half ranked by prompt, p 0.995, lr 2e-3, token lr 30": ranked_by_prompt(0.5)
         | nucleus(0.995)
         | TOKEN_30,
         "beta 0.2": {"BETA": 0.2},
-        "best 0.75 of each prompt, beta 0.15": best_of_each(0.75) | {"BETA": 0.15},
-        "best 0.75 of each prompt, beta 0.15, p 0.99, lr 2e-3, token lr 30": best_of_each(0.75)
+        "best 0.75 ranked by prompt, beta 0.15": ranked_by_prompt(0.75) | {"BETA": 0.15},
+        "best 0.75 ranked by prompt, beta 0.15, p 0.99, lr 2e-3, token lr 30": ranked_by_prompt(
+            0.75
+        )
         | nucleus(0.99)
         | TOKEN_30
         | {"BETA": 0.15},
-        "best half of each prompt, p 0.995, lr 2e-3, token lr 2": best_of_each(0.5)
+        "best half ranked by prompt, p 0.995, lr 2e-3, token lr 2": ranked_by_prompt(0.5)
         | nucleus(0.995)
         | {"LR": "2e-3", "REWARD_TOKEN_LR": 2},
-        "best 0.6 of each prompt, p 0.995, lr 2e-3, token lr 2": best_of_each(0.6)
+        "best 0.6 ranked by prompt, p 0.995, lr 2e-3, token lr 2": ranked_by_prompt(0.6)
         | nucleus(0.995)
         | {"LR": "2e-3", "REWARD_TOKEN_LR": 2},
-        "best 0.75 of each prompt, beta 0.2, p 0.99, lr 2e-3": best_of_each(0.75)
+        "best 0.75 ranked by prompt, beta 0.2, p 0.99, lr 2e-3": ranked_by_prompt(0.75)
         | nucleus(0.99)
         | {"LR": "2e-3", "BETA": 0.2},
-        "best 0.75 of each prompt, beta 0.2, p 0.97, lr 2e-3": best_of_each(0.75)
+        "best 0.75 ranked by prompt, beta 0.2, p 0.97, lr 2e-3": ranked_by_prompt(0.75)
         | nucleus(0.97)
         | {"LR": "2e-3", "BETA": 0.2},
         "best 0.6, p0's nucleus 0.66, lr 2e-3, token lr 30": best(0.6)
@@ -256,9 +258,7 @@ def run_try(task, name, seed):
     environment = os.environ | settings | own | {"SEED": str(seed), "OMP_NUM_THREADS": "1"}
     environment |= {"PYTHON": sys.executable}
     run.parent.mkdir(parents=True, exist_ok=True)
-    with open(f"{run}.log", "w") as log:
-        command = ["bash", "run_all.sh", task]
-        subprocess.run(command, cwd=ROOT, env=environment, stdout=log, stderr=log, check=True)
+    call(["bash", "run_all.sh", task], environment, Path(f"{run}.log"), "w")
     if not p0_run.exists():
         shutil.copytree(run / "eval", p0_run / "eval")
     if task == "repetition":
@@ -285,8 +285,16 @@ def greedy_dial(run, environment):
     if read_json(run / "eval" / "quark.args.json", "a stage's options")["bf16"]:
         options.append("--bf16")
     command = [sys.executable, "evaluate.py", *map(str, options)]
-    with open(f"{run}.log", "a") as log:
-        subprocess.run(command, cwd=ROOT, env=environment, stdout=log, stderr=log, check=True)
+    call(command, environment, Path(f"{run}.log"), "a")
+
+
+def call(command, environment, log, mode):
+    """Runs a command in the repository; what it prints goes to the file `log`."""
+    with open(log, mode) as file:
+        streams = {"stdout": file, "stderr": file}
+        done = subprocess.run(command, cwd=ROOT, env=environment, check=False, **streams)
+    if done.returncode:
+        raise BadInput(f"{' '.join(command[:2])} failed; what it printed is in {log}")
 
 
 def measure(task, run):
@@ -468,7 +476,8 @@ def publish(results):
     draw(results)
     page = ROOT / "docs" / "small-runs.md"
     text = page.read_text(encoding="utf-8").split(MARK)[0]
-    page.write_text(f"{text}{MARK}\n{tables}", encoding="utf-8")
+    with whole_file(page) as file:
+        file.write(f"{text}{MARK}\n{tables}")
 
 
 # ----------------------------------------------------------------------------------------- the tries

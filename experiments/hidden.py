@@ -16,55 +16,12 @@ import sys
 from pathlib import Path
 
 import kept
-import study  # first: it makes the stages importable
-import torch
+import measures
+import study
 
-from learn import batch_loss
-from plumbing.policy import load_policy
-from plumbing.pool import dump_row, read_pool, read_prompts
-from plumbing.quantized import load_quantized
+from plumbing.pool import dump_row
 
 RUNS = study.ROOT / "runs" / "studies"
-
-
-@torch.no_grad()
-def worst_nats(folder, worst, p0, k=None):
-    """Mean log p(y | x, r_k) - log p0(y | x) per token over the bad completions.
-
-    k = None: no token.
-    """
-    policy = load_policy(folder)
-    (rows,) = load_quantized(worst, policy, reward_tokens=False)
-    pairs = [(x, y) for _, x, y in rows]
-    mine, tokens = batch_loss(policy, p0, [(k, x, y) for x, y in pairs], beta=0)
-    base, _ = batch_loss(p0, p0, [(None, x, y) for x, y in pairs], beta=0)
-    return ((base[1] - mine[1]) / tokens).item()  # the second sum is -log p
-
-
-def unseen(pool):
-    """The training prompts that no row of the pool has."""
-    seen = {row["prompt"] for _, row in read_pool([pool])}
-    prompts = read_prompts(study.ROOT / "tiny/prompts/train.jsonl")
-    return [row for row in prompts if row["prompt"] not in seen]
-
-
-def states(name, hidden):
-    """What a run has in its folder hidden/, as rows of the table.
-
-    [(name of the row, evaluation, folder of the model, k of the token that it is read with)].
-    """
-    K = load_policy(hidden / "start").n_quantiles if name == "quark" else None
-    rows = []
-    if K:
-        rows.append(("quark, r_K", f"0-r{K}", "start", K))
-        rows.append(("quark, r_1", "0-r1", "start", 1))
-    rows.append((f"{name}, no token" if K else name, "0-none", "start", None))
-    folders = [folder for folder in hidden.glob("[0-9]*") if folder.is_dir()]
-    for steps in sorted(int(folder.name) for folder in folders):
-        rows.append((f"{name}+{steps}", f"{steps}-none", str(steps), None))
-        if K:
-            rows.append((f"{name}+{steps}, r_K", f"{steps}-r", str(steps), K))
-    return rows
 
 
 def lines(variants):
@@ -98,7 +55,7 @@ def draw(results, path):
             for number, (name, rows) in enumerate(lines(variants).items()):
                 intervals = [study.interval(variants[row][metric]) for row in rows.values()]
                 means, halves = zip(*intervals)
-                places = [n.bit_length() for n in rows]  # 0, 1, 2, 4, 8, ... at equal distances
+                places = [n.bit_length() for n in rows]  # each doubling is as wide
                 marker, color = "sD^vP*XhH"[number % 9], f"C{number}"
                 style = {"marker": marker, "color": color, "capsize": 2, "linewidth": 1}
                 ax.errorbar(places, means, yerr=halves, label=name, **style)
@@ -111,32 +68,6 @@ def draw(results, path):
     figure.legend(*handles, loc="outside right upper", fontsize=9)
     path.parent.mkdir(exist_ok=True)
     figure.savefig(path, dpi=100)
-
-
-def measure(run, p0):
-    """{"rows": {name of the row: {"reward", "worst"}}} of a run's folder hidden/."""
-    folder = run / "hidden"
-    models = {(folder / "name").read_text(encoding="utf-8").strip(): folder}
-    if (folder / "near").exists():
-        models["clean_near"] = folder / "near"
-    rows = {}
-    for name, folder in models.items():
-        for label, table, model, k in states(name, folder):
-            nats = worst_nats(folder / model, folder / "worst.jsonl", p0, k)
-            rows[label] = {"reward": reward_in(folder / f"{table}.json"), "worst": nats}
-    return {"rows": rows}
-
-
-def reward_in(table):
-    """The mean reward in a file of evaluate.py."""
-    (reward,) = study.load(Path(table))["rewards"].values()
-    return reward["mean"]["value"]
-
-
-def nearest(table, others):
-    """Which of the other files of evaluate.py has the mean reward that is nearest to the first's."""
-    wanted = reward_in(table)
-    return min(others, key=lambda other: abs(reward_in(other) - wanted))
 
 
 def report(name, runs):
@@ -158,12 +89,12 @@ def report(name, runs):
 def main(argv=None):
     argv = sys.argv[1:] if argv is None else argv
     if argv[:1] == ["--unseen"]:
-        for row in unseen(argv[1]):
+        for row in measures.unseen(argv[1]):
             print(dump_row({"prompt": row["prompt"]}))
     elif argv[:1] == ["--nearest"]:
-        print(nearest(argv[1], argv[2:]))
+        print(measures.nearest(argv[1], argv[2:]))
     else:
-        kept.main(__doc__, measure, report, argv)
+        kept.main(__doc__, measures.of_hidden, report, argv)
 
 
 if __name__ == "__main__":

@@ -27,7 +27,8 @@ bad_samples() {                               # bad_samples FOLDER TASK SEED
         --num-samples 2 $EXPLORE --reward "$2" --seed "$3" --max-new-tokens 20 \
         --min-new-tokens 3 --out "$1/pool.jsonl"
     "$PYTHON" quantize.py "$1/pool.jsonl" --quantiles 16 --out "$1/sixteenths.jsonl"
-    grep '"quantile": 1}' "$1/sixteenths.jsonl" > "$1/worst.jsonl"
+    grep '"quantile": 1}' "$1/sixteenths.jsonl" > "$1/worst.unfinished"
+    mv "$1/worst.unfinished" "$1/worst.jsonl"
 }
 
 train() {                                     # train POOL MODEL SEED STEPS OUT

@@ -18,7 +18,8 @@ LINES = ROOT / "experiments" / "results" / "studies.jsonl"
 CODE = ["explore.py", "quantize.py", "learn.py", "evaluate.py", "rewards.py", "settings/tiny.sh"]
 CODE += [f"plumbing/{name}.py" for name in ("policy", "tokenizer", "classifier", "quantized")]
 CODE += ["tiny/lm/*", "tiny/sentiment/*", "tiny/toxicity/*", "tiny/prompts/*"]
-CODE += ["plumbing/fast_cpu.py", "experiments/study.sh", "experiments/hidden.sh"]
+CODE += ["plumbing/fast_cpu.py", "plumbing/setup.sh", "run_all.sh"]
+CODE += [f"experiments/{name}" for name in ("study.sh", "hidden.sh", "measures.py", "labels.py")]
 
 
 @cache
@@ -123,7 +124,8 @@ def main(docstring, measure, report, argv=None):
         from plumbing.policy import load_policy
 
         numbers = measure(args.keep, load_policy(ROOT / "tiny" / "lm"))
-        keep(measure_of(study), args.keep.name, args.seconds, numbers)
+        before = kept().get((measure_of(study), args.keep.name), {"seconds": 0})  # it went on
+        keep(measure_of(study), args.keep.name, args.seconds + before["seconds"], numbers)
         listed = [(args.runs.with_name(f"{s}.tsv"), measure_of(s)) for s in args.all or [study]]
         print(f"{args.keep.name}: {args.seconds} s; {how_long(listed, args.jobs)}", flush=True)
     else:

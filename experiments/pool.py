@@ -4,11 +4,9 @@ python experiments/pool.py runs/studies/pool.tsv
 """
 
 import kept
+import measures
 import numpy as np
-import study  # first: it makes the stages importable
-
-from evaluate import dist_n, perplexity
-from plumbing.pool import read_pool
+import study
 
 PANELS = {
     "reward": "mean reward of the round's samples",
@@ -19,49 +17,10 @@ PANELS = {
 }
 
 
-def over_rounds(run, p0):
-    """{metric: [a value for each round]} of one run.
-
-    Reward, perplexity and dist-3 are of the samples of rounds 0, 1, ... Seconds and MB are of the
-    round that learns from them.
-    """
-    rounds = {metric: [] for metric in PANELS}
-    for pool in sorted(run.glob("pool/[0-9]*.jsonl")):
-        rows = [row for _, row in read_pool([pool])]
-        by_prompt = {}
-        for row in rows:
-            by_prompt.setdefault(row["prompt"], []).append(row["completion"])
-        dist_3 = [dist_n(completions[:2], 3) for completions in by_prompt.values()]
-        rounds["reward"].append(float(np.mean([row["reward"] for row in rows])))
-        rounds["ppl"].append(perplexity(p0, rows[:: max(1, len(rows) // 256)]))
-        rounds["dist_3"].append(float(np.mean(dist_3)))
-        rounds["seconds"].append(seconds(run, pool))
-        rounds["mb"].append(megabytes(run, pool))
-    return rounds
-
-
-def seconds(run, pool):
-    """Time to quantize and learn with that pool as the newest, from the times of the files."""
-    metrics = run / "model" / f"{int(pool.stem) + 1:02d}" / "metrics.jsonl"
-    return metrics.stat().st_mtime - pool.stat().st_mtime
-
-
-def megabytes(run, pool):
-    """What the round with that pool as the newest learns from."""
-    return (run / "quantized" / pool.name).stat().st_size / 1e6
-
-
-def costs(run):
-    """Seconds as a mean over the rounds; MB of the last round."""
-    pools = sorted(run.glob("pool/[0-9]*.jsonl"))
-    mean = float(np.mean([seconds(run, pool) for pool in pools]))
-    return {"seconds": mean, "mb": megabytes(run, pools[-1])}
-
-
 def draw(rounds, path):
     """A row of panels for each task, a line for each variant: means over the seeds.
 
-    rounds: {task: {variant: [over_rounds of each seed]}}.
+    rounds: {task: {variant: [measures.over_rounds of each seed]}}.
     """
     from matplotlib.figure import Figure
 
@@ -83,12 +42,6 @@ def draw(rounds, path):
     figure.savefig(path, dpi=70)
 
 
-def measure(run, p0):
-    """What study.py measures and the costs; and how the run went over its rounds."""
-    numbers = study.measure(run, p0)
-    return numbers | {"quark": numbers["quark"] | costs(run), "rounds": over_rounds(run, p0)}
-
-
 def report(name, runs):
     study.report_study(name, runs)
     rounds = {}
@@ -98,4 +51,4 @@ def report(name, runs):
 
 
 if __name__ == "__main__":
-    kept.main(__doc__, measure, report)
+    kept.main(__doc__, measures.of_pool, report)

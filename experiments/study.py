@@ -16,19 +16,14 @@ in runs/studies/, and experiments/ does not change.
 """
 
 import json
-import sys
-from pathlib import Path
 
 import kept
+import measures  # it makes the stages importable
 import numpy as np
-import torch
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+from plumbing.files import whole_file
 
-from learn import batch_loss
-from plumbing.policy import load_policy
-
+ROOT = kept.ROOT
 N_SEEDS = 3  # of every study with a verdict
 # Two-sided 95 % quantiles of Student's t, by number of seeds.
 T95 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365, 9: 2.306, 10: 2.262}
@@ -75,47 +70,6 @@ CLAIMS = {
 
 def load(path):
     return json.loads(path.read_text(encoding="utf-8"))
-
-
-# ------------------------------------------------------------------------------ measuring the runs
-
-
-def measure(run, p0):
-    """The metrics of one run: {"p0": {metric: value}, "quark": those of the trained model}."""
-    base, quark = (load(run / "eval" / f"{name}.json") for name in ("base", "quark"))
-    values = {}
-    for name, table, kl in (("p0", base, 0.0), ("quark", quark, kl_from_p0(run, p0))):
-        (reward,) = table["rewards"].values()
-        values[name] = {
-            "reward": reward["mean"]["value"],
-            "ppl": table["perplexity"]["value"] / base["perplexity"]["value"],
-            "kl": kl,
-        }
-        values[name] |= {m: table[m]["value"] for m in ("dist_1", "dist_2", "dist_3", "rep_2")}
-    return values
-
-
-@torch.no_grad()
-def kl_from_p0(run, p0, rows=288):
-    """KL(p0 || p(. | r_K)) in nats per token, exact at each token.
-
-    Measured on p0's own completions of the test prompts, which are the same for all variants.
-    """
-    policy = load_policy(max(run.glob("model/[0-9]*")))
-    k = policy.n_quantiles or None  # None: it never learned a token
-    lines = (run / "eval" / "base.jsonl").read_text(encoding="utf-8").splitlines()
-    samples = [json.loads(line) for line in lines[:: max(1, len(lines) // rows)]]
-    kl = 0.0
-    tokens = 0
-    for start in range(0, len(samples), 64):
-        batch = []
-        for row in samples[start : start + 64]:
-            if row["completion"]:
-                batch.append((k, p0.encode(row["prompt"]), p0.encode(row["completion"])))
-        sums, n = batch_loss(policy, p0, batch, beta=1)
-        kl += sums[2].item()
-        tokens += n
-    return kl / tokens
 
 
 # ------------------------------------------------------------------------------------ the verdicts
@@ -268,7 +222,8 @@ def publish(study, results, cost, draw=draw):
     out = ROOT / "experiments" / "results" / f"{study}.json"
     out.parent.mkdir(exist_ok=True)
     content = {"results": results, "claims": lines, "verdict": word, "cost": cost}
-    out.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    with whole_file(out) as file:
+        file.write(json.dumps(content, indent=1, ensure_ascii=False) + "\n")
     draw(results, ROOT / "experiments" / "figures" / f"{study}.png")
     text = as_text(study, results)
     print(text)
@@ -281,7 +236,8 @@ def write_part(name, text):
     page = ROOT / "experiments" / "README.md"
     before, rest = page.read_text(encoding="utf-8").split(f"<!-- {name} -->\n")
     after = rest.split("<!-- end", 1)[1]
-    page.write_text(f"{before}<!-- {name} -->\n{text}<!-- end{after}", encoding="utf-8")
+    with whole_file(page) as file:
+        file.write(f"{before}<!-- {name} -->\n{text}<!-- end{after}")
 
 
 def times():
@@ -327,4 +283,4 @@ def _append(results, task, variant, values):
 
 
 if __name__ == "__main__":
-    kept.main(__doc__, measure, report_study)
+    kept.main(__doc__, measures.of_run, report_study)

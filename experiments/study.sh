@@ -63,12 +63,13 @@ run_line() {                                  # run_line LINE
     IFS=$'\t' read -r -a settings <<< "$1"
     task=${settings[1]} seed=${settings[2]} run=${settings[3]} samples=${settings[4]}
     p0_run=$p0-$task-seed$seed
-    if [ -e "$run/report.html" ]; then        # of another study
+    if [ -e "$run/report.html" ] && [ "$(cat "$run.code")" = "$CODE" ]; then    # of another study
         keep "$run" 0
         return
     fi
     rm -rf "$run"                             # begin again: a run's times must be those of one run
     mkdir -p "$run/pool" "$run/eval"
+    echo "$CODE" > "$run.code"                # a run of other code is none of today's
     for file in eval/base.json eval/base.jsonl pool/00.jsonl; do     # the same in every variant
         if [ -e "$p0_run/$file" ] && [ "$file $samples" != "pool/00.jsonl own" ]; then
             cp "$p0_run/$file" "$run/$file"
@@ -105,7 +106,8 @@ afterwards() { :; }                           # a study may do more with the fin
 
 finish() {
     local task seed missing=$runs/$STUDY-missing
-    export REPORT STUDY JOBS runs p0=$runs/p0-$NUM_PROMPTS-$NUM_SAMPLES
+    export REPORT STUDY JOBS runs p0=$runs/p0-$NUM_PROMPTS-$NUM_SAMPLES CODE
+    CODE=$(PYTHONPATH=experiments "$PYTHON" -c 'import kept; print(kept.code())')
     export -f run_line keep measure
     mkdir -p "$runs"
     printf '%s\n' "${lines[@]}" > "$runs/$STUDY.tsv"

@@ -4,6 +4,7 @@ import dataclasses
 import itertools
 import json
 import math
+import shutil
 import sys
 import threading
 import time
@@ -29,7 +30,7 @@ import table
 import torch
 import unlikelihood
 import weights
-from conftest import ROOT, write_jsonl
+from conftest import ROOT, learn_merges, write_jsonl, write_vocabulary
 
 from explore import sample
 from learn import add_reward_tokens
@@ -1022,6 +1023,26 @@ def test_a_trained_method_leaves_a_model(files, tmp_path, name):
         assert not torch.equal(halfway, p0.model.lm_head.weight)
     with pytest.raises(BadInput, match="choose another --out"):
         module.main(["--model", str(files["model"]), *words, "--out", str(files["model"])])
+
+
+def test_nothing_is_trained_before_each_folder_can_be_written(files, tmp_path):
+    """The folder of --save-at is somebody else's."""
+    (tmp_path / "out-1").mkdir()
+    (tmp_path / "out-1" / "thesis.txt").touch()
+    command = f"--pool {files['pool']} --steps 2 --save-at 1 --out {tmp_path / 'out'}"
+    with pytest.raises(BadInput, match="out-1 exists and is no checkpoint"):
+        simctg.main(["--model", str(files["model"]), *command.split()])
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_expert_of_another_vocabulary_is_refused(files, tmp_path):
+    foreign = tmp_path / "foreign"
+    shutil.copytree(files["model"], foreign)
+    text = "quick zebras quack, quiet ducks quit, and a lazy dog yawns under a shady apple tree"
+    write_vocabulary(foreign, *learn_merges([text + " by the brook"], 41))
+    command = f"--prompts {files['prompts']} --anti-expert {foreign} --out {tmp_path / 'o.jsonl'}"
+    with pytest.raises(BadInput, match="foreign has another vocabulary than --model"):
+        dexperts.main(["--model", str(files["model"]), *command.split()])
 
 
 def test_bf16_is_for_products_not_for_weights(p0, files, tmp_path):

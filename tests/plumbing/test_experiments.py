@@ -9,7 +9,7 @@ import types
 import check  # experiments/check.py
 import hidden  # experiments/hidden.py
 import kept  # experiments/kept.py
-import pool as pool_study  # experiments/pool.py
+import measures  # experiments/measures.py
 import pytest
 import seeds  # experiments/seeds.py
 import study  # experiments/study.py
@@ -267,6 +267,9 @@ def test_a_study_goes_on_where_it_stopped(as_study, tmp_path):
         f"{task} {seed[4:]} . . 4,50,320",
     ]
     assert "12 of 12 runs, about 0 min left" in message
+    (tmp_path / "run_all.sh").write_text(FAKE + "# other code\n")
+    calls, _ = as_study("beta", variants)  # neither the numbers nor the folders count any more
+    assert len(calls) == 6 + 12
 
 
 @pytest.mark.slow
@@ -383,7 +386,7 @@ def test_kl_on_the_samples_of_p0(p0, quark, quark_folder, tmp_path):
     log_p0 = log_probabilities(p0, [], x, y)
     expected = (log_p0.exp() * (log_p0 - log_p)).sum(-1).mean().item()
     assert expected > 0.001
-    assert study.kl_from_p0(tmp_path, p0) == pytest.approx(expected, rel=1e-4)
+    assert measures.kl_from_p0(tmp_path, p0) == pytest.approx(expected, rel=1e-4)
 
 
 def test_what_is_left_of_the_worst(p0, p0_folder, quark, quark_folder, tmp_path):
@@ -395,7 +398,7 @@ def test_what_is_left_of_the_worst(p0, p0_folder, quark, quark_folder, tmp_path)
     for x, y in (("The film", " was"), ("I was there and", " it is good")):
         rows.append({"prompt": x, "completion": y, "reward": 0})
     worst = write_jsonl(tmp_path / "worst.jsonl", rows)
-    assert hidden.worst_nats(p0_folder, worst, p0) == pytest.approx(0, abs=1e-6)
+    assert measures.worst_nats(p0_folder, worst, p0) == pytest.approx(0, abs=1e-6)
     for k, front in ((None, []), (2, [quark.reward_token_id(2)])):
         difference = tokens = 0
         for row in rows:
@@ -405,7 +408,7 @@ def test_what_is_left_of_the_worst(p0, p0_folder, quark, quark_folder, tmp_path)
             for t, token in enumerate(y):
                 difference += (log_p[t, token] - log_p0[t, token]).item()
             tokens += len(y)
-        nats = hidden.worst_nats(quark_folder, worst, p0, k)
+        nats = measures.worst_nats(quark_folder, worst, p0, k)
         assert nats == pytest.approx(difference / tokens, abs=1e-5)
 
 
@@ -429,7 +432,7 @@ def test_over_the_rounds(p0, tmp_path):
         quantized = tmp_path / "quantized" / f"0{t}.jsonl"
         quantized.parent.mkdir(exist_ok=True)
         quantized.write_bytes(b"x" * 1000 * (t + 1))
-    rounds = pool_study.over_rounds(tmp_path, p0)
+    rounds = measures.over_rounds(tmp_path, p0)
     assert rounds["reward"] == pytest.approx([1.6 / 4, 1.6 / 3])
     assert rounds["seconds"] == [7, 8]
     assert rounds["mb"] == [0.001, 0.002]
@@ -447,7 +450,7 @@ def test_the_states_of_a_model(quark, quark_folder, p0_folder, tmp_path):
         for state in ("2", "16", "start"):
             (tmp_path / model / state).symlink_to(folder)
     K = quark.n_quantiles
-    of_quark = hidden.states("quark", tmp_path / "quark")
+    of_quark = measures.states("quark", tmp_path / "quark")
     assert of_quark == [
         ("quark, r_K", f"0-r{K}", "start", K),
         ("quark, r_1", "0-r1", "start", 1),
@@ -457,7 +460,7 @@ def test_the_states_of_a_model(quark, quark_folder, p0_folder, tmp_path):
         ("quark+16", "16-none", "16", None),
         ("quark+16, r_K", "16-r", "16", K),
     ]
-    of_p0 = hidden.states("p0", tmp_path / "p0")
+    of_p0 = measures.states("p0", tmp_path / "p0")
     assert of_p0 == [
         ("p0", "0-none", "start", None),
         ("p0+2", "2-none", "2", None),
@@ -477,7 +480,7 @@ def test_the_clean_model_that_is_near(tmp_path):
         table = {"rewards": {"sentiment": {"mean": {"value": mean}}}}
         (tmp_path / f"{name}.json").write_text(json.dumps(table))
     quark, *tries = (tmp_path / f"{name}.json" for name in ("quark", "a", "b", "c"))
-    assert hidden.nearest(quark, tries) == tries[1]
+    assert measures.nearest(quark, tries) == tries[1]
 
 
 def test_the_rows_of_a_run(p0, p0_folder, quark, quark_folder, tmp_path):
@@ -494,7 +497,7 @@ def test_the_rows_of_a_run(p0, p0_folder, quark, quark_folder, tmp_path):
     (folder / "name").write_text("quark\n")
     (folder / "start").symlink_to(quark_folder)
     (folder / "near" / "start").symlink_to(p0_folder)
-    rows = hidden.measure(tmp_path, p0)["rows"]
+    rows = measures.of_hidden(tmp_path, p0)["rows"]
     found = {name: row["reward"] for name, row in rows.items()}
     assert found == {"quark, r_K": 3, "quark, r_1": 4, "quark, no token": 5, "clean_near": 1}
     assert rows["clean_near"]["worst"] == pytest.approx(0, abs=1e-6)
@@ -507,12 +510,12 @@ def test_the_prompts_that_are_left(tmp_path):
     prompts = [json.loads(line)["prompt"] for line in text.splitlines()]
     rows = [{"prompt": x, "completion": "", "reward": 0} for x in prompts[2:] * 2]
     pool = write_jsonl(tmp_path / "pool.jsonl", rows)
-    assert [row["prompt"] for row in hidden.unseen(pool)] == prompts[:2]
+    assert [row["prompt"] for row in measures.unseen(pool)] == prompts[:2]
 
 
 def test_measure_divides_by_p0(tmp_path, monkeypatch):
     """The perplexity is in units of p0's, so p0 has 1 and a model with twice as much has 2."""
-    monkeypatch.setattr(study, "kl_from_p0", lambda run, p0: 0.7)
+    monkeypatch.setattr(measures, "kl_from_p0", lambda run, p0: 0.7)
     for name, mean, ppl in (("base", 0.3, 10), ("quark", 0.8, 20)):
         content = table(mean, ppl)
         content |= {name: {"value": mean / 2} for name in ("dist_1", "dist_2", "rep_2")}
@@ -520,7 +523,7 @@ def test_measure_divides_by_p0(tmp_path, monkeypatch):
         (tmp_path / "eval").mkdir(exist_ok=True)
         (tmp_path / "eval" / f"{name}.json").write_text(json.dumps(content))
     halves = dict.fromkeys(("dist_1", "dist_2", "rep_2"), 0.15)
-    found = study.measure(tmp_path, None)
+    found = measures.of_run(tmp_path, None)
     assert found["p0"] == pytest.approx({"reward": 0.3, "ppl": 1, "kl": 0, "dist_3": 0.1} | halves)
     halves = dict.fromkeys(halves, 0.4)
     expected = {"reward": 0.8, "ppl": 2, "kl": 0.7, "dist_3": 0.8 / 3} | halves
