@@ -1,7 +1,7 @@
 r"""QRPO: regress the policy's log-ratio onto the quantile of the reward. Offline, no critic.
 
 q(x, y) is the share of p0's other samples of the same prompt that are worse than y, equal ones
-counted half. Under p0 it is uniform, so the partition function of the optimal policy p0 exp(q / beta) / Z is known:
+counted half. Under p0 it is uniform, so the Z of the optimal policy p0 exp(q / beta) / Z is known:
 
     Z = integral_0^1 e^(q / beta) dq = beta (e^(1 / beta) - 1)
     L = (q - beta log Z - beta sum_t log(p_theta / p0)(y_t))^2

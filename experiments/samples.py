@@ -27,10 +27,10 @@ Twenty test prompts of each task, drawn at random and not chosen, by
 {command}
 ```
 
-after `OMP_NUM_THREADS=1 bash run_all.sh TASK` for each task. For each prompt you see one completion of
-p0 (`tiny/lm`) and one of Quark (its model under r_K), the same one of the 25 that each wrote; for
-repetition, the greedy one. In front stands the reward, higher is better. The small model writes as
-film reviews on the web are written, insults included.
+after `OMP_NUM_THREADS=1 bash run_all.sh TASK` for each task. For each prompt you see one completion
+of p0 (`tiny/lm`) and one of Quark (its model under r_K), the same one of the 25 that each wrote;
+for repetition, the greedy one. In front stands the reward, higher is better. The small model writes
+as film reviews on the web are written, insults included.
 """
 
 
