@@ -51,6 +51,9 @@ COLUMNS = {  # task: [(metric, heading, digits)]; a metric that ends in "/" is d
         ("sampled perplexity/", "sampled perplexity / p0's", 2),
     ],
 }
+PAIRS = """Each pair by the same rule: the gain of the row's method is above (>), below (<) or not told apart
+(=) from that of the column's.
+"""
 AT_TEST = {"best_of_8": 8, "best_of_25": 25}  # reward calls a completion
 FORWARDS = {"dexperts": 3, "dexperts_global": 3, "anti_expert": 2, "gedi": 3, "pplm": 62}
 FORWARDS |= AT_TEST | {"simctg_contrastive": 9, "contrastive": 9}  # a token; all others: 1
@@ -141,6 +144,22 @@ def sentences(task, rows, n_tries):
     return "\n".join(lines) + "\n"
 
 
+def pairs(task, rows):
+    """A mark for each two methods that wrote for the same prompts, the highest gain first."""
+    parts = []
+    for few in (False, True):
+        methods = [method for method in rows if (method in FEWER) == few]
+        methods.sort(key=lambda m: -interval(values_of(rows, m, GAIN[task][0]))[0])
+        head = " ".join(f"{n:2}" for n in range(1, len(methods) + 1))
+        lines = [f"{'':28}{head}"]
+        for n, a in enumerate(methods, 1):
+            sides = [side_of_zero(*difference(task, rows, a, b)) for b in methods]
+            marks = [" " if a == b else "=><"[side] for b, side in zip(methods, sides)]
+            lines.append(f"{n:2} {name_of(a):25}{'  '.join(['', *marks])[1:]}".rstrip())
+        parts += ["\n".join(lines) + "\n"] if methods else []
+    return "```\n" + "\n".join(parts) + "```\n"
+
+
 def reference_of(method):
     """p0's row on the same prompts."""
     return "p0_fewer" if method in FEWER else "p0"
@@ -222,7 +241,8 @@ def text(table_of_task, order):
     n_tries = sum(tried.values())
     took = f"{n_tries} tries and {len(made) - n_tries} rows took {hours:.1f} hours of one core."
     picture = f"![{task}: gain against perplexity](figures/{task}.png)"
-    parts = [table(task, rows), sentences(task, rows, tried), f"{picked}\n", f"{took}\n"]
+    parts = [table(task, rows), sentences(task, rows, tried), PAIRS, pairs(task, rows)]
+    parts += [f"{picked}\n", f"{took}\n"]
     return "\n".join([*parts, f"{machines(rows)}\n", f"{picture}\n"])
 
 

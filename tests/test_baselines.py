@@ -1139,6 +1139,24 @@ def test_a_row_says_what_was_measured_and_how_it_stands_to_quark():
     assert "+0.110 ± 0.025 from p0; keeps" in page.sentences("sentiment", rows, {})
 
 
+def test_each_pair_is_told_apart_or_not():
+    """Gains of a seed: a .8 .81 .82, b .7 .71 .72, c .6 .9 .6. a - b is .1 without spread."""
+    gains = {"p0": (0.1, 0.11, 0.12), "rloo": (0.7, 0.71, 0.72), "ppo": (0.8, 0.81, 0.82)}
+    gains |= {"grpo": (0.6, 0.9, 0.6), "p0_fewer": (0.1, 0.1, 0.1), "pplm": (0.2, 0.21, 0.19)}
+    rows = {m: {str(s): numbers(g) for s, g in enumerate(of)} for m, of in gains.items()}
+    lines = page.pairs("sentiment", rows).splitlines()
+    assert [line.split() for line in lines[2:6]] == [
+        ["1", "ppo", ">", "=", ">"],
+        ["2", "rloo", "<", "=", ">"],
+        ["3", "grpo", "=", "=", ">"],
+        ["4", "p0", "<", "<", "<"],
+    ]
+    assert lines[1].index("2") == lines[2].index(">") and lines[1].index("4") == lines[2].rindex(
+        ">"
+    )
+    assert lines[8].split() == ["1", "pplm,", "96", "prompts", ">"]
+
+
 def test_the_page_names_the_machine_of_each_row():
     rows = {m: {"0": {"machine": name}} for m, name in (("p0", "A"), ("ppo", "B"), ("rloo", "A"))}
     assert page.machines(rows) == "Made on A: p0; rloo. B: ppo."
