@@ -168,15 +168,20 @@ def reference_of(method):
 def draw(task, tries, chosen, path):
     """Gain against perplexity on the tuning prompts: a curve for each method's dial.
 
-    tries: {method: {label: {"knobs", "numbers"}}}. A star is the chosen setting. Where a method has
-    two knobs its settings are dots. The picture ends at four times p0's perplexity.
+    tries: {method: {label: {"knobs", "numbers"}}}. A star is the chosen setting, of Quark r_K.
+    Where a method has two knobs its settings are dots. The picture ends at four times p0's
+    perplexity.
     """
+    from matplotlib import colormaps
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(9, 6), layout="constrained")
+    colors = [*colormaps["tab20"].colors[::2], *colormaps["tab20b"].colors[::2]]
+    figure = Figure(figsize=(10, 7), layout="constrained")
     ax = figure.subplots()
     ppl = "sampled perplexity" if task == "repetition" else "perplexity"
     metric, heading = GAIN[task]
+    r_K = max(label for label in tries["quark"] if label != "token none")  # "token 5"
+    marked = chosen | {"p0": "", "quark": r_K}
     for number, (method, entries) in enumerate(tries.items()):
         of_p0 = tries[reference_of(method)][""]["numbers"][ppl]
         points = {  # the value of a dial's only knob, or the label: (perplexity, gain)
@@ -186,13 +191,15 @@ def draw(task, tries, chosen, path):
         }
         is_dial = all(len(t["knobs"]) == 1 for t in entries.values())
         order = sorted(points, key=lambda label: place_on_dial(entries[label]["knobs"]))
-        style = {"color": f"C{number % 10}", "marker": "osD^v<>PXh"[number // 10 % 10]}
+        style = {"color": colors[number % 20], "marker": "osD^v"[number % 5]}
         line = {"linestyle": "-" if is_dial else "", "linewidth": 0.8, "markersize": 3}
         if points:
             name = "p0 on pplm's prompts" if method == "p0_fewer" else method
             ax.plot(*zip(*(points[label] for label in order)), label=name, **style, **line)
-        if method in chosen:
-            ax.plot(*points[chosen[method]], **style | {"marker": "*"}, markersize=13)
+        if method in marked:
+            ax.plot(*points[marked[method]], **style | {"marker": "*"}, markersize=13)
+            place = {"xytext": (7, 4), "textcoords": "offset points"}
+            ax.annotate(method, points[marked[method]], fontsize=8, color=style["color"], **place)
     dashes = {"color": "#777777", "linestyle": "--", "linewidth": 1}
     ax.axvline(1.15 if task == "repetition" else 1.3, label="limit of perplexity", **dashes)
     ax.set(xscale="log", xlabel=f"{ppl} / p0's", ylabel=heading, title=task)
