@@ -54,8 +54,8 @@ def report(run, perplexity, text_sums):
     for name, title, caption, figure in figures:
         png = io.BytesIO()
         figure.savefig(png, format="png", dpi=150)
-        refuse_special(folder / f"{name}.png")
-        (folder / f"{name}.png").write_bytes(png.getvalue())
+        with whole_file(folder / f"{name}.png") as file:
+            file.buffer.write(png.getvalue())
         data = base64.b64encode(png.getvalue()).decode()
         sections.append(
             f'<figure><h2>{title}</h2><img alt="{html.escape(title)}" '

@@ -351,6 +351,19 @@ def test_full_disk(stage, p0_folder, tmp_path):
     assert (folder / "x.jsonl").read_text() == "before\n"
 
 
+def test_no_room_for_a_picture(tmp_path):
+    """A run whose report finds no room: no half of a PNG."""
+    rows = [
+        {"prompt": "a", "completion": s, "reward": i, "iteration": 0} for i, s in enumerate("abc")
+    ]
+    write_jsonl(tmp_path / "pool" / "00.jsonl", rows)
+    options = ["--report", tmp_path]
+    ended = execute(sys.executable, "-c", FULL_DISK, 600, "evaluate", *options)
+    assert ended.returncode == 1 and "Traceback" not in ended.stderr
+    assert "make room" in ended.stderr and ".png" in ended.stderr
+    assert os.listdir(tmp_path / "figures") == []
+
+
 SLOW_REWARD = """
 import sys, time
 def f(prompts, completions, **kwargs):
