@@ -19,6 +19,7 @@ import argparse
 import importlib.util
 import json
 import math
+import os
 import time
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from threading import Lock
@@ -423,6 +424,9 @@ def main(argv=None):
     methods = args.methods or list(known)
     if unknown := [name for name in methods if name not in known]:
         raise BadInput(f"{args.task} has no row {unknown[0]}; the rows: {' '.join(known)}")
+    settings = set(settings_of(args.task, 0)) - {"SEED", "TASK"}
+    if exported := sorted(settings & os.environ.keys()):  # run_all.sh would take it
+        raise BadInput(f"every row has the default settings; first: unset {' '.join(exported)}")
     for _, module in seeds.HELD_OUT.values():
         if importlib.util.find_spec(module) is None:
             raise BadInput(f"{module} is missing; pip install -r baselines/requirements.txt")

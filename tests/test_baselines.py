@@ -1295,6 +1295,14 @@ def test_what_stands_on_a_changed_model_is_made_again(tmp_path, monkeypatch):
     assert made == ["a", "b"]
 
 
+def test_settings_of_the_users_shell_are_refused(monkeypatch):
+    """Quark's run would take them, and the others' pool would not be as large as its own."""
+    monkeypatch.setenv("K", "9")
+    monkeypatch.setenv("BETA", "1")
+    with pytest.raises(BadInput, match="default settings; first: unset BETA K"):
+        table.main(["toxicity"])
+
+
 def test_a_failed_row_is_not_swallowed(tmp_path, monkeypatch):
     monkeypatch.setattr(table, "RESULTS", tmp_path)
     monkeypatch.setattr(running, "RUNS", tmp_path)
