@@ -161,13 +161,13 @@ class Run:
 
     # ------------------------------------------------------------------------ what the method trains
 
-    def learn_by_thirds(self, pool, lr, third, *options):
+    def learn_by_thirds(self, pool, lr, third, *options, **more):
         """The model after `third` / 3 of 2 UPDATES of learn.py: all thirds are of one run."""
         model, each = None, 2 * UPDATES // 3
         for n in range(1, third + 1):
             out = self.root / "models" / f"{self.method}-{lr}-{n}"
             own = {"model": model, "total_steps": 3 * each}
-            model = self.learn(out, pool, lr, each, *options, **own)
+            model = self.learn(out, pool, lr, each, *options, **own, **more)
         return model
 
     def train(self, script, *options, steps, method=None, knobs=None):

@@ -121,10 +121,9 @@ def qrpo(run):
 
 
 def mle(run):
-    """p0 is the MLE model. A control: as many updates on its own samples."""
-    steps = int(run.settings["STEPS"]) * int(run.settings["ITERATIONS"])
-    out, size = run.root / "models" / run.name, run.settings["BATCH"]
-    run.sample(run.learn(out, run.pool(False), "3e-4", steps, "--no-reward-token", batch_size=size))
+    """p0 is the MLE model. A control: at most as many updates, on its own samples."""
+    own = [*run.knobs.values(), "--no-reward-token"]
+    run.sample(run.learn_by_thirds(run.pool(False), *own, batch_size=run.settings["BATCH"]))
 
 
 def unlikelihood(run, *own):
@@ -237,6 +236,7 @@ KNOBS = {
         {"lr": "2e-4", "beta": 0.3},
         {"lr": "1e-4", "beta": 0.1},
     ),
+    "mle": with_thirds(*RATES),
     "unlikelihood": with_thirds(*RATES[:6], *grid(lr=["3e-4", "1e-4", "1e-3"], alpha=[5])),
     "unlikelihood_sequence": with_thirds(
         *RATES[:6], *grid(lr=["3e-4", "5e-4"], alpha=[0.2]), {"lr": "3e-4", "sequence": 0.2}

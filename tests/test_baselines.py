@@ -1318,7 +1318,7 @@ def test_a_failed_row_is_not_swallowed(tmp_path, monkeypatch):
 
 PARTS = {
     "sentiment": ["best_of_8", "ctrl", "dexperts", "gedi", "qrpo"],
-    "repetition": ["quark_unlikelihood", "simctg_contrastive"],
+    "repetition": ["mle", "quark_unlikelihood", "simctg_contrastive"],
 }
 
 
@@ -1332,6 +1332,7 @@ def test_a_part_of_a_table(task, tmp_path, monkeypatch, capsys):
     small = {"NUM_PROMPTS": "4", "NUM_SAMPLES": "2", "ITERATIONS": "3", "STEPS": "2", "K": "2"}
     small |= {"MODEL": "tiny/lm", "PROMPTS": "tiny/prompts/train.jsonl", "MIN_TOKENS": "3"}
     small |= {"NEW_TOKENS": "8", "TEST_PROMPTS": str(tmp_path / "test.jsonl"), "TASK": task}
+    small |= {"BATCH": "2"}
     rows = [{"prompt": f"The film {i}", "group": ["negative", "neutral"][i % 2]} for i in range(4)]
     write_jsonl(tmp_path / "test.jsonl", rows)
     for module in (running, table):
