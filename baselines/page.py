@@ -51,7 +51,8 @@ COLUMNS = {  # task: [(metric, heading, digits)]; a metric that ends in "/" is d
         ("sampled perplexity/", "sampled perplexity / p0's", 2),
     ],
 }
-PAIRS = """Each pair by the same rule: the gain of the row's method is above (>), below (<) or not told apart
+PAIRS = """\
+Each pair by the same rule: the gain of the row's method is above (>), below (<) or not told apart
 (=) from that of the column's.
 """
 AT_TEST = {"best_of_8": 8, "best_of_25": 25}  # reward calls a completion

@@ -3,7 +3,6 @@
 import hashlib
 import json
 import os
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -285,15 +284,11 @@ def call(command, log, **environment):
     """
     environment = {**os.environ, **MALLOC, "OMP_NUM_THREADS": "1", **environment}
     log.parent.mkdir(parents=True, exist_ok=True)
-    with open(log, "a") as file:
-        print(*command, file=file, flush=True)
-        streams = {"stdout": file, "stderr": file}
-        done = subprocess.run(command, cwd=ROOT, env=environment, check=False, **streams)
-    if done.returncode:
-        last = log.read_text(encoding="utf-8", errors="replace").rstrip().splitlines()[-1]
-        last = f"stopped by signal {-done.returncode}" if done.returncode < 0 else last
-        kind = Diverged if "lower --lr" in last else BadInput
-        raise kind(f"{' '.join(command[:3])} failed: {last}; more is in {log}")
+    try:
+        defaults.call(command, environment, log)
+    except BadInput as error:
+        kind = Diverged if "lower --lr" in str(error) else BadInput
+        raise kind(str(error)) from None
 
 
 class Diverged(BadInput):

@@ -258,7 +258,7 @@ def run_try(task, name, seed):
     environment = os.environ | settings | own | {"SEED": str(seed), "OMP_NUM_THREADS": "1"}
     environment |= {"PYTHON": sys.executable}
     run.parent.mkdir(parents=True, exist_ok=True)
-    call(["bash", "run_all.sh", task], environment, Path(f"{run}.log"), "w")
+    call(["bash", "run_all.sh", task], environment, Path(f"{run}.log"))
     if not p0_run.exists():
         shutil.copytree(run / "eval", p0_run / "eval")
     if task == "repetition":
@@ -285,16 +285,19 @@ def greedy_dial(run, environment):
     if read_json(run / "eval" / "quark.args.json", "a stage's options")["bf16"]:
         options.append("--bf16")
     command = [sys.executable, "evaluate.py", *map(str, options)]
-    call(command, environment, Path(f"{run}.log"), "a")
+    call(command, environment, Path(f"{run}.log"))
 
 
-def call(command, environment, log, mode):
+def call(command, environment, log):
     """Runs a command in the repository; what it prints goes to the file `log`."""
-    with open(log, mode) as file:
+    with open(log, "a") as file:
+        print(*command, file=file, flush=True)
         streams = {"stdout": file, "stderr": file}
         done = subprocess.run(command, cwd=ROOT, env=environment, check=False, **streams)
     if done.returncode:
-        raise BadInput(f"{' '.join(command[:2])} failed; what it printed is in {log}")
+        last = log.read_text(encoding="utf-8", errors="replace").rstrip().splitlines()[-1]
+        last = f"stopped by signal {-done.returncode}" if done.returncode < 0 else last
+        raise BadInput(f"{' '.join(command[:3])} failed: {last}; more is in {log}")
 
 
 def measure(task, run):
