@@ -127,10 +127,11 @@ def rollout_options(**more):
 def test_a_rollout_is_the_samples_of_the_policy(p0):
     """k of each prompt next to each other; no two alike; scored as texts of their own prompt."""
     prompts = [{"prompt": text} for text in PROMPTS]
-    seen = []
+    seen, read = [], []
 
-    def reward(prompts, completions, **kwargs):
+    def reward(prompts, completions, completion_ids, **kwargs):
         seen.extend(zip(prompts, completions))
+        read.extend(completion_ids)
         return [float(len(x)) for x in prompts]
 
     pairs, r = common.rollout(p0, prompts, reward, rollout_options(), step=1)
@@ -139,6 +140,7 @@ def test_a_rollout_is_the_samples_of_the_policy(p0):
     assert r.tolist() == [float(len(x)) for x in texts]
     assert len({tuple(y) for _, y in pairs}) == 4
     assert {x for x, _ in seen} == {*PROMPTS}
+    assert sorted(read) == sorted(y for _, y in pairs)
     with pytest.raises(BadInput, match="no multiple of k"):
         common.rollout(p0, prompts, reward, rollout_options(batch_size=3), step=0)
     with pytest.raises(BadInput, match="no score"):
@@ -147,6 +149,13 @@ def test_a_rollout_is_the_samples_of_the_policy(p0):
     keys = [(PROMPTS.index(text), j) for text, j in zip(texts, (0, 1, 0, 1))]
     settings = {"max_new_tokens": 6, "min_new_tokens": 2, "seed": 0, "iteration": 1, "keys": keys}
     assert [y for _, y in pairs] == sample(p0, ids, **settings)
+
+
+def test_a_prompt_that_is_too_long_is_cut_from_the_left(p0):
+    text = " was" * 60
+    pairs, _ = common.rollout(p0, [{"prompt": text}] * 2, load_reward("hash"), rollout_options(), 0)
+    assert {len(x) for x, _ in pairs} == {p0.context - 6}
+    assert pairs[0][0] == p0.encode(text)[-(p0.context - 6) :]
 
 
 @pytest.mark.parametrize("k", [1, 2])
@@ -172,6 +181,16 @@ def test_a_gradient_is_clipped_before_the_step():
     assert outside.tolist() == [[False, True, True]]
 
 
+def test_the_epsilon_of_adam_is_that_of_quark(p0):
+    """1e-5: where the gradient is as small, the first step is half of the rate."""
+    optimiser, weight = common.adam(p0), p0.model.transformer.h[0].mlp.c_fc.weight
+    before = weight.detach().clone()
+    weight.grad = torch.full_like(weight, 1e-5)
+    optimiser.param_groups[0]["lr"] = 0.1
+    optimiser.step()
+    torch.testing.assert_close(before - weight, torch.full_like(weight, 0.05), rtol=1e-3, atol=0)
+
+
 def test_rows_that_do_not_fit_are_named(p0, tmp_path):
     long = {"prompt": "The film", "completion": " was" * 70, "reward": 1}
     path = write_jsonl(tmp_path / "pool.jsonl", [long])
@@ -182,6 +201,8 @@ def test_rows_that_do_not_fit_are_named(p0, tmp_path):
     rows = [{"prompt": " was" * 60, "completion": " was", "reward": 0.5}]
     ((_, x, y, r),) = common.read_samples(write_jsonl(tmp_path / "pool.jsonl", rows), p0)
     assert len(x) + len(y) <= p0.context and r == 0.5
+    rows.append({"prompt": "The film", "completion": "", "reward": 0.1})  # nothing to learn
+    assert len(common.read_samples(write_jsonl(tmp_path / "pool.jsonl", rows), p0)) == 1
 
 
 # ---------------------------------------------------------------------------------------- best-of-n
@@ -190,6 +211,7 @@ def test_rows_that_do_not_fit_are_named(p0, tmp_path):
 def test_the_best_of_n():
     assert best_of_n.best_of([0.1, 0.9, 0.9, None, 0.2, 0.3], 3) == [1, 5]
     assert best_of_n.best_of([None, None, 0.5, 0.4], 2) == [0, 2]
+    assert best_of_n.best_of([None, -0.5, -0.1, -0.2], 2) == [1, 2]
 
 
 @pytest.mark.parametrize("n", [1, 8])
@@ -255,6 +277,20 @@ def test_without_a_difference_dexperts_is_p0(p0, p0_folder, tmp_path):
     assert [row["prompt_number"] for row in rows] == [0, 0, 0, 1, 1, 1]
 
 
+def test_with_p0_as_anti_expert_dexperts_is_the_expert(p0, p0_folder, moved, tmp_path):
+    """z_0 + 1 (z_plus - z_0), through the command: which folder is which."""
+    moved.save(tmp_path / "expert")
+    prompts = write_jsonl(tmp_path / "prompts.jsonl", [{"prompt": x} for x in PROMPTS])
+    command = ["--model", p0_folder, "--expert", tmp_path / "expert", "--anti-expert", p0_folder]
+    command += ["--alpha", 1, "--prompts", prompts, "--num-samples", 1, "--max-new-tokens", 5]
+    dexperts.main([str(word) for word in [*command, "--top-p", 1, "--out", tmp_path / "o.jsonl"]])
+    rows = [json.loads(line) for line in (tmp_path / "o.jsonl").read_text().splitlines()]
+    ids = [p0.encode(x) for x in PROMPTS]
+    settings = {"max_new_tokens": 5, "min_new_tokens": 3}
+    assert [row["completion_ids"] for row in rows] == sample(moved, ids, **settings)
+    assert sample(moved, ids, **settings) != sample(p0, ids, **settings)
+
+
 def test_the_nucleus_is_cut_once(p0, p0_folder, tmp_path):
     """alpha 0 draws from p0's nucleus of 0.5, and half of it is not in the nucleus of that."""
     prompts = write_jsonl(tmp_path / "prompts.jsonl", [{"prompt": PROMPTS[0]}])
@@ -287,6 +323,16 @@ def test_weights_make_an_ordinary_model(p0, p0_folder, tmp_path):
         assert torch.equal(a, b)
 
 
+def test_with_p0_as_anti_expert_weights_go_beyond_the_expert(p0, p0_folder, moved, tmp_path):
+    """theta_0 + 2 (theta_plus - theta_0), through the command: which folder is which."""
+    moved.save(tmp_path / "expert")
+    command = ["--model", p0_folder, "--expert", tmp_path / "expert", "--anti-expert", p0_folder]
+    weights.main([*map(str, command), "--scale", "2", "--out", str(tmp_path / "sum")])
+    found = common.load_policy(tmp_path / "sum")
+    for a, b, c in zip(*(policy.model.parameters() for policy in (p0, moved, found))):
+        torch.testing.assert_close(c, 2 * b - a)
+
+
 # --------------------------------------------------------------------------------------------- GeDi
 
 
@@ -312,8 +358,23 @@ def test_the_filter_deletes_unlikely_classes_while_there_is_mass():
     kept = gedi.reweighted(z, log_p, 2.0, 0.0, 0.7).softmax(-1)[0]
     weight = torch.tensor([0.1 * 0.2**2, 0.2 * 0.6**2, 0.3 * 0.8**2, 0.4 * 0.9**2])
     torch.testing.assert_close(kept, weight / weight.sum())
+    # omega 2: the masses are .007 .122 .324 .547 (without the division by their sum .004 .072 ...)
+    assert torch.isfinite(gedi.reweighted(z, log_p, 2.0, 0.1, 1.0)).tolist()[0] == [0, 1, 1, 1]
     z[0, 3] = -torch.inf  # <|endoftext|> where it is not allowed, and of the best class
     assert torch.isfinite(gedi.reweighted(z, log_p, 0.0, 1.0, 1.0)).tolist()[0] == [0, 0, 1, 0]
+
+
+@pytest.mark.parametrize("allowed", [True, False])
+def test_the_filter_leaves_a_token_that_can_be_drawn(allowed):
+    """Also where rounding leaves the sum of all masses below 1, and where the best is impossible."""
+    generator = torch.Generator().manual_seed(0)
+    z, log_p = torch.rand(2, 200, 50, generator=generator).log()
+    best = log_p.argmax(1)
+    if not allowed:
+        z[torch.arange(200), best] = -torch.inf
+    kept = torch.isfinite(gedi.reweighted(z, log_p, 0.0, 1.0, 2.0))
+    assert kept.any(1).all()
+    assert kept[torch.arange(200), best].all() == allowed
 
 
 def test_gedi_reads_every_text_under_both_codes(p0, quark):
@@ -337,13 +398,12 @@ def test_gedi_reads_every_text_under_both_codes(p0, quark):
 
 
 def test_the_loss_of_the_guide(quark):
-    batch = [
-        (k, quark.encode(PROMPTS[0]), quark.encode(y)) for k, y in ((1, " bad"), (2, " sings"))
-    ]
+    texts = ((1, PROMPTS[0], " bad"), (2, PROMPTS[0], " sings"), (2, "", "The story"))
+    batch = [(k, quark.encode(x), quark.encode(y)) for k, x, y in texts]
     loss, right = gedi_guide.guide_loss(quark, torch.tensor(1.5), batch, lam=0.8)
     lm, tokens, entropy, hits = 0.0, 0, 0.0, 0
     for k, x, y in batch:
-        text = x + y
+        text = (x or [quark.eos_id]) + y  # as the model reads an empty prompt
         sums = []
         for code in (1, 2):
             steps = [
@@ -354,10 +414,10 @@ def test_the_loss_of_the_guide(quark):
         lm -= sums[k - 1]
         tokens += len(text)
         odds = 1.5 / len(text) * (sums[k - 1] - sums[2 - k])
-        entropy += math.log1p(math.exp(-odds)) / 2
+        entropy += math.log1p(math.exp(-odds)) / 3
         hits += odds > 0
     assert loss.item() == pytest.approx(0.8 * lm / tokens + 0.2 * entropy, rel=1e-4)
-    assert right.item() == hits / 2
+    assert right.item() == pytest.approx(hits / 3)
 
 
 def test_the_scale_learns_a_hundred_times_as_fast(quark):
@@ -365,9 +425,11 @@ def test_the_scale_learns_a_hundred_times_as_fast(quark):
     before = quark.model.transformer.h[0].mlp.c_fc.weight.detach().clone()
     ys = [quark.encode(y) for y in (" bad", " sings")]
     parts = [[(k, quark.encode(PROMPTS[0]), y)] for k, y in enumerate(ys, start=1)]
-    settings = {"steps": 1, "batch_size": 2, "seed": 0, "lam": 0.5, "lr": 1e-3, "warmup": 0}
+    settings = {"steps": 1, "batch_size": 2, "seed": 0, "lam": 0.8, "lr": 1e-3, "warmup": 0}
     args = SimpleNamespace(**settings, clip=1e3)
+    of_both, _ = gedi_guide.guide_loss(quark, torch.ones(()), [*parts[0], *parts[1]], 0.8)
     (line,) = gedi_guide.updates(quark, parts, args)
+    assert line["loss"] == pytest.approx(of_both.item(), rel=1e-4)  # a half of each class
     moved = (quark.model.transformer.h[0].mlp.c_fc.weight - before).abs().max().item()
     assert moved == pytest.approx(1e-3, rel=0.1)
     assert abs(line["scale"] - 1) == pytest.approx(0.1, rel=0.1)
@@ -466,6 +528,20 @@ def test_pplm_of_no_size_is_p0(precise):
                 close(z.softmax(-1), logits_after(precise, text).softmax(-1), 1e-6)
 
 
+def test_pplm_neither_writes_reward_tokens_nor_looks_ahead_along_them(quark):
+    """e is the mean embedding over V tokens; with the K others their probability would count."""
+    tokens = torch.tensor([quark.encode(PROMPTS[0])])
+    found = []
+    for moved_by in (0.0, 5.0):
+        quark.model.get_input_embeddings().weight.data[quark.vocab_size :] += moved_by
+        network = pplm_network(quark, eta=0.5)
+        network.start(torch.tensor([0]))
+        with torch.no_grad():
+            found.append(network.next_logits(tokens))
+    assert found[0].shape == (1, quark.vocab_size)
+    close(found[1], found[0])
+
+
 def test_pplm_mixes_and_carries_its_past_on(precise):
     """y_t ~ p~^.9 p^.1, and the next token reads the moved past, not p0's."""
     with torch.no_grad():
@@ -475,10 +551,11 @@ def test_pplm_mixes_and_carries_its_past_on(precise):
         log_p = logits_after(precise, text).log_softmax(-1)
         expected = 0.9 * pure[0][1][0].log_softmax(-1) + 0.1 * log_p
         close(found[0][1][0].log_softmax(-1), expected.log_softmax(-1), 1e-6)
-        network = pplm_network(precise, m=2, eta=0.5)
+        network, made, move = pplm_network(precise, m=2, eta=0.5), [], pplm.Pplm.moved
+        network.moved = lambda *given: made.append(1) or move(network, *given)
         steps = driven(network, precise)
         next(steps)
-        assert not torch.allclose(network.past[0][0], network.plain[0][0])
+        assert len(made) == 2 and not torch.allclose(network.past[0][0], network.plain[0][0])
         before = network.past[0][0][:1].clone()
         network.eta = 0.0
         next(steps)
@@ -619,11 +696,19 @@ def two_pairs(policy):
     return [(policy.encode(x), policy.encode(y)) for x, y in texts]
 
 
-def log_prob(policy, x, y):
-    """log p(y | x), a token at a time."""
-    return sum(
-        logits_after(policy, x + y[:t]).log_softmax(-1)[token].item() for t, token in enumerate(y)
-    )
+def log_probs(policy, x, y, least=0):
+    """log p(y_t | x, y_<t), a token at a time; the first `least` cannot be <|endoftext|>."""
+    found = []
+    for t, token in enumerate(y):
+        logits = logits_after(policy, x + y[:t])
+        if t < least:
+            logits[policy.eos_id] = -torch.inf
+        found.append(logits.log_softmax(-1)[token].item())
+    return found
+
+
+def log_prob(policy, x, y, least=0):
+    return sum(log_probs(policy, x, y, least))
 
 
 @pytest.fixture
@@ -634,53 +719,71 @@ def moved(p0_folder):
     return policy
 
 
-def test_the_loss_of_a_batch(p0, moved):
+@pytest.mark.parametrize("least", [0, 1])
+def test_the_loss_of_a_batch(p0, moved, least):
     """r = R - beta sum log p / p0, three samples of each of two prompts; no gradient through r."""
     a, b, c, d = two_pairs(p0)
     pairs = [a, b, (a[0], c[1]), c, d, (d[0], b[1])]
     R, beta = [0.1, 0.9, 0.5, 0.3, 0.2, 0.8], 0.4
-    log_p = [log_prob(moved, x, y) for x, y in pairs]
-    ratio = [a - log_prob(p0, x, y) for a, (x, y) in zip(log_p, pairs)]
+    for policy in (p0, moved):  # so that it matters that <|endoftext|> is impossible
+        policy.model.lm_head.weight.data[policy.eos_id] *= 8
+    log_p = [log_prob(moved, x, y, least) for x, y in pairs]
+    ratio = [a - log_prob(p0, x, y, least) for a, (x, y) in zip(log_p, pairs)]
     r = np.subtract(R, np.multiply(beta, ratio))
     A = [r[i] - (sum(r[:3] if i < 3 else r[3:]) - r[i]) / 2 for i in range(6)]
     expected = -sum(a * b for a, b in zip(A, log_p)) / 6
-    loss, found = rloo.batch_loss(moved, p0, pairs, torch.tensor(R), 3, "rloo", beta)
+    loss, found = rloo.batch_loss(moved, p0, pairs, torch.tensor(R), 3, "rloo", beta, least)
     assert loss.item() == pytest.approx(expected, rel=1e-4)
     assert found.tolist() == pytest.approx(ratio, abs=1e-3) and max(map(abs, ratio)) > 0.1
     weight = moved.model.transformer.h[0].mlp.c_fc.weight
     (gradient,) = torch.autograd.grad(loss, weight)
-    of_token, rows = common.token_log_probs(moved, pairs)
+    of_token, rows = common.token_log_probs(moved, pairs, least)
     same = -(torch.tensor(A, dtype=torch.float32)[rows] * of_token).sum() / 6
-    torch.testing.assert_close(gradient, torch.autograd.grad(same, weight)[0])
+    expected = torch.autograd.grad(same, weight)[0]
+    torch.testing.assert_close(gradient, expected, rtol=1e-4, atol=1e-4)
     A = rloo.group_normalised(torch.tensor(R).view(2, 3)).flatten().tolist()
     n_tokens = sum(len(y) for _, y in pairs)
     expected = -sum(a * b for a, b in zip(A, log_p)) / n_tokens
-    loss, _ = rloo.batch_loss(moved, p0, pairs, torch.tensor(R), 3, "grpo", beta)
+    loss, _ = rloo.batch_loss(moved, p0, pairs, torch.tensor(R), 3, "grpo", beta, least)
     assert loss.item() == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["rloo", "grpo"])
+def test_an_update_is_of_the_kind_that_was_asked_for(p0, moved, kind, monkeypatch):
+    pairs, R, losses = two_pairs(p0), torch.tensor([0.1, 0.9, 0.3, 0.2]), []
+    monkeypatch.setattr(common, "rollout", lambda *given: (pairs, R))
+    monkeypatch.setattr(common, "update", lambda optimiser, loss, *rest: losses.append(loss.item()))
+    settings = {"samples_per_prompt": 2, "kind": kind, "beta": 0.4, "min_new_tokens": 0, "steps": 1}
+    (line,) = rloo.updates(moved, p0, None, None, SimpleNamespace(**settings))
+    expected, ratio = rloo.batch_loss(moved, p0, pairs, R, 2, kind, 0.4)
+    assert losses == pytest.approx([expected.item()]) and line["calls"] == 4
+    assert line["kl"] == pytest.approx(ratio.mean().item())
 
 
 @pytest.mark.parametrize("whitened", [False, True])
 def test_the_targets_of_ppo(p0, moved, whitened):
     """A and G of each token by hand: the KL at each, r at the last; G from A before whitening."""
     pairs, r, beta = two_pairs(p0), torch.tensor([0.1, 0.9, 0.3, 0.2]), 0.4
-    args = SimpleNamespace(min_new_tokens=0, gamma=0.9, lam=0.8, whiten_rewards=whitened)
+    for policy in (p0, moved):
+        policy.model.lm_head.weight.data[policy.eos_id] *= 8
+    args = SimpleNamespace(min_new_tokens=1, gamma=0.9, lam=0.8, whiten_rewards=whitened)
     value = ppo.Value(common.load_policy(p0.model.name_or_path))
     torch.nn.init.normal_(value.head.weight, std=0.1)
     log_old, V_old, A, G, kl = ppo.at_sampling(moved, p0, value, pairs, r, beta, args)
     rewards, lengths = [], [len(y) for _, y in pairs]
     for (x, y), r_i in zip(pairs, r.tolist()):
-        for t, token in enumerate(y):
-            a, b = (logits_after(m, x + y[:t]).log_softmax(-1)[token].item() for m in (moved, p0))
+        of_each = [log_probs(policy, x, y, 1) for policy in (moved, p0)]
+        for t, (a, b) in enumerate(zip(*of_each)):
             rewards.append(-beta * (a - b) + (r_i if t == len(y) - 1 else 0))
     rewards = torch.tensor(rewards)
     rewards = ppo.whiten(rewards, shift_mean=False) if whitened else rewards
     raw = ppo.advantages(rewards, V_old, lengths, 0.9, 0.8)
     torch.testing.assert_close(G, raw + V_old, atol=1e-3, rtol=1e-3)
     torch.testing.assert_close(A, ppo.whiten(raw), atol=1e-3, rtol=1e-3)
-    expected = np.mean([log_prob(moved, x, y) - log_prob(p0, x, y) for x, y in pairs])
+    expected = np.mean([log_prob(moved, x, y, 1) - log_prob(p0, x, y, 1) for x, y in pairs])
     assert kl == pytest.approx(expected, abs=1e-3) and V_old.std() > 0.01
     assert log_old.sum().item() == pytest.approx(
-        sum(log_prob(moved, x, y) for x, y in pairs), rel=1e-4
+        sum(log_prob(moved, x, y, 1) for x, y in pairs), rel=1e-4
     )
 
 
@@ -708,6 +811,42 @@ def test_the_first_update_of_ppo(p0, p0_folder, monkeypatch):
         own = torch.tensor([i in members for i in row])
         expected = -A[own].mean() + 0.3 * 0.5 * ((G[own] - 0.375) ** 2).mean()
         assert loss == pytest.approx(expected.item(), rel=1e-3)
+
+
+def test_the_second_pass_of_ppo(p0, p0_folder, monkeypatch):
+    """The ratios are to the policy that sampled; A, V_old and G are as they were then.
+
+    Both networks have learned from the first pass, and each pass has an order of its own.
+    """
+    policy, value = common.load_policy(p0_folder), ppo.Value(common.load_policy(p0_folder))
+    pairs, r = two_pairs(p0), torch.tensor([0.1, 0.9, 0.3, 0.2])
+    settings = {"seed": 3, "steps": 1, "epochs": 2, "batch_size": 4, "minibatch": 2, "eps": 0.01}
+    settings |= {"beta": 0.1, "gamma": 1.0, "lam": 0.95, "c_v": 0.3, "min_new_tokens": 0}
+    settings |= {"lr": 0.1, "warmup": 0, "clip": 1e3, "target_kl": None, "whiten_rewards": False}
+    value.start_at(0.375)
+    log_old, V_old, A, G, _ = ppo.at_sampling(
+        policy, p0, value, pairs, r, 0.1, SimpleNamespace(**settings)
+    )
+    found, expected, update = [], [], common.update
+
+    def recorded(optimiser, loss, *more):
+        found.append(loss.item())
+        epoch, half = divmod(len(expected), 2)
+        order = np.random.default_rng([3, 0, epoch]).permutation(4)[2 * half :][:2]
+        of_row = torch.tensor([i for i, (_, y) in enumerate(pairs) for _ in y])
+        at = torch.cat([(of_row == i).nonzero()[:, 0] for i in order])
+        with torch.no_grad():
+            log_p = common.token_log_probs(policy, pairs)[0][at]
+            V = value(pairs)[at]
+        own = ppo.value_loss(V, V_old[at], G[at], 0.01)
+        expected.append((ppo.policy_loss(log_p, log_old[at], A[at], 0.01) + 0.3 * own).item())
+        return update(optimiser, loss, *more)
+
+    monkeypatch.setattr(common, "rollout", lambda *given: (pairs, r))
+    monkeypatch.setattr(common, "update", recorded)
+    list(ppo.updates(policy, p0, value, None, None, SimpleNamespace(**settings)))
+    assert found == pytest.approx(expected, rel=1e-3)
+    assert abs(found[2] - found[0]) > 0.01 and value.head.bias.item() != 0.375
 
 
 def test_rloo_is_that_of_trl(p0_folder, tmp_path):
@@ -875,12 +1014,69 @@ def test_after_quark_every_text_is_read_and_written_under_the_best_token(quark, 
     assert 0 < len(quantiles) < 6 and set(quantiles) == {K}
 
 
+@pytest.mark.parametrize("share", [0, 1])
+def test_the_share_of_updates_at_sequence_level(p0, share, monkeypatch):
+    written = []
+    monkeypatch.setattr(
+        unlikelihood, "sample", lambda *given, **more: written.append(1) or sample(*given, **more)
+    )
+    settings = {"steps": 3, "seed": 0, "batch_size": 2, "sequence": share, "alpha": 1.0, "n": 2}
+    settings |= {"prefix": 3, "new_tokens": 4, "min_new_tokens": 0, "reward_token": False}
+    samples = [(x, p0.encode(x), p0.encode(" was good"), 0.5) for x in PROMPTS]
+    args = SimpleNamespace(**settings, lr=1e-4, warmup=0, clip=1.0)
+    list(unlikelihood.updates(p0, samples, args))
+    assert len(written) == 3 * share
+
+
+def test_the_update_at_token_level(p0, monkeypatch):
+    """The first two tokens of y cannot be <|endoftext|>, which is likely here."""
+    losses = []
+    monkeypatch.setattr(common, "update", lambda optimiser, loss, *rest: losses.append(loss.item()))
+    p0.model.lm_head.weight.data[p0.eos_id] *= 8
+    settings = {"steps": 1, "seed": 0, "batch_size": 1, "sequence": 0, "alpha": 0.5}
+    settings |= {"new_tokens": 4, "min_new_tokens": 2, "reward_token": False}
+    x, y = p0.encode(PROMPTS[0]), p0.encode(" was good and thin")
+    list(unlikelihood.updates(p0, [(PROMPTS[0], x, y, 0.5)], SimpleNamespace(**settings)))
+    costs = []
+    for t, token in enumerate(y):
+        logits = logits_after(p0, x + y[:t])
+        if t < 2:
+            logits[p0.eos_id] = -torch.inf
+        p = logits.softmax(-1)
+        unwanted = sum(-math.log(1 - p[c].item()) for c in {*x, *y[:t]} - {token})
+        costs.append(-math.log(p[token].item()) + 0.5 * unwanted)
+    assert losses == pytest.approx([np.mean(costs)], rel=1e-3)
+
+
+def test_the_update_at_sequence_level(p0, monkeypatch):
+    """Greedy text after the first three tokens of x and y; its repeated bigrams cost."""
+    losses = []
+    monkeypatch.setattr(common, "update", lambda optimiser, loss, *rest: losses.append(loss.item()))
+    p0.model.lm_head.weight.data[p0.eos_id] *= 8
+    settings = {"steps": 1, "seed": 0, "batch_size": 2, "sequence": 1, "alpha": 1.0, "n": 2}
+    settings |= {"prefix": 3, "new_tokens": 12, "min_new_tokens": 0, "reward_token": False}
+    x, y = p0.encode(PROMPTS[0])[:2], p0.encode(" was good")
+    list(unlikelihood.updates(p0, [(PROMPTS[0], x, y, 0.5)], SimpleNamespace(**settings)))
+    text, costs = [*x, y[0]], []
+    for _ in range(12):
+        logits = logits_after(p0, text)
+        logits[p0.eos_id] = -torch.inf
+        costs.append(-math.log(1 - logits.softmax(-1).max().item()))
+        text.append(logits.argmax().item())
+    flags = unlikelihood.repeats(text[3:], 2)
+    assert 0 < sum(flags) < 12
+    assert losses == pytest.approx([np.dot(costs, flags) / 12], rel=1e-3)
+
+
 def test_the_sequence_loss_counts_repeats_only():
     """p(y) = .5, .25: only the second repeats, so -log .75 / 2 tokens."""
     logits = torch.tensor([[0.5, 0.5], [0.25, 0.75]]).log()
     flags = torch.tensor([False, True])
     found = unlikelihood.sequence_loss(logits, torch.tensor([0, 0]), flags)
     assert found.item() == pytest.approx(-math.log(0.75) / 2)
+    certain = torch.tensor([[0.0, -torch.inf]])  # clamped
+    found = unlikelihood.sequence_loss(certain, torch.tensor([0]), flags[1:])
+    assert found.item() == pytest.approx(-math.log(1e-20))
 
 
 # ------------------------------------------------------------------------------------------- SimCTG
@@ -909,6 +1105,7 @@ def test_contrastive_search_by_whole_passes(p0):
     network = contrastive.ContrastiveSearch(p0, k, alpha, min_new_tokens=1)
     with torch.no_grad():
         for step, (texts, scores) in enumerate(driven(network, p0)):
+            assert (~network.empty).sum(1).tolist() == list(map(len, texts))
             for text, row in zip(texts, scores):
                 logits = logits_after(p0, text)
                 if step == 0:
@@ -935,6 +1132,8 @@ def test_what_is_padding_is_near_nothing():
     assert found == pytest.approx([0.75 * 0.5, 0.75 * 0.3 - 0.25 * 0.6])
     found = contrastive.search_scores(p, states, context, ~empty, 0.25)[0].tolist()
     assert found == pytest.approx([0.75 * 0.5 - 0.25, 0.75 * 0.3 - 0.25 * 0.8])
+    opposite = contrastive.search_scores(p, states, -context, ~empty, 0.25)[0].tolist()
+    assert opposite == pytest.approx([0.75 * 0.5 + 0.25, 0.75 * 0.3 + 0.25 * 0.8])
     with torch.autocast("cpu", dtype=torch.bfloat16):  # as with --bf16: the cosines are not rounded
         rounded = contrastive.search_scores(p, states, context, ~empty, 0.25)[0].tolist()
     assert rounded == found
@@ -944,8 +1143,11 @@ def test_simctg_learns_from_the_sum_of_its_losses(p0, monkeypatch):
     losses = []
     monkeypatch.setattr(common, "update", lambda optimiser, loss, *rest: losses.append(loss.item()))
     samples = [(x, p0.encode(x), p0.encode(" was good"), 0.5) for x in PROMPTS]
-    settings = {"steps": 1, "seed": 0, "batch_size": 2, "rho": 0.9, "min_new_tokens": 0}
-    (line,) = simctg.updates(p0, samples, SimpleNamespace(**settings))
+    p0.model.lm_head.weight.data[p0.eos_id] *= 8  # likely, but impossible at first
+    settings = {"steps": 1, "seed": 0, "batch_size": 1, "rho": 0.9, "min_new_tokens": 2}
+    (line,) = simctg.updates(p0, samples[:1], SimpleNamespace(**settings))
+    _, x, y, _ = samples[0]
+    assert line["mle"] == pytest.approx(-log_prob(p0, x, y, 2) / len(y), rel=1e-4)
     assert line["contrast"] > 0.01
     assert losses == pytest.approx([line["mle"] + line["contrast"]])
 
@@ -1016,6 +1218,13 @@ def test_a_trained_method_leaves_a_model(files, tmp_path, name):
     lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == list(range(4 if name == "unlikelihood" else 2))
     assert all(math.isfinite(value) for line in lines for value in line.values())
+    if name == "ppo":  # beta adapts to the KL of 4 samples, from one batch to the next
+        beta = 0.05
+        for line in lines:
+            beta = ppo.adapted(beta, line["kl"], 1.0, 4, 2500)
+            assert line["beta"] == pytest.approx(beta)
+    if name == "qrpo":  # p0's log-probabilities of the same samples: at first nothing has moved
+        assert abs(lines[0]["log_ratio"]) < 1e-4 < abs(lines[1]["log_ratio"])
     if name == "rloo":
         assert [line["calls"] for line in lines] == [4, 4]
         halfway = common.load_policy(f"{out}-1").model.lm_head.weight
@@ -1080,6 +1289,75 @@ def test_the_other_commands_leave_completions(files, tmp_path):
                 prompts=[r["prompt"] for r in rows], completions=[r["completion"] for r in rows]
             )
             assert np.mean(kept) > 0.6
+
+
+def test_the_guide_keeps_its_scale(files, tmp_path):
+    command = f"--model {files['model']} --pool {files['pool']} --steps 3 --warmup 0 --batch-size 4"
+    gedi_guide.main([*command.split(), "--out", str(tmp_path / "guide")])
+    lines = (tmp_path / "guide" / "metrics.jsonl").read_text().splitlines()
+    scale = json.loads(lines[-1])["scale"]
+    assert common.load_policy(tmp_path / "guide").model.config.gedi_scale == scale != 1
+
+
+def test_the_classifier_knows_good_from_bad_and_is_tested_on_other_rows(p0, tmp_path, monkeypatch):
+    """Every fourth of 8 rows is held out, and the odds of good texts are the higher ones."""
+    parts = {"good": [[5, 6, 7], [5, 6], [6, 7], [7, 5]], "bad": [[30], [31, 30], [30, 30], [31]]}
+    for name, texts in parts.items():
+        rows = [{"prompt": "The film", "completion_ids": y, "reward": 0.5} for y in texts]
+        rows = [row | {"completion": p0.decode(row["completion_ids"])} for row in rows]
+        write_jsonl(tmp_path / f"{name}.jsonl", rows)
+    fitted, fit = [], pplm_classifier.fit
+    monkeypatch.setattr(
+        pplm_classifier, "fit", lambda means, *more: fitted.append(means) or fit(means, *more)
+    )
+    command = ["--good", tmp_path / "good.jsonl", "--bad", tmp_path / "bad.jsonl"]
+    command += ["--model", p0.model.name_or_path, "--out", tmp_path / "d.json"]
+    pplm_classifier.main([str(word) for word in command])
+    found = json.loads((tmp_path / "d.json").read_text())
+    x = p0.encode("The film")
+    means = {
+        name: torch.stack([states_of(p0, [*x, *y]).mean(0) for y in texts])
+        for name, texts in parts.items()
+    }
+    expected = torch.cat([means["bad"][1:], means["good"][1:]])
+    torch.testing.assert_close(fitted[0], expected, atol=1e-5, rtol=1e-4)
+    odds = {name: values @ torch.tensor(found["weight"]) for name, values in means.items()}
+    assert odds["good"].min() > odds["bad"].max() and found["auc"] == 1
+
+
+def test_each_option_reaches_its_place(files, tmp_path, monkeypatch):
+    """All different, so that two that change places are seen."""
+    networks = []
+
+    def caught(policy, args, network, *more, **drawing):
+        networks.append(network)
+
+    monkeypatch.setattr(common, "write_generations", caught)
+    command = f"--model {files['model']} --prompts {files['prompts']} --out {tmp_path / 'o.jsonl'} "
+    guide = f"--model {files['model']} --pool {files['pool']} --steps 1 --batch-size 2"
+    gedi_guide.main([*guide.split(), "--out", str(tmp_path / "guide")])
+    own = f"--guide {tmp_path / 'guide'} --omega 7 --filter-mass 0.4 --tau 0.6 --class-bias 2"
+    gedi.main((command + own).split())
+    d = common.load_policy(files["model"]).head.weight.shape[1]
+    (tmp_path / "d.json").write_text(json.dumps({"weight": [0.5] * d, "bias": 0.25}))
+    own = f"--classifier {tmp_path / 'd.json'} --m 4 --eta 0.3 --gamma 0.8 --kl-scale 0.02"
+    pplm.main((command + own + " --gm-scale 0.7").split())
+    experts = f"--anti-expert {files['model']} --alpha 0.6 --top-p 0.7"
+    dexperts.main((command + experts).split())
+    contrastive.main((command + "--k 3 --alpha 0.4").split())
+    of_gedi, of_pplm, of_dexperts, of_search = networks
+    assert (of_dexperts.alpha, of_dexperts.top_p) == (0.6, 0.7)
+    assert (of_search.k, of_search.alpha) == (3, 0.4)
+    assert of_gedi.settings == (7, 0.4, 0.6) and of_gedi.bias.tolist() == [0, 2]
+    found = (
+        of_pplm.m,
+        of_pplm.eta,
+        of_pplm.gamma,
+        of_pplm.kl_scale,
+        of_pplm.gm_scale,
+        of_pplm.bias,
+    )
+    assert found == (4, 0.3, 0.8, 0.02, 0.7, 0.25) and of_pplm.weight.tolist() == [0.5] * d
 
 
 @pytest.mark.parametrize("file", sorted((ROOT / "baselines").glob("*.py")), ids=lambda f: f.stem)
