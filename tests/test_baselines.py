@@ -1501,6 +1501,8 @@ def test_a_row_comes_after_the_tries_that_it_is_chosen_from(tmp_path, monkeypatc
     tried = [i for i, job in enumerate(made) if job[0] == "rloo" and job[1]]
     rows = [i for i, job in enumerate(made) if job == ("rloo", "")]
     assert len(tried) == 6 and len(rows) == 2 and max(tried) < min(rows)
+    of_quark = [i for i, job in enumerate(made) if job == ("quark", "")]
+    assert tried[1] < min(of_quark) and max(of_quark) < tried[-2]  # before the last two tries
     assert set(own.rows) == {"p0", "quark", "rloo", "dexperts_global"}
 
 
