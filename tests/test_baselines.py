@@ -83,6 +83,20 @@ def driven(network, policy, steps=3):
         yield texts, logits
 
 
+@pytest.fixture
+def losses(monkeypatch):
+    """The loss of each update, in place of the update."""
+    found = []
+    monkeypatch.setattr(common, "update", lambda optimiser, loss, *rest: found.append(loss.item()))
+    return found
+
+
+def make_the_end_likely(*policies):
+    """So that it matters where <|endoftext|> is impossible."""
+    for policy in policies:
+        policy.model.lm_head.weight.data[policy.eos_id] *= 8
+
+
 def close(a, b, tolerance=1e-4):
     finite = torch.isfinite(b)
     assert torch.equal(torch.isfinite(a), finite)
@@ -725,8 +739,7 @@ def test_the_loss_of_a_batch(p0, moved, least):
     a, b, c, d = two_pairs(p0)
     pairs = [a, b, (a[0], c[1]), c, d, (d[0], b[1])]
     R, beta = [0.1, 0.9, 0.5, 0.3, 0.2, 0.8], 0.4
-    for policy in (p0, moved):  # so that it matters that <|endoftext|> is impossible
-        policy.model.lm_head.weight.data[policy.eos_id] *= 8
+    make_the_end_likely(p0, moved)
     log_p = [log_prob(moved, x, y, least) for x, y in pairs]
     ratio = [a - log_prob(p0, x, y, least) for a, (x, y) in zip(log_p, pairs)]
     r = np.subtract(R, np.multiply(beta, ratio))
@@ -749,10 +762,9 @@ def test_the_loss_of_a_batch(p0, moved, least):
 
 
 @pytest.mark.parametrize("kind", ["rloo", "grpo"])
-def test_an_update_is_of_the_kind_that_was_asked_for(p0, moved, kind, monkeypatch):
-    pairs, R, losses = two_pairs(p0), torch.tensor([0.1, 0.9, 0.3, 0.2]), []
+def test_an_update_is_of_the_kind_that_was_asked_for(p0, moved, kind, losses, monkeypatch):
+    pairs, R = two_pairs(p0), torch.tensor([0.1, 0.9, 0.3, 0.2])
     monkeypatch.setattr(common, "rollout", lambda *given: (pairs, R))
-    monkeypatch.setattr(common, "update", lambda optimiser, loss, *rest: losses.append(loss.item()))
     settings = {"samples_per_prompt": 2, "kind": kind, "beta": 0.4, "min_new_tokens": 0, "steps": 1}
     (line,) = rloo.updates(moved, p0, None, None, SimpleNamespace(**settings))
     expected, ratio = rloo.batch_loss(moved, p0, pairs, R, 2, kind, 0.4)
@@ -764,8 +776,7 @@ def test_an_update_is_of_the_kind_that_was_asked_for(p0, moved, kind, monkeypatc
 def test_the_targets_of_ppo(p0, moved, whitened):
     """A and G of each token by hand: the KL at each, r at the last; G from A before whitening."""
     pairs, r, beta = two_pairs(p0), torch.tensor([0.1, 0.9, 0.3, 0.2]), 0.4
-    for policy in (p0, moved):
-        policy.model.lm_head.weight.data[policy.eos_id] *= 8
+    make_the_end_likely(p0, moved)
     args = SimpleNamespace(min_new_tokens=1, gamma=0.9, lam=0.8, whiten_rewards=whitened)
     value = ppo.Value(common.load_policy(p0.model.name_or_path))
     torch.nn.init.normal_(value.head.weight, std=0.1)
@@ -787,7 +798,7 @@ def test_the_targets_of_ppo(p0, moved, whitened):
     )
 
 
-def test_the_first_update_of_ppo(p0, p0_folder, monkeypatch):
+def test_the_first_update_of_ppo(p0, p0_folder, losses, monkeypatch):
     """Before it every ratio is 1, and V the mean reward, .375.
 
     So the loss is -mean A + c_v mean (G - .375)^2 / 2 over its own tokens.
@@ -800,9 +811,7 @@ def test_the_first_update_of_ppo(p0, p0_folder, monkeypatch):
     value = ppo.Value(common.load_policy(p0_folder))
     value.start_at(0.375)
     _, _, A, G, _ = ppo.at_sampling(policy, p0, value, pairs, r, 0.1, args)
-    losses = []
     monkeypatch.setattr(common, "rollout", lambda *given: (pairs, r))
-    monkeypatch.setattr(common, "update", lambda optimiser, loss, *rest: losses.append(loss.item()))
     value.start_at(5.0)  # updates() brings it back
     list(ppo.updates(policy, p0, value, None, None, args))
     row = [i for i, (_, y) in enumerate(pairs) for _ in y]
@@ -1028,11 +1037,9 @@ def test_the_share_of_updates_at_sequence_level(p0, share, monkeypatch):
     assert len(written) == 3 * share
 
 
-def test_the_update_at_token_level(p0, monkeypatch):
+def test_the_update_at_token_level(p0, losses):
     """The first two tokens of y cannot be <|endoftext|>, which is likely here."""
-    losses = []
-    monkeypatch.setattr(common, "update", lambda optimiser, loss, *rest: losses.append(loss.item()))
-    p0.model.lm_head.weight.data[p0.eos_id] *= 8
+    make_the_end_likely(p0)
     settings = {"steps": 1, "seed": 0, "batch_size": 1, "sequence": 0, "alpha": 0.5}
     settings |= {"new_tokens": 4, "min_new_tokens": 2, "reward_token": False}
     x, y = p0.encode(PROMPTS[0]), p0.encode(" was good and thin")
@@ -1048,11 +1055,9 @@ def test_the_update_at_token_level(p0, monkeypatch):
     assert losses == pytest.approx([np.mean(costs)], rel=1e-3)
 
 
-def test_the_update_at_sequence_level(p0, monkeypatch):
+def test_the_update_at_sequence_level(p0, losses):
     """Greedy text after the first three tokens of x and y; its repeated bigrams cost."""
-    losses = []
-    monkeypatch.setattr(common, "update", lambda optimiser, loss, *rest: losses.append(loss.item()))
-    p0.model.lm_head.weight.data[p0.eos_id] *= 8
+    make_the_end_likely(p0)
     settings = {"steps": 1, "seed": 0, "batch_size": 2, "sequence": 1, "alpha": 1.0, "n": 2}
     settings |= {"prefix": 3, "new_tokens": 12, "min_new_tokens": 0, "reward_token": False}
     x, y = p0.encode(PROMPTS[0])[:2], p0.encode(" was good")
@@ -1139,11 +1144,9 @@ def test_what_is_padding_is_near_nothing():
     assert rounded == found
 
 
-def test_simctg_learns_from_the_sum_of_its_losses(p0, monkeypatch):
-    losses = []
-    monkeypatch.setattr(common, "update", lambda optimiser, loss, *rest: losses.append(loss.item()))
+def test_simctg_learns_from_the_sum_of_its_losses(p0, losses):
     samples = [(x, p0.encode(x), p0.encode(" was good"), 0.5) for x in PROMPTS]
-    p0.model.lm_head.weight.data[p0.eos_id] *= 8  # likely, but impossible at first
+    make_the_end_likely(p0)
     settings = {"steps": 1, "seed": 0, "batch_size": 1, "rho": 0.9, "min_new_tokens": 2}
     (line,) = simctg.updates(p0, samples[:1], SimpleNamespace(**settings))
     _, x, y, _ = samples[0]
@@ -1349,15 +1352,9 @@ def test_each_option_reaches_its_place(files, tmp_path, monkeypatch):
     assert (of_dexperts.alpha, of_dexperts.top_p) == (0.6, 0.7)
     assert (of_search.k, of_search.alpha) == (3, 0.4)
     assert of_gedi.settings == (7, 0.4, 0.6) and of_gedi.bias.tolist() == [0, 2]
-    found = (
-        of_pplm.m,
-        of_pplm.eta,
-        of_pplm.gamma,
-        of_pplm.kl_scale,
-        of_pplm.gm_scale,
-        of_pplm.bias,
-    )
-    assert found == (4, 0.3, 0.8, 0.02, 0.7, 0.25) and of_pplm.weight.tolist() == [0.5] * d
+    names = ("m", "eta", "gamma", "kl_scale", "gm_scale", "bias")
+    assert [getattr(of_pplm, name) for name in names] == [4, 0.3, 0.8, 0.02, 0.7, 0.25]
+    assert of_pplm.weight.tolist() == [0.5] * d
 
 
 @pytest.mark.parametrize("file", sorted((ROOT / "baselines").glob("*.py")), ids=lambda f: f.stem)
