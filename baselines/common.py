@@ -33,8 +33,8 @@ class Together:
     """Several networks read the same tokens; `combine` makes one distribution of their logits.
 
     It is a `network` of `explore.sample`. In the first `min_new_tokens` steps the first network's
-    logit of <|endoftext|> is -inf before `combine` sees it. Otherwise a nucleus that a method cuts
-    before it mixes could hold a token that is then not allowed.
+    logit of <|endoftext|> is -inf before `combine` sees it. Otherwise a method's own nucleus could
+    hold <|endoftext|>, which sampling then forbids.
     """
 
     def __init__(self, policies, min_new_tokens=0):

@@ -1,6 +1,6 @@
 r"""Contrastive search: of the k likeliest next tokens, the one that is likely *and* new.
 
-    y_t = argmax_{v in top k} (1 - alpha) p(v | y_<t) - alpha max_{j < t} cos(h_v, h_j)
+    y_t = argmax_{v in top k} (1 - alpha) p(v | x, y_<t) - alpha max_{j < t} cos(h_v, h_j)
 
 h is the state after the last layer norm; j runs over the prompt, too. The scores stand in the place
 of logits, and `explore.sample` takes their argmax: greedy decoding.

@@ -3,13 +3,14 @@ r"""GeDi: a small model that reads a text under two control codes says which one
 By Bayes' rule this gives the class of every possible next token at once, and p0 is reweighted:
 
     P(c | x_1:t) = softmax_c [ (a / t) sum_j log p_phi(x_j | x_<j, c) + b_c ]      the prompt counts
-    p_w(v) ~ p0(v | x_<t) P(c+ | x_<t, v)^omega
+    p_w(v) = p0(v | x_<t) P(c+ | x_<t, v)^omega / Z
 
 The filter: sort the tokens by P(c+ | x_<t, v), lowest first. Delete a token if P < tau and the sum
 of p_w up to and including it is below 1 - rho. The scale a was learned with the guide; b is 0, but
 for --class-bias.
 
-Source   Krause et al. 2021 (arXiv 2009.06367), section 3 and Equation 6; omega 30, 1 - rho 0.8
+Source   Krause et al. 2021 (arXiv 2009.06367), section 3 and Equation 6; omega 30, 1 - rho 0.8,
+         tau 0.8
 Reads    --guide, what baselines/gedi_guide.py wrote; --model, p0; --prompts
 Writes   --out: completions for evaluate.py --generations
 

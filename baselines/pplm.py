@@ -2,14 +2,17 @@ r"""PPLM: before each token, gradient steps on the keys and values of what was r
 
 A linear classifier D reads the mean hidden state of a text. At each token, m steps move H, the keys
 and values of x_1 ... x_t-1, by Delta so that the text goes on towards the attribute a, and a KL term
-holds it near p0. p is p0's next token, h_ahead looks one token ahead, along the mean embedding e:
+holds it near p0. p is p0's distribution of the next token. h_ahead is p0's state one token later,
+where it reads e, the mean embedding of that token:
 
-    p~ = softmax LM(x_t; H + Delta),  h~_t its state;  e = sum_v p~(v) W_v
+    p' = softmax LM(x_t; H + Delta),  h'_t its state;  e = sum_v p'(v) W_v
     h_ahead = LM(e; p0's own keys and values of x_1 ... x_t)
-    s  = (sum_{j<t} h_j + stopgrad h~_t + h_ahead) / (t + 1)
-    L  = -log D(a | s) + 0.01 KL(p~ || p)
+    s  = (sum_{j<t} h_j + stopgrad h'_t + h_ahead) / (t + 1)
+    L  = -log D(a | s) + 0.01 KL(p' || p)
     Delta <- Delta - eta g / ||g||^gamma,       g the gradient of one layer's keys and values
-    x_t+1 ~ p~^0.9 p^0.1, in the nucleus of 0.9
+    x_t+1 ~ p'^0.9 p^0.1, in the nucleus of 0.9
+
+Delta is 0 at first. What it became at one token stays in H for the next.
 
 Source   Dathathri et al. 2020 (arXiv 1912.02164), section 3; eta 0.2, m 10, gamma 1
 Reads    --classifier, what baselines/pplm_classifier.py wrote; --model, p0; --prompts
@@ -21,9 +24,9 @@ Writes   --out: completions for evaluate.py --generations
         --reward sentiment --out runs/baselines/pplm-measured
 
 Where we differ: the norm is taken per layer and per row, since several rows are written at once.
-The original leaves the first token out of D's mean, and cuts p~^0.9 p^0.1 without normalising it
-first; we do neither. Its code's step size is about five times that of the paper's text; ours is the
-code's.
+The original leaves the first token out of D's mean, and cuts p'^0.9 p^0.1 without normalising it
+first; we do neither. The step sizes of its code and of the paper's text differ by a factor of about
+five, so eta is best chosen by trying.
 """
 
 import common
@@ -118,7 +121,7 @@ class Pplm:
         return result
 
     def losses(self, past, last, log_p, read):
-        """(B,): -log D(a | s) + kl_scale KL(p~ || p) of each row, where `past` is H + Delta."""
+        """(B,): -log D(a | s) + kl_scale KL(p' || p) of each row, where `past` is H + Delta."""
         states, _ = self.forward(past, last)
         log_moved = self.logits(states[:, -1]).log_softmax(-1)
         p_moved = log_moved.exp()
@@ -141,8 +144,8 @@ def main(argv=None):
     add("--m", type=options.COUNT, default=10, help="gradient steps a token")
     add("--eta", type=float, default=0.2, help="their size")
     add("--gamma", type=float, default=1.0, help="exponent of the gradient's norm")
-    add("--kl-scale", type=float, default=0.01, help="weight of KL(p~ || p)")
-    add("--gm-scale", type=float, default=0.9, help="p~ ^ this times p ^ (1 - this)")
+    add("--kl-scale", type=float, default=0.01, help="weight of KL(p' || p)")
+    add("--gm-scale", type=float, default=0.9, help="p' ^ this times p ^ (1 - this)")
     args = parser.parse_args(argv)
     options.check_lengths(parser, args)
     # The steps differentiate, so nothing is repacked; stored in bfloat16, weights are quick as well.

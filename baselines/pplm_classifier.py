@@ -80,7 +80,7 @@ def main(argv=None):
     texts = [[*x, *y] for part in parts for _, x, y, _ in part]
     means = mean_states(policy, texts).cpu()
     labels = torch.tensor([float(i) for i, part in enumerate(parts) for _ in part])
-    each = max(2, min(10, *map(len, parts)))  # so some are of either class; these follow each other
+    each = max(2, min(10, *map(len, parts)))  # bad rows, then good ones: some of both are held out
     held_out = torch.arange(len(texts)) % each == 0
     weight, bias = fit(means[~held_out], labels[~held_out], args.seed, args.epochs, args.lr)
     odds = (means[held_out] @ torch.tensor(weight) + bias).numpy()

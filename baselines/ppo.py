@@ -8,6 +8,7 @@ The reward of the whole text comes at its last token, the KL to p0 at every toke
     rho_t = p_theta(y_t) / p_old(y_t)
     L = mean_t max(-A_t rho_t, -A_t clip(rho_t, 1 - eps, 1 + eps))
         + c_v 1/2 mean_t max((V - G)^2, (clip(V, V_old - eps, V_old + eps) - G)^2)
+    beta <- beta (1 + clip(KL / target - 1, -0.2, 0.2) n / horizon)     after n samples, if it adapts
 
 Source   Schulman et al. 2017 (arXiv 1707.06347), as Ziegler et al. 2019 (arXiv 1909.08593) use it
 Reads    --model, p0; --prompts; --reward
@@ -20,10 +21,10 @@ Writes   --out, a checkpoint folder, for evaluate.py --model
 
 Where we differ: Quark's authors never published their PPO. Their code still has the settings of an
 adaptive beta (target 3, horizon 2500): --target-kl 3. By default beta is constant. The value network
-is a second copy of p0 with a linear head; --clip bounds the norm of both gradients together. V starts
-at the mean r of the first batch, and R_t is not whitened; Ziegler et al. start V at zero and whiten
-R_t, which --whiten-rewards does. V can move by eps a batch. From zero it would be wrong for most of
-our few batches, and this error, shared by all tokens, would push p_theta from p0 for nothing.
+is a second copy of p0 with a linear head; --clip bounds the norm of both gradients together. Ziegler
+et al. whiten R_t (--whiten-rewards) and A within each minibatch; we whiten A over the batch. Their V
+starts at zero, ours at the mean r of the first batch. From zero, V would be too low in our first
+batches. Through lambda this error weighs more at late tokens than at early ones, whatever they say.
 """
 
 import common
@@ -163,7 +164,7 @@ def main(argv=None):
     add("--gamma", type=float, default=1.0, help="discount")
     add("--lam", type=float, default=0.95, help="lambda of the advantages")
     add("--eps", type=float, default=0.2, help="clipping range of the ratio and of the value")
-    text = "divide R_t by its standard deviation, as Ziegler et al. do"
+    text = "divide R_t by its standard deviation, which Ziegler et al. do"
     add("--whiten-rewards", action="store_true", help=text)
     add("--c-v", type=float, default=0.1, help="weight of the value's loss")
     args = parser.parse_args(argv)

@@ -239,7 +239,7 @@ class Run:
         return seeds.rounded(found)
 
     def numbers(self):
-        """Of the table; repetition: of samples, too, or of the own text of a method that searches."""
+        """The table's numbers. Repetition: of nucleus samples, too, or of the one text of a search."""
         found = defaults.numbers(read_table(self.out.with_name(f"{self.name}.json")))
         nucleus = self.out.with_name(f"{self.name}-nucleus.json")
         if self.task == "repetition":
@@ -258,7 +258,7 @@ def made_file(path):
 
 
 def fingerprint(word):
-    """A word of a command; to a file that `once` made, how it was made, to Quark's model, itself."""
+    """A word of a command; after a file of `once` how it was made, after a model its checksum."""
     if not isinstance(word, Path):
         return str(word)
     if made_file(word).exists():
