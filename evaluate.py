@@ -290,7 +290,7 @@ def parse_options(argv=None):
     text = "p0, whose perplexity measures fluency unless a --ppl-model is named"
     add("--reference", help=text)
     add("--prompts", help='JSONL with "prompt" and, optionally, "group"')
-    add("--reward", nargs="+", help="one or several; add one that was not trained on as a check")
+    add("--reward", nargs="+", help="one or several; one that was not trained on serves as a check")
     add("--out", help="NAME: writes NAME.json and NAME.jsonl")
     text = "model of the perplexity (default: --reference); none: no perplexity"
     add("--ppl-model", help=text)

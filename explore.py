@@ -350,7 +350,7 @@ def parse_options(argv=None):
         default=0,
         help="the round: stored in the rows, part of the seed",
     )
-    text = "take this many of the prompts, the same ones in every round with one --seed"
+    text = "use only this many of the prompts; one --seed gives the same ones in every round"
     add("--num-prompts", type=options.COUNT, help=text)
     ablations = options.add_sampling_options(parser, num_samples=1, top_p=1.0)
     text = "what stands in front of x: r_K, or nothing"

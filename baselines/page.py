@@ -114,11 +114,11 @@ def against_quark(task, rows, method):
 
 
 def moved(task, rows, method, n_tries):
-    """How far a row is from p0's, and whether that is three times the half of its interval."""
+    """A row's gain minus p0's, with a note if it is under three half-widths of its interval."""
     mean, half = difference(task, rows, method, reference_of(method))
     said = f"{mean:+.3f} ± {half:.3f} from p0"
     if mean < 3 * half:
-        said += ", which is less than three times the interval's half"
+        said += ", which is less than three half-widths of its interval"
         said += f", the best of {n_tries} tries" if n_tries else ", with nothing to choose"
     return said
 
@@ -141,7 +141,8 @@ def sentences(task, rows, n_tries):
         paid = "keeps" if keeps_price(task, rows, method) else "does not keep"
         by = moved(task, rows, method, n_tries.get(method, 0))
         line = f"- {method}: {word} Quark ({mean:+.3f} ± {half:.3f}); {by}; {paid} the price."
-        lines.append(textwrap.fill(line, 100, subsequent_indent="  "))
+        wrapped = textwrap.fill(line, 100, subsequent_indent="  ", break_on_hyphens=False)
+        lines.append(wrapped)
     return "\n".join(lines) + "\n"
 
 
@@ -228,7 +229,7 @@ def machines(rows):
         machine = "; ".join(sorted({n["machine"] for n in of.values()}))
         made.setdefault(machine, []).append(name_of(method))
     said = ". ".join(f"{machine}: {'; '.join(methods)}" for machine, methods in made.items())
-    return textwrap.fill(f"Made on {said}.", 100)
+    return textwrap.fill(f"Made on {said}.", 100, break_on_hyphens=False)
 
 
 def text(table_of_task, order):
@@ -237,7 +238,7 @@ def text(table_of_task, order):
     rows = {method: rows[method] for method in order if method in rows}
     chosen = table_of_task.chosen()
     picked = "; ".join(f"{method}: {label}" for method, label in chosen.items())
-    picked = textwrap.fill(f"Chosen: {picked}.", 100)
+    picked = textwrap.fill(f"Chosen: {picked}.", 100, break_on_hyphens=False)
     made = [
         entry
         for part in (rows, table_of_task.tries)
