@@ -233,8 +233,12 @@ def main(argv=None):
     if show_results(args, perplexity, text_sums):
         return
     out = Path(args.out)
-    if not out.name:
+    if not out.name or args.out.endswith("/"):
         raise BadInput(f"--out {args.out} is a folder; write NAME, such as eval/quark")
+    if out.suffix in (".json", ".jsonl"):
+        raise BadInput(
+            f"--out {args.out}: leave out {out.suffix}; NAME.json and NAME.jsonl are made"
+        )
     device = options.pick_device(args.device)
     reads = [args.model, args.reference, args.ppl_model, args.prompts, args.generations]
     rewards = {}

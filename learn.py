@@ -250,7 +250,7 @@ def main(argv=None):
         print(f"objective: {terms}, by {form}", flush=True)
         if is_new and (Path(args.model) / "optimizer.pt").exists():
             print("note: the model gets its reward tokens now: a new optimiser, schedule from 0")
-        if args.warmup >= args.total_steps:
+        if args.warmup > args.total_steps:
             print(f"note: the learning rate never reaches --lr: --warmup is {args.warmup} steps")
 
     metrics = []
@@ -288,7 +288,7 @@ def _check_models(policy, reference, parts, args):
     if K not in (0, len(parts)) and not args.no_reward_token:
         raise BadInput(
             f"{args.pool} has {len(parts)} quantiles, but {args.model} has {K} reward tokens; "
-            f"use quantize.py --quantiles {K}"
+            f"use quantize.py --quantiles {K}, and see that no part is empty"
         )
 
 

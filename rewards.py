@@ -30,7 +30,7 @@ from tqdm import tqdm
 
 from plumbing import options
 from plumbing.files import check_outputs, check_writable, whole_file
-from plumbing.pool import FIELDS, dump_row, read_texts
+from plumbing.pool import FIELDS, BadInput, dump_row, read_texts
 from plumbing.reward_file import checked_reward, other_reward
 from plumbing.summaries import print_scores
 
@@ -189,6 +189,10 @@ def main(argv=None):
     rows = read_texts(args.pool)
     scores = score(rows, reward)
     if args.out:
+        if all(value is None for value in scores):
+            raise BadInput(
+                f"reward {args.reward} scored none of the {len(rows)} rows; nothing was written"
+            )
         with whole_file(args.out) as file:
             for row, value in zip(rows, scores):
                 if value is not None:

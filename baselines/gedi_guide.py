@@ -1,7 +1,7 @@
 r"""GeDi's guide: p0 fine-tuned to write each text under its class, and to tell the classes apart.
 
-The control codes are the reward tokens r_1, bad, and r_2, good. Each text of the batch is read under
-both, so the P(c | x) that is trained is the one that gedi.py uses:
+The control codes are the reward tokens r_1, bad, and r_2, good. Each text of the batch is read
+under both, so the P(c | x) that is trained is the one that gedi.py uses:
 
     L = lambda L_LM(true class) + (1 - lambda) CE(P(c | x))
 

@@ -114,11 +114,12 @@ def against_quark(task, rows, method):
 
 
 def moved(task, rows, method, n_tries):
-    """A row's gain minus p0's, with a note if it is under three half-widths of its interval."""
+    """A row's gain minus p0's, with a note unless it is three half-widths of its interval."""
     mean, half = difference(task, rows, method, reference_of(method))
     said = f"{mean:+.3f} ± {half:.3f} from p0"
     if mean < 3 * half:
-        said += ", which is less than three half-widths of its interval"
+        less = "which is less than three half-widths of its interval"
+        said += ", in the wrong direction" if mean + half < 0 else f", {less}"
         said += f", the best of {n_tries} tries" if n_tries else ", with nothing to choose"
     return said
 

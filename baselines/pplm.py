@@ -1,7 +1,7 @@
 r"""PPLM: before each token, gradient steps on the keys and values of what was read so far.
 
 A linear classifier D reads the mean hidden state of a text. At each token, m steps move H, the keys
-and values of x_1 ... x_t-1, by Delta so that the text goes on towards the attribute a, and a KL term
+and values of x_1 ... x_t-1, by Delta so that the text goes on towards the attribute a. A KL term
 holds it near p0. p is p0's distribution of the next token. h_ahead is p0's state one token later,
 where it reads e, the mean embedding of that token:
 
@@ -42,8 +42,8 @@ from plumbing.pool import BadInput
 class Pplm:
     """A `network` of `explore.sample`. The perturbed past carries on to the next token.
 
-    A past is, for each layer, its keys and values, (B, heads, t, d_head) each. total (B, d): the sum
-    of p0's states h_j so far, j < t while a step is made.
+    A past is, for each layer, its keys and values, (B, heads, t, d_head) each. total (B, d): the
+    sum of p0's states h_j so far, j < t while a step is made.
     """
 
     def __init__(self, policy, weight, bias, m, eta, gamma, kl_scale, gm_scale):
@@ -148,7 +148,7 @@ def main(argv=None):
     add("--gm-scale", type=float, default=0.9, help="p' ^ this times p ^ (1 - this)")
     args = parser.parse_args(argv)
     options.check_lengths(parser, args)
-    # The steps differentiate, so nothing is repacked; stored in bfloat16, weights are quick as well.
+    # The steps differentiate, so nothing is repacked; weights stored in bfloat16 are quick as well.
     in_bf16 = args.bf16 or args.bf16_weights
     policy = load_policy(args.model, options.pick_device(args.device), in_bf16)
     found = read_json(args.classifier, "what pplm_classifier.py wrote")

@@ -43,7 +43,7 @@ def mean_states(policy, texts, batch_size=128):
 
 
 def auc(scores, labels):
-    """The share of pairs, one of each label, whose scores are in the right order; ties count 1/2."""
+    """The share of pairs, one of each label, with scores in the right order; ties count 1/2."""
     good, bad = scores[labels == 1], scores[labels == 0]
     return float(np.mean((good[:, None] > bad) + 0.5 * (good[:, None] == bad)))
 

@@ -8,7 +8,7 @@ The reward of the whole text comes at its last token, the KL to p0 at every toke
     rho_t = p_theta(y_t) / p_old(y_t)
     L = mean_t max(-A_t rho_t, -A_t clip(rho_t, 1 - eps, 1 + eps))
         + c_v 1/2 mean_t max((V - G)^2, (clip(V, V_old - eps, V_old + eps) - G)^2)
-    beta <- beta (1 + clip(KL / target - 1, -0.2, 0.2) n / horizon)     after n samples, if it adapts
+    beta <- beta (1 + clip(KL / target - 1, -0.2, 0.2) n / horizon)  after n samples, if it adapts
 
 Source   Schulman et al. 2017 (arXiv 1707.06347), as Ziegler et al. 2019 (arXiv 1909.08593) use it
 Reads    --model, p0; --prompts; --reward
@@ -20,11 +20,12 @@ Writes   --out, a checkpoint folder, for evaluate.py --model
         --prompts tiny/prompts/test.jsonl --out runs/baselines/ppo-measured
 
 Where we differ: Quark's authors never published their PPO. Their code still has the settings of an
-adaptive beta (target 3, horizon 2500): --target-kl 3. By default beta is constant. The value network
-is a second copy of p0 with a linear head; --clip bounds the norm of both gradients together. Ziegler
-et al. whiten R_t (--whiten-rewards) and A within each minibatch; we whiten A over the batch. Their V
-starts at zero, ours at the mean r of the first batch. From zero, V would be too low in our first
-batches. Through lambda this error weighs more at late tokens than at early ones, whatever they say.
+adaptive beta (target 3, horizon 2500): --target-kl 3. By default beta is constant. The value
+network is a second copy of p0 with a linear head; --clip bounds the norm of both gradients
+together. Ziegler et al. whiten R_t (--whiten-rewards) and A within each minibatch; we whiten A over
+the batch. Their V starts at zero, ours at the mean r of the first batch. From zero, V would be too
+low in our first batches. Through lambda this error weighs more at late tokens than at early ones,
+whatever they say.
 """
 
 import common

@@ -15,7 +15,8 @@ Writes   --out, a checkpoint folder, for evaluate.py --model
 
     python explore.py --model tiny/lm --prompts tiny/prompts/train.jsonl --num-prompts 384 \
         --num-samples 24 --reward sentiment --out runs/baselines/p0.jsonl
-    python baselines/qrpo.py --model tiny/lm --pool runs/baselines/p0.jsonl --out runs/baselines/qrpo
+    python baselines/qrpo.py --model tiny/lm --pool runs/baselines/p0.jsonl \
+        --out runs/baselines/qrpo
 
 Where we differ: Z is exact, where the source simplifies log Z to log beta + 1 / beta. Its q is the
 share of all samples, y among them, whose reward is at most that of y.

@@ -44,7 +44,7 @@ def group_normalised(rewards, eps=1e-4):
 
 
 def sequence_loss(log_probs, rows, advantages):
-    """(M,) log-probabilities of tokens, their rows (M,), (B,) advantages -> -mean_i A_i log p(y_i)."""
+    """(M,) log-probabilities of tokens, rows (M,), (B,) advantages -> -mean_i A_i log p(y_i)."""
     return -(advantages * common.sum_by_row(log_probs, rows, len(advantages))).mean()
 
 

@@ -43,7 +43,7 @@ MALLOC = {
 HAS_BF16 = kept.machine().endswith(("AVX512-BF16", "AMX"))
 BF16 = os.environ.get("BF16", "--bf16" if HAS_BF16 else "").split()
 
-# ------------------------------------------------------------------------------- one run of a method
+# ------------------------------------------------------------------------------ one run of a method
 
 
 class Run:
@@ -72,7 +72,7 @@ class Run:
         call([sys.executable, script, *map(str, arguments)], self.log)
 
     def once(self, path, key, make):
-        """Makes a shared file or folder unless it was made with this key, and counts its seconds."""
+        """Makes a shared file or folder unless it was made with this key; counts its seconds."""
         clock, key = made_file(path), [fingerprint(word) for word in key]
         with lock_of(path):
             made = read_json(clock, "what was made") if clock.exists() else {}
@@ -158,7 +158,7 @@ class Run:
             out, "learn.py", "--pool", pool, "--model", model or p0, "--reference", p0, *more
         )
 
-    # ------------------------------------------------------------------------ what the method trains
+    # ----------------------------------------------------------------------- what the method trains
 
     def learn_by_thirds(self, pool, lr, third, *options, **more):
         """The model after `third` / 3 of 2 UPDATES of learn.py: all thirds are of one run."""
@@ -239,7 +239,7 @@ class Run:
         return seeds.rounded(found)
 
     def numbers(self):
-        """The table's numbers. Repetition: of nucleus samples, too, or of the one text of a search."""
+        """The table's. Repetition: of nucleus samples, too, or of the one text of a search."""
         found = defaults.numbers(read_table(self.out.with_name(f"{self.name}.json")))
         nucleus = self.out.with_name(f"{self.name}-nucleus.json")
         if self.task == "repetition":
@@ -253,18 +253,16 @@ def lock_of(path):
 
 
 def made_file(path):
-    """Where it stands how a file or folder was made."""
+    """The path of the record of how a file or folder was made."""
     return path.with_name(path.name + ".made.json")
 
 
 def fingerprint(word):
-    """A word of a command; after a file of `once` how it was made, after a model its checksum."""
-    if not isinstance(word, Path):
-        return str(word)
-    if made_file(word).exists():
+    """A word of a command; of a file that `once` made and of a model, with a checksum."""
+    if isinstance(word, Path) and made_file(word).exists():
         made = read_json(made_file(word), "what was made")
         return f"{word} {hashlib.sha256(json.dumps(made['key']).encode()).hexdigest()}"
-    weights = word / "model.safetensors"
+    weights = ROOT / str(word) / "model.safetensors"
     return f"{word} {checksum(weights)}" if weights.exists() else str(word)
 
 
@@ -349,7 +347,11 @@ def fewer_prompts(path, n):
 
 
 def write_prompts(path, prompts):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with lock_of(path), whole_file(path) as file:
-        file.writelines(dump_row(prompt) + "\n" for prompt in prompts)
+    """Writes a file of prompts, unless it is there: other tables may be reading it."""
+    text = "".join(dump_row(prompt) + "\n" for prompt in prompts)
+    with lock_of(path):
+        if not path.exists() or path.read_text(encoding="utf-8") != text:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with whole_file(path) as file:
+                file.write(text)
     return path

@@ -29,7 +29,7 @@ from plumbing import options
 
 
 def contrastive_loss(states, lengths, rho):
-    """(B, T, d) states, right-padded, (B,) lengths -> the mean over pairs i != j within the texts."""
+    """(B, T, d) right-padded states, (B,) lengths -> the mean over pairs i != j of each text."""
     unit = torch.nn.functional.normalize(states, dim=-1)
     cosines = unit @ unit.transpose(1, 2)  # (B, T, T)
     T = states.shape[1]
@@ -49,7 +49,7 @@ def mle_and_contrast(policy, pairs, rho, min_new_tokens=0):
 
 @torch.no_grad()
 def mean_cosine(policy, texts):
-    """The mean cosine of different tokens of a text. Pairs below 1 - rho have no contrastive loss."""
+    """The mean cosine of different tokens of a text. Pairs below 1 - rho have no such loss."""
     lengths = torch.tensor([len(text) for text in texts], device=policy.device)
     loss = contrastive_loss(policy.hidden_states(texts), lengths, rho=2.0)  # 1 + cos, never cut
     return loss.item() - 1

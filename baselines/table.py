@@ -35,7 +35,7 @@ from plumbing.pool import BadInput
 
 RESULTS = common.ROOT / "baselines" / "results"
 
-# --------------------------------------------------------------------------------------- the methods
+# -------------------------------------------------------------------------------------- the methods
 
 
 def p0(run):
@@ -169,7 +169,7 @@ def grid(**values):
 
 
 def spread(low, high, n=27):
-    """n numbers, each the same times as large as the one before, a coarse grid of them first."""
+    """n numbers in geometric progression from low to high, a coarse grid of them first."""
     order = sorted(range(n), key=lambda i: (i % 9 != 4, i % 3 != 1))  # each ninth, each third, all
     return [float(f"{low * (high / low) ** (i / (n - 1)):.2g}") for i in order]
 
@@ -263,7 +263,7 @@ METHODS = {
 }
 
 
-# ------------------------------------------------------------------------------- tries, choice, rows
+# ------------------------------------------------------------------------------ tries, choice, rows
 
 
 def load(path):
@@ -312,8 +312,8 @@ class Table:
     def make_all(self, jobs, n):
         """n at a time: {method: ([knobs to try], [seeds of rows])}, in this order.
 
-        The rows of a method come after the next one's tries, so that nobody waits for the last try.
-        Two of these come later still, for they may wait for the run of the try before them.
+        A method's rows are queued after the next method's tries, so no worker waits for a last try.
+        The last two of these tries come after the rows: they may have to wait for a run themselves.
         """
         tried, rows, futures = {}, [], []
         with ThreadPoolExecutor(n) as pool:
@@ -406,7 +406,7 @@ def jobs_of(table, methods, numbers):
 
 
 def alternating(settings):
-    """Of two runs in turn, where three settings are of one: so two tries do not wait for one run."""
+    """Takes the thirds of two runs in turn, so that two tries at a time do not wait for one run."""
     if "third" not in settings[0]:
         return settings
     order = [begin + i for begin in range(0, len(settings), 6) for i in (0, 3, 1, 4, 2, 5)]
@@ -437,7 +437,7 @@ def main(argv=None):
     start = time.perf_counter()
     jobs = jobs_of(table, methods, [] if args.tries else args.seeds)
     if not any(tries or numbers for tries, numbers in jobs.values()):
-        print("All of this was made before and is kept. AGAIN=1 makes the rows a second time.")
+        print("All of this is there already; AGAIN=1 (--again) makes the rows a second time.")
     table.make_all(jobs, args.jobs)
     shown = {m: table.rows[m] for m in known if m in table.rows}
     if shown:

@@ -20,10 +20,10 @@ Writes   --out, a checkpoint folder, for evaluate.py --model
 
 The losses are means over tokens; that of L_seq counts the tokens without a loss, too.
 
-Where we differ: the original trains on a corpus; the model's own samples are an unbiased anchor that
-needs no corpus. The original continues 50 tokens by 100, in 1,500 updates; ours are the defaults of
---prefix, --new-tokens and --steps. Its loop over n-grams leaves out the last one, ours does not.
-Candidates come from the prompt and the completion of one text, never from another. With
+Where we differ: the original trains on a corpus; the model's own samples are an unbiased anchor
+that needs no corpus. The original continues 50 tokens by 100, in 1,500 updates; ours are the
+defaults of --prefix, --new-tokens and --steps. Its loop over n-grams leaves out the last one, ours
+does not. Candidates come from the prompt and the completion of one text, never from another. With
 --reward-token, --model is Quark's, r_K stands in front, and --pool holds samples of that model.
 """
 

@@ -41,8 +41,8 @@ def test_the_nucleus_comes_first():
     inside = np.flatnonzero(p > 0).tolist()
     expect(
         inside == [0, 1, 2],
-        f"dexperts(top_p=0.85) writes tokens {inside}; the nucleus of p0 is [0, 1, 2], and it is cut "
-        "from p0 before the mixing.",
+        f"dexperts(top_p=0.85) writes tokens {inside}; the nucleus of p0 is [0, 1, 2], and it is "
+        "cut from p0 before the mixing.",
     )
 
 
@@ -92,8 +92,8 @@ def test_gedi_filters():
         left = np.flatnonzero(p > 0).tolist()
         expect(
             left == stay,
-            f"{what} leaves tokens {left}, not {stay}; from the lowest P(good | v) up, a token below "
-            "tau goes while those so far, itself included, hold less than filter_mass.",
+            f"{what} leaves tokens {left}, not {stay}; from the lowest P(good | v) up, a token "
+            "below tau goes while those so far, itself included, hold less than filter_mass.",
         )
 
 

@@ -32,7 +32,10 @@ def parts():
         yield "docs/small-runs.md", f"tries of {task}", defaults.table(task, tries[task])
     for name in study.CLAIMS:
         result = ROOT / "experiments" / "results" / f"{name}.json"
-        text = study.as_text(name, study.load(result)["results"]) if result.exists() else ""
+        text = ""
+        if result.exists():
+            content = json.loads(result.read_text(encoding="utf-8"))
+            text = study.as_text(name, content["results"])
         yield "experiments/README.md", name, f"<!-- {name} -->\n{text or NOT_YET}<!-- end -->"
     text = f"<!-- times -->\n{study.times()}<!-- end -->"
     yield "experiments/README.md", "what the studies took", text

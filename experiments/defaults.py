@@ -2,7 +2,7 @@
 
     python experiments/defaults.py sentiment --seeds 0           # every try, with one seed
     python experiments/defaults.py sentiment --seeds 1 2 --only "p 0.98, lr 2e-4"
-    python experiments/defaults.py --show              # only the picture and docs/small-runs.md
+    python experiments/defaults.py                     # only the picture and docs/small-runs.md
 
 A try is a run of run_all.sh with other settings. It is measured on 160 training prompts that the
 run did not explore: 25 samples a prompt in the nucleus of 0.9 (repetition: a greedy completion,
@@ -57,9 +57,10 @@ RUNS = ROOT / "runs" / "defaults"
 TRAIN = ROOT / "tiny" / "prompts" / "train.jsonl"
 MARK = "<!-- what follows is written by experiments/defaults.py -->\n"
 N_PROMPTS = 160
+OF_P0 = Lock()  # of the folder of p0's tables, which the first finished try makes
 N_EXPLORED = 384  # a try that explores more draws them from all but the N_PROMPTS
 
-# What the defaults were before. Each try names what it changes.
+# The settings before this search. Each try lists only what it changes.
 SHARED = {"K": 5, "BETA": 0.05, "ITERATIONS": 6, "STEPS": 60, "BATCH": 16, "LR": "5e-4"}
 SHARED |= {"WARMUP": 30, "CLIP": 1, "REWARD_TOKEN_INIT": "ordered", "REWARD_TOKEN_LR": 10}
 SHARED |= {"NUM_PROMPTS": 384, "NUM_SAMPLES": 4, "FORGET": 1, "DIAL_SAMPLES": 2}
@@ -96,12 +97,12 @@ def nucleus(p):
 
 
 def best(share):
-    """Of p0's samples and the newest round's, this part is kept."""
+    """Keeps this share of p0's and the newest round's samples, the best ones."""
     return {"QUANTIZE": f"--last 1 --keep-p0 --keep-top {share}"}
 
 
 def ranked_by_prompt(share):
-    """The same part of the whole pool, in which the quantiles are then cut within each prompt."""
+    """Keeps the same rows as best(share), but cuts the quantiles within each prompt."""
     return {"QUANTIZE": f"--per-prompt --last 1 --keep-p0 --keep-top {share}"}
 
 
@@ -259,8 +260,12 @@ def run_try(task, name, seed):
     environment |= {"PYTHON": sys.executable}
     run.parent.mkdir(parents=True, exist_ok=True)
     call(["bash", "run_all.sh", task], environment, Path(f"{run}.log"))
-    if not p0_run.exists():
-        shutil.copytree(run / "eval", p0_run / "eval")
+    with OF_P0:
+        if not p0_run.exists():
+            unfinished = p0_run.with_name(f"{p0_run.name}.unfinished")
+            shutil.rmtree(unfinished, ignore_errors=True)
+            shutil.copytree(run / "eval", unfinished / "eval")
+            os.replace(unfinished, p0_run)
     if task == "repetition":
         greedy_dial(run, environment)
     return measure(task, run)
@@ -385,10 +390,12 @@ def keeps_price(task, found):
 def ranked(task, tries):
     """[(name, summary, whether the rule says that it keeps the price)], the highest gain first.
 
-    Before a try has all three seeds, seed 0 decides.
+    Before a try has all three seeds, seed 0 decides; without it, a try is left out.
     """
     found = []
     for name, seeds in tries.items():
+        if "0" not in seeds:
+            continue
         first = {"0": seeds["0"]} if len(seeds) < 3 else seeds
         kept = keeps_price(task, summary(task, first))
         found.append((name, summary(task, seeds), kept))
@@ -396,7 +403,7 @@ def ranked(task, tries):
 
 
 def choose(task, tries):
-    """The name of the try that the rule chooses; None if none of three seeds keeps the price."""
+    """The try that the rule chooses; None if no try with three seeds keeps the price."""
     found = {name: summary(task, seeds) for name, seeds in tries.items() if len(seeds) == 3}
     kept = [name for name in found if keeps_price(task, found[name])]
     return max(kept, key=lambda name: found[name]["gain"], default=None)
@@ -483,17 +490,20 @@ def publish(results):
         file.write(f"{text}{MARK}\n{tables}")
 
 
-# ----------------------------------------------------------------------------------------- the tries
+# ---------------------------------------------------------------------------------------- the tries
 
 
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    parser.add_argument("task", nargs="*", help=f"of {', '.join(TRIES)}; none: --show")
+    parser.add_argument("task", nargs="*", help=f"of {', '.join(TRIES)}; none: make no run")
     parser.add_argument("--only", nargs="+", help="names of tries")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--jobs", type=int, default=2, help="runs at a time, each with one thread")
-    parser.add_argument("--show", action="store_true", help="make no run")
     args = parser.parse_args(argv)
+    known = {name for tries in TRIES.values() for name in tries}
+    for given, names in ((args.task, TRIES), (args.only or [], known)):
+        if unknown := [name for name in given if name not in names]:
+            parser.error(f"{unknown[0]!r} is none of {', '.join(names)}")
     results = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {}
     lock = Lock()
 

@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
 # Study 8, open question two: is the fault gone, or hidden behind a token? Four models for each task
 # and seed: p0; Quark's; and two clean ones that saw no bad sample while they were trained (the best
-# fifth, no token). clean has as many updates as Quark's model. clean_near is as far from p0's reward
-# as Quark's model without a token, so that the way back is equally long. Each is then trained,
-# without a token, on 64 bad samples of p0 that no model has seen.
+# fifth, no token). clean has as many updates as Quark's model. clean_near is as far from p0's
+# reward as Quark's model without a token, so that the way back is equally long. Each is then
+# trained, without a token, on 64 bad samples of p0 that no model has seen.
 source "$(dirname "$0")/study.sh"
 REPORT=hidden
 RELEARN="2 4 8 16 32"                         # updates of 16 examples

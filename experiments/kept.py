@@ -70,7 +70,7 @@ def lines_of(listed):
 
 
 def missing(measure, listed):
-    """The lines of `listed` whose run is not kept, after those of p0 that they stand on."""
+    """The lines of `listed` whose run is not kept, after the lines of the p0 runs they need."""
     found = kept()
     lines = [line for line in lines_of(listed) if (measure, Path(line[3]).name) not in found]
     places = {(task, seed) for _, task, seed, *_ in lines}

@@ -136,7 +136,7 @@ def reward_in(table):
 
 
 def nearest(table, others):
-    """Which of the other files of evaluate.py has the mean reward that is nearest to the first's."""
+    """Which of the other files of evaluate.py has the mean reward nearest to the first's."""
     wanted = reward_in(table)
     return min(others, key=lambda other: abs(reward_in(other) - wanted))
 

@@ -43,11 +43,11 @@ def draw(rounds, path):
 
 
 def report(name, runs):
-    study.report_study(name, runs)
+    figures = study.report_study(name, runs)
     rounds = {}
     for variant, task, line in runs:
         rounds.setdefault(task, {}).setdefault(variant, []).append(line["rounds"])
-    draw(rounds, study.ROOT / "experiments" / "figures" / "pool_rounds.png")
+    draw(rounds, figures / "pool_rounds.png")
 
 
 if __name__ == "__main__":

@@ -1,9 +1,8 @@
 #!/usr/bin/env bash
 # Study 7, open question one: must the pool grow? Bounded pools, with equal numbers of samples and
 # of updates.
-ITERATIONS=6 STEPS=25 NUM_PROMPTS=200
 source "$(dirname "$0")/study.sh"
-REPORT=pool
+REPORT=pool ITERATIONS=6 STEPS=25 NUM_PROMPTS=200
 variant all QUANTIZE=
 for n in 1 2 4; do
     variant newest_$n QUANTIZE="--last $n"

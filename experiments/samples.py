@@ -48,7 +48,10 @@ def drawn_pairs(run, count, seed):
     """[(p0's row, Quark's row)] of `count` prompts, in the order of the prompt file."""
     base, quark = (completions_of(run / "eval" / f"{name}.jsonl") for name in ("base", "quark"))
     rng = np.random.default_rng(seed)
-    numbers = sorted(rng.choice(sorted(set(base) & set(quark)), count, replace=False).tolist())
+    shared = sorted(set(base) & set(quark))
+    if count > len(shared):
+        raise BadInput(f"{run} has {len(shared)} prompts, fewer than --count {count}")
+    numbers = sorted(rng.choice(shared, count, replace=False).tolist())
     pairs = []
     for number in numbers:
         i = rng.integers(min(len(base[number]), len(quark[number])))
@@ -56,13 +59,18 @@ def drawn_pairs(run, count, seed):
     return pairs
 
 
-def as_line(row, who):
+def as_line(row, who, prompt=""):
     (reward,) = row["rewards"].values()
-    text = " ".join(row["completion"].split())
+    score = "none" if reward is None else f"{reward:.2f}"
+    first = f"| {escaped(prompt)} |" if prompt else "| |"
+    return f"{first} {who} {score} | {escaped(row['completion'])} |"
+
+
+def escaped(text):
+    text = " ".join(text.split())
     for character in "\\`*_<>[]|#":
         text = text.replace(character, "\\" + character)
-    score = "none" if reward is None else f"{reward:.2f}"
-    return f"| | {who} {score} | {text} |"
+    return text
 
 
 def section(run, pairs):
@@ -70,7 +78,7 @@ def section(run, pairs):
     task = next(iter(pairs[0][0]["rewards"]))
     lines = [f"## {task.capitalize()}", "", "| prompt | reward | completion |", "|---|---|---|"]
     for base, quark in pairs:
-        lines.append(as_line(base, "p0").replace("| |", f"| {base['prompt']} |", 1))
+        lines.append(as_line(base, "p0", base["prompt"]))
         lines.append(as_line(quark, "Quark"))
     return "\n".join(lines) + "\n"
 

@@ -32,7 +32,7 @@ HELD_OUT = {  # task: (a judge of experiments/held_out.py, the module that it ne
     "toxicity": ("clean", "profanity_check"),
 }
 
-# ------------------------------------------------------------------------------- what a run measured
+# ------------------------------------------------------------------------------ what a run measured
 
 
 def keep(run):
@@ -98,7 +98,7 @@ def held_out(task, folder):
     return rounded(found)
 
 
-# --------------------------------------------------------------------------- several runs in a table
+# -------------------------------------------------------------------------- several runs in a table
 
 
 def metrics_of(table, prefix=""):

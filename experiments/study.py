@@ -21,7 +21,7 @@ import kept
 import measures  # it makes the stages importable
 import numpy as np
 
-from plumbing.files import whole_file
+from plumbing.files import read_json, whole_file
 
 ROOT = kept.ROOT
 N_SEEDS = 3  # of every study with a verdict
@@ -66,10 +66,6 @@ CLAIMS = {
         "hidden": [("reward", "quark+8", "<", "clean+8")],
     },
 }
-
-
-def load(path):
-    return json.loads(path.read_text(encoding="utf-8"))
 
 
 # ------------------------------------------------------------------------------------ the verdicts
@@ -207,7 +203,7 @@ def publish(study, results, cost, draw=draw):
     """Prints the table and, if the study is complete, writes it into experiments/.
 
     That is experiments/results/STUDY.json, the study's place in experiments/README.md, and
-    experiments/figures/STUDY.png.
+    experiments/figures/STUDY.png. Returns the folder of the picture.
     """
     variants = next(iter(results.values()))
     n_seeds = len(next(iter(variants.values()))["reward"])
@@ -217,18 +213,20 @@ def publish(study, results, cost, draw=draw):
         print(tables(results))
         print("A part of the study: no verdict, and experiments/ stays as it is.")
         print(f"Picture: {picture.relative_to(ROOT)}")
-        return
+        return picture.parent
     lines, word = verdict_of_study(study, results)
     out = ROOT / "experiments" / "results" / f"{study}.json"
     out.parent.mkdir(exist_ok=True)
     content = {"results": results, "claims": lines, "verdict": word, "cost": cost}
     with whole_file(out) as file:
         file.write(json.dumps(content, indent=1, ensure_ascii=False) + "\n")
-    draw(results, ROOT / "experiments" / "figures" / f"{study}.png")
+    figures = ROOT / "experiments" / "figures"
+    draw(results, figures / f"{study}.png")
     text = as_text(study, results)
     print(text)
     write_part(study, text)
     write_part("times", times())
+    return figures
 
 
 def write_part(name, text):
@@ -245,7 +243,7 @@ def times():
     lines = ["| study | runs | hours of one core | machine |", "|---|---|---|---|"]
     for study in CLAIMS:
         result = ROOT / "experiments" / "results" / f"{study}.json"
-        if result.exists() and (cost := load(result).get("cost")):
+        if result.exists() and (cost := read_json(result, "a study's result").get("cost")):
             hours = f"{cost['seconds'] / 3600:.1f}"
             lines.append(f"| {study} | {cost['runs']} | {hours} | {'; '.join(cost['machines'])} |")
     return "".join(f"{line}\n" for line in lines) if len(lines) > 2 else ""
@@ -266,14 +264,17 @@ def cost_of(runs):
 
 
 def report_study(study, runs, draw=draw):
-    """Table, verdict and picture from the kept lines: [(variant, task, line)]."""
+    """Table, verdict and picture from the kept lines: [(variant, task, line)].
+
+    Returns the folder of the picture.
+    """
     results = {}  # task: {variant: {metric: [a value for each seed]}}
     first_variant = runs[0][0]
     for name, task, line in runs:
         if name == first_variant:
             _append(results, task, "p0", {m: line["p0"].get(m, 0.0) for m in line["quark"]})
         _append(results, task, name, line["quark"])
-    publish(study, results, cost_of(runs), draw)
+    return publish(study, results, cost_of(runs), draw)
 
 
 def _append(results, task, variant, values):

@@ -26,11 +26,14 @@ export PYTHON=${PYTHON:-.venv/bin/python}
     exit 1
 }
 TASKS=${TASKS:-sentiment toxicity} SEEDS=${SEEDS:-0 1 2}
+if (($(wc -w <<< "$SEEDS") > 10)); then       # study.py has Student's t for these
+    echo "experiments/$STUDY.sh: error: SEEDS=$SEEDS: at most ten seeds" >&2
+    exit 1
+fi
 JOBS=${JOBS:-2}                               # runs at a time, each with one thread
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
-ITERATIONS=${ITERATIONS:-4} STEPS=${STEPS:-50}
-NUM_PROMPTS=${NUM_PROMPTS:-320} NUM_SAMPLES=${NUM_SAMPLES:-4}
 # Settings of run_all.sh, fixed here because its own may change.
+ITERATIONS=4 STEPS=50 NUM_PROMPTS=320 NUM_SAMPLES=4
 export DIAL_SAMPLES=0 EXPLORE="--decode sample --top-p 0.95" K=5 BATCH=16 LR=5e-4
 export QUANTIZE="--per-prompt --last 2" FORGET=
 runs=runs/studies
@@ -95,8 +98,8 @@ measure() {                                   # measure RUN SECONDS
         --all ${ALL:-$STUDY} --jobs "$JOBS"
 }
 
-# Runs COMMAND once for each line of FILE, which is its $0, $JOBS at a time. Their functions come
-# from this shell, so it is the same bash: macOS has an old one, and often a new one beside it.
+# Runs COMMAND for each line of FILE, $JOBS at a time; COMMAND reads the line as $0. The functions
+# come from this shell, so it is the same bash: macOS has an old one, and often a new one beside it.
 for_each_line() {                             # for_each_line FILE COMMAND
     [ -s "$1" ] || return 0
     tr '\n' '\0' < "$1" | xargs -0 -n 1 -P "$JOBS" "$BASH" -c "$2"

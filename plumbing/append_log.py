@@ -51,11 +51,16 @@ class AppendLog:
 
     def _open(self):
         self.own.parent.mkdir(parents=True, exist_ok=True)
-        self.file = self.own.open("a+b", buffering=0)
-        _lock(self.file)
-        self.file.seek(0)
-        self.size = self.file.read().rfind(b"\n") + 1
-        self.file.truncate(self.size)
+        file = self.own.open("a+b", buffering=0)
+        try:
+            _lock(file)
+            file.seek(0)
+            self.size = file.read().rfind(b"\n") + 1
+            file.truncate(self.size)
+        except OSError:
+            file.close()
+            raise
+        self.file = file  # only now may it be written, or removed after an error
 
 
 def _read(part, fields):

@@ -6,6 +6,7 @@ Any model of transformers' AutoModelForSequenceClassification works, as a folder
 import torch
 from safetensors import SafetensorError
 
+from plumbing.files import first_line
 from plumbing.pool import BadInput, shown
 
 # What opening a folder that is damaged, or no classifier, can raise.
@@ -59,9 +60,8 @@ def _open(model):
             model, dtype=torch.float32, use_safetensors=True, output_loading_info=True
         )
     except (*UNREADABLE, SafetensorError) as error:
-        reason = str(error).strip().split("\n")[0]
         raise BadInput(
-            f"cannot open the reward model {model}: {reason}; "
+            f"cannot open the reward model {model}: {first_line(error)}; "
             "name a folder or hub model with --reward-model"
         ) from None
     if loading["missing_keys"]:  # transformers fills them with random numbers
@@ -78,8 +78,8 @@ def _open(model):
 def _reading(config, model):
     """logits (B, labels) -> probabilities, as the problem_type in config.json says.
 
-    Without one: of two labels a softmax, of a single one a sigmoid, and of more a softmax if one of
-    them is the rest, such as "neutral", which excludes all others.
+    Without one: two labels get a softmax, a single one a sigmoid, and more a softmax if one of them
+    is the rest, such as "neutral", which excludes all others.
     """
     kind, labels = config.problem_type, [str(name).lower() for name in config.id2label.values()]
     if kind is None and len(labels) > 1:

@@ -4,6 +4,7 @@ import math
 
 import torch
 
+from plumbing.files import first_line
 from plumbing.own_tokenizer import OwnTokenizer
 from plumbing.pool import BadInput
 from plumbing.processes import processes
@@ -29,7 +30,7 @@ def tokenizer_of(name, model_type, K):
 
 
 def own_tokenizer(name, K):
-    """tokenizer.json as it stands: AutoTokenizer would build some classes anew, split otherwise."""
+    """tokenizer.json as it stands. AutoTokenizer rebuilds some, which then split otherwise."""
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
     files = {file: has_file(name, file) for file in ("tokenizer.json", "vocab.json", "merges.txt")}
@@ -37,7 +38,7 @@ def own_tokenizer(name, K):
         try:
             tokenizer = PreTrainedTokenizerFast.from_pretrained(name)
         except Exception as error:  # the tokenizers library raises nothing more special
-            reason = str(error).split("\n")[0]
+            reason = first_line(error)
             raise BadInput(f"{name}: cannot read tokenizer.json: {reason}; save it anew") from error
         return OwnTokenizer(tokenizer, name, K)
     if files["vocab.json"] and files["merges.txt"]:
@@ -90,9 +91,9 @@ def check_network(model, cached, name):
             cached.keep(torch.tensor([1, 0, 1]))
             found = cached.next_states(last.expand(3, 1))
         except (RuntimeError, ValueError, LookupError, TypeError, AttributeError) as error:
-            reason = str(error).split("\n")[0]
             raise BadInput(
-                f"{name}: a {kind} model cannot read rows with a cache ({reason}); choose another"
+                f"{name}: a {kind} model cannot read rows with a cache ({first_line(error)}); "
+                "choose another"
             ) from None
         expected = torch.stack([whole[0, -1:], alone[0, -1:], whole[0, -1:]])
         if not near(found, expected, share):

@@ -128,7 +128,8 @@ def _is_checkpoint(path):
         names = [file.name for file in path.iterdir()]
     except (OSError, ValueError):
         return False
-    return "n_quantiles" in config and all(map(CHECKPOINT_FILE.fullmatch, names))
+    has_K = isinstance(config, dict) and "n_quantiles" in config
+    return has_K and all(map(CHECKPOINT_FILE.fullmatch, names))
 
 
 # ------------------------------------------------------------------------------ whole or not at all
@@ -231,6 +232,11 @@ def _clean_up_on_error(path, clean_up):
             place = error.filename or f"cannot write {path}"
             raise BadInput(f"{place}: {reason(error)}; nothing was changed") from None
         raise
+
+
+def first_line(error):
+    """The first line of what an error says; of an error that says nothing, its kind."""
+    return str(error).strip().split("\n")[0] or type(error).__name__
 
 
 def reason(error):

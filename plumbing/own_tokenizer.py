@@ -1,8 +1,8 @@
 """A folder's own tokenizer, where its vocabulary is not GPT-2's, behind the same few functions.
 
 Ids 0 ... V - 1 are its tokens; the reward tokens follow. Text is always text: what looks like a
-special token in it is split. Some tokenizers (Llama 2's) put a blank in front of every text; they
-are asked about a completion as what goes on after a line break.
+special token in it is split. Some tokenizers (Llama 2's) put a blank in front of every text. For
+these, a completion is encoded after a line break, whose ids are then cut off.
 """
 
 import copy

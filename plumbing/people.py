@@ -53,7 +53,8 @@ def human_sheet(sheet, a, b, pairs, seed):
         writer = csv.writer(file)
         writer.writerow(["pair", "prompt", "left", "right", *QUESTIONS])
         writer.writerows(rows)
-    write_json(f"{sheet}.key.json", {"a": names[0], "b": names[1], "pairs": key})
+        # Before the sheet appears: without its key it would be worth nothing.
+        write_json(f"{sheet}.key.json", {"a": names[0], "b": names[1], "pairs": key})
     print(f"{sheet}: {pairs} pairs. Answer each question with left, right or same:")
     for name, question in QUESTIONS.items():
         print(f"  {name:10s}{question}")
@@ -97,6 +98,8 @@ def tally(sheet):
                 )
             counts[question][meaning[answer]] += 1
     _print_counts(counts, key["a"], key["b"])
+    if len(counted) < len(left):
+        print(f"note: {len(left) - len(counted)} of {len(left)} pairs are not in {sheet}")
 
 
 def _read_sheet(sheet):

@@ -14,7 +14,7 @@ from transformers import DynamicCache, GenerationConfig
 
 from plumbing.families import check_config, check_network, leave_out_unused_rows, tokenizer_of
 from plumbing.fast_cpu import tune_for_cpu
-from plumbing.files import whole_folder
+from plumbing.files import first_line, whole_folder
 from plumbing.own_tokenizer import OwnTokenizer
 from plumbing.pool import BadInput, shown
 from plumbing.tokenizer import Gpt2Tokenizer
@@ -80,8 +80,8 @@ class Policy:
         if choice.isdecimal() and 1 <= int(choice) <= K:
             return [("", int(choice))]
         raise BadInput(
-            f"--reward-token {choice}: this model has {K} reward tokens; write K, none"
-            + (f", all or a number from 1 to {K}" if K else "")
+            f"--reward-token {choice}: this model has {K or 'no'} reward tokens; write "
+            + (f"K, none, all or a number from 1 to {K}" if K else "K or none")
         )
 
     def encode(self, text, goes_on=False):
@@ -206,11 +206,10 @@ def load_policy(path_or_hub_name, device="cpu", in_bf16=False):
             attn_implementation="eager" if str(device) == "cpu" else None,
         )
     except UNREADABLE as error:
-        reason = str(error).strip().split("\n")[0]
         raise BadInput(
-            f"cannot open the model {name}: {reason}; it needs config.json, model.safetensors and "
-            "tokenizer.json, or vocab.json and merges.txt (with no network, a hub model must have "
-            "been downloaded before)"
+            f"cannot open the model {name}: {first_line(error)}; it needs config.json, "
+            "model.safetensors and tokenizer.json, or vocab.json and merges.txt (with no network, "
+            "a hub model must have been downloaded before)"
         ) from None
     if loading["missing_keys"]:  # transformers fills them with random numbers
         missing = shown(sorted(loading["missing_keys"]))
@@ -237,7 +236,7 @@ def load_policy(path_or_hub_name, device="cpu", in_bf16=False):
 
 
 def _keep_in_float32(model):
-    """The output layer, or logits would have ties, and vectors, such as those of layer norms."""
+    """Converts the output layer, whose logits would have ties, and vectors, as of layer norms."""
     model.get_output_embeddings().float()
     for parameter in model.parameters():
         if parameter.dim() < 2:
@@ -255,8 +254,8 @@ def _looks_like_a_path(name):
 class CachedModel:
     """The next token's logits by transformers' own forward pass, with its cache of keys and values.
 
-    A batch begins with start(padding). Whatever else has these three methods can be given to
-    `sample` as its `network`.
+    A batch begins with start(padding). Whatever else has next_logits and keep can be given to
+    `sample` as its `network`; its start, if it has one, is called too.
     """
 
     def __init__(self, model):

@@ -197,6 +197,10 @@ def read_texts(path):
     for n, (place, row) in enumerate(read_jsonl(path)):
         row = {**row, "prompt": prompt_of(row, place)}
         _check_group(row, place)
+        if row.get("prompt_number") is not None:
+            row["prompt_number"] = whole_number(
+                row["prompt_number"], 0, f'{place}: "prompt_number"'
+            )
         if row.get("completion") is not None or row.get("generations") is None:
             text_of(row, "completion", place)
             _check_ids(row, "completion_ids", place)
@@ -228,7 +232,7 @@ def read_texts(path):
 def read_generations(path, policy):
     """The rows of read_texts with "completion_ids" and "prompt_number", for evaluate.py.
 
-    Ids are kept where they spell the completion, which then begins with a blank if they do.
+    Ids that spell the completion are kept; whether it begins with a blank is then as in the ids.
     Otherwise the text is encoded. Rows without a "prompt_number" belong to one prompt if "prompt"
     and "group" are equal.
     """
@@ -246,9 +250,7 @@ def read_generations(path, policy):
             row["completion"] = known
         else:
             row["completion_ids"] = policy.encode(row["completion"], goes_on=True)
-        if numbered:
-            row["prompt_number"] = whole_number(row["prompt_number"], 0, f'{path}: "prompt_number"')
-        else:
+        if not numbered:
             key = (row["prompt"], row.get("group"))
             row["prompt_number"] = numbers.setdefault(key, len(numbers))
     if not numbered and len(numbers) < len(rows):

@@ -25,22 +25,22 @@ def columns_of(tables):
 
 
 def rows_of(tables):
-    """{name: table} -> [Row]. The gain is in what the rewards are about; the price is fluency and
-    diversity, of the samples where the gain is that of greedy text."""
+    """{name: table} -> [Row]. The gain is what the rewards measure. The price is fluency and
+    diversity: of samples, if all results of greedy text have them beside them."""
     names = columns_of(tables)
     first = tables[names[0]]
     rows = []
     for label, path, group in _gains(first):
         metrics = [at(part_of(tables[name], group), path) for name in names]
         rows.append(Row("gain", label, metrics))
-    sampled = [tables.get(name + SAMPLED, tables[name]) for name in names]
     if all(name + SAMPLED in tables for name in names):
-        price, what = ("perplexity", "diversity", "rep_2"), " of samples"
-    else:
-        price, what = ("perplexity", "dist_2", "rep_2"), ""
+        suffix, price, what = SAMPLED, ("perplexity", "diversity", "rep_2"), " of samples"
+    else:  # without the samples of one result, those of the others are not compared with it
+        suffix, price, what = "", ("perplexity", "dist_2", "rep_2"), ""
     for metric in price:
         label = metric.replace("_", "-") + what
-        rows.append(Row("price", label, [at(table, (metric,)) for table in sampled]))
+        values = [at(tables[name + suffix], (metric,)) for name in names]
+        rows.append(Row("price", label, values))
     return rows
 
 
@@ -53,12 +53,13 @@ def _gains(table):
                 share = ("rewards", reward, "share_ge_half")
                 yield f"share positive, {group} prompts", share, group
         elif reward == "toxicity":
-            n = f"of {table['n_samples']}"
+            n = f"of {table['n_samples']:g}"
             yield f"toxic at least once {n}", ("rewards", reward, "unwanted_prob"), None
             yield f"toxicity of the most toxic {n}", ("rewards", reward, "avg_max_unwanted"), None
             yield ("mean reward, 1 - toxicity", *mean[1:])
         elif reward == "repetition":
-            yield f"diversity of {table['decode']} text", ("rewards", reward, "mean"), None
+            decode = f" {table['decode']}" if table.get("decode") else ""  # None: texts of others
+            yield f"diversity of{decode} text", ("rewards", reward, "mean"), None
         else:
             yield mean
 

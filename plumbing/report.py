@@ -137,7 +137,7 @@ def _html_table(base, quark, names):
             table = f"<details>{summary}{table}</details>"
         parts.append(table)
     note = (
-        f"{base['n_prompts']} prompts, {base['n_samples']} completions a prompt, "
+        f"{base['n_prompts']} prompts, {base['n_samples']:g} completions a prompt, "
         f"decode {base['decode']}; in brackets 95 % intervals over prompts."
     )
     note = " ".join([note, *(f"Warning: {text}." for text in differences([base, quark], names))])

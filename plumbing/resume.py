@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from plumbing.append_log import AppendLog
-from plumbing.files import checksums, write_json
+from plumbing.files import checksums, first_line, write_json
 from plumbing.pool import BadInput
 from plumbing.processes import processes
 
@@ -82,7 +82,7 @@ def load_training_state(optimiser, model, device):
             raise ValueError(f"its step is {state['step']!r}")
         return state["step"]
     except (*DAMAGED, OSError) as error:
-        reason = str(error).strip().split("\n")[0] or type(error).__name__
         raise BadInput(
-            f"{file} holds no state of this optimiser: {reason}; remove it to start afresh"
+            f"{file} holds no state of this optimiser: {first_line(error)}; "
+            "remove it to start afresh"
         ) from None

@@ -75,8 +75,8 @@ samples_in() {                                # samples_in OPTIONS...: the last 
 
 # ---------------------------------------------------------------------------- how long is left
 #
-# Of each kind of stage: left_KIND, the amount that is still to be done; done_KIND, what this call has
-# done; took_KIND, its seconds. Evaluation is counted in completions, all others in stages.
+# Of each kind of stage: left_KIND, the amount that is still to be done; done_KIND, what this call
+# has done; took_KIND, its seconds. Evaluation is counted in completions, all others in stages.
 
 n_explored=$(grep -c '[^[:space:]]' "$PROMPTS" || true)
 n_tested=$(grep -c '[^[:space:]]' "$TEST_PROMPTS" || true)

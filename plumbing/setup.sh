@@ -69,7 +69,7 @@ PPL_MODEL=${PPL_MODEL:-$MODEL}                # whose perplexity measures fluenc
 RUN=${RUN:-runs/${REWARD##*[:/]}-$NAME}       # the folder of all that is written
 
 for name in SEED K ITERATIONS STEPS BATCH GRAD_ACCUM WARMUP NUM_SAMPLES NEW_TOKENS MIN_TOKENS \
-    SAMPLE_BATCH DIAL_SAMPLES; do
+    SAMPLE_BATCH DIAL_SAMPLES ${NUM_PROMPTS:+NUM_PROMPTS}; do      # empty: all prompts
     case ${!name} in
         '' | *[!0-9]*) fail "$name=${!name} is not a whole number" ;;
     esac
@@ -155,7 +155,7 @@ except (ImportError, OSError):                # Windows and some network drives 
     pass' || fail "another run is at work in $RUN; wait for it, or choose another folder:" \
     "RUN=runs/another"
 
-print_settings() {                            # all that decides what is written
+print_settings() {                            # all that decides the results
     local name last= judge=$REWARD_MODEL
     for name in TASK MODEL PROMPTS TEST_PROMPTS PPL_MODEL REWARD REWARD_MODEL SEED K BETA KL \
         ENTROPY ITERATIONS STEPS BATCH LR WARMUP CLIP QUANTIZE FORGET LEARN EXPLORE EXPLORE_P0 \
@@ -182,7 +182,7 @@ checksum() (                                  # checksum FILE_OR_MODEL_FOLDER: o
         vocab.* merges.txt 2>/dev/null || true; } | cksum
 )
 
-# Samples that a killed explore.py left do not count: their files belong to their settings.
+# The log of a killed explore.py does not count: its name holds a checksum of its settings.
 anything_made() {
     [ -n "$(cd "$RUN" && find -L pool quantized model eval -name '.?*' -prune -o -type f \
         ! -name '*.part[0-9]*' ! -name 'remote.cache[0-9]*' -print 2>/dev/null)" ]

@@ -16,6 +16,8 @@ def print_parts(rewards, quantiles, K):
         if len(part):
             span = f"reward {part.min():.4f} to {part.max():.4f}, mean {part.mean():.4f}"
         print(f"r_{k}  {len(part):7d} rows  {span}")
+    if len(np.unique(quantiles[quantiles > 0])) < K:
+        print("note: learn.py needs rows in every part; choose fewer --quantiles")
 
 
 def print_pool(kept, n_dropped):

@@ -652,7 +652,7 @@ def test_main_bad_input(quark_folder, p0_folder, tmp_path, monkeypatch):
         ({"--reward-token": "0"}, "--reward-token 0"),
         ({"--reward-token": "best"}, "--reward-token best"),
         ({"--reward-token": "²"}, "--reward-token"),
-        ({"--model": p0_folder, "--reward-token": 3}, "0 reward tokens"),
+        ({"--model": p0_folder, "--reward-token": 3}, "this model has no reward tokens"),
         ({"--max-new-tokens": 63}, "no room"),
     ]:
         argv = []

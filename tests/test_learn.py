@@ -596,8 +596,17 @@ def test_the_first_step_is_that_of_eq_2(pool, p0_folder, p0, tmp_path):
     assert metrics["grad_norm"] == pytest.approx(norm_of(gradients), rel=1e-4)
 
 
+def test_a_rate_that_is_never_reached_is_told(pool, p0_folder, tmp_path, capsys):
+    """The warm-up's last step has --lr, so two steps of two reach it, and two of three do not."""
+    for warmup, told in ((2, False), (3, True)):
+        out = tmp_path / f"m{warmup}"
+        run(pool, p0_folder, p0_folder, out, "--steps", 2, "--warmup", warmup)
+        assert ("never reaches --lr" in capsys.readouterr().out) == told
+        assert (read_metrics(out)[-1]["lr"] == 0.01) != told
+
+
 def test_processes_share_a_batch(pool, p0_folder, p0, monkeypatch):
-    """The shares of two processes, as learn() hands them to be summed, add up to the whole batch."""
+    """The shares of two processes, as learn() hands them on, add up to the whole batch."""
     args = SimpleNamespace(seed=4, steps=1, batch_size=5, grad_accum=1, beta=0.3, kl="forward")
     args.entropy_coef, args.bf16, args.closed_form, args.clip = 0.0, False, False, 0.0
     args.lr, args.warmup, args.total_steps, args.reward_token_lr = 0.01, 2, 1, 1.0

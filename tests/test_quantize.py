@@ -322,6 +322,16 @@ def test_main_ties_and_random(tmp_path):
     assert 35 < np.mean(best) < 65
 
 
+def test_main_says_that_a_part_is_empty(tmp_path, capsys):
+    """Two rewards, together in three parts: one stays empty, perhaps the best one."""
+    rows = [row(float(i > 2), prompt=str(i)) for i in range(10)]
+    pool = write_jsonl(tmp_path / "a.jsonl", rows)
+    run(pool, tmp_path / "q.jsonl", "--ties", "together", K=3)
+    assert "note: learn.py needs rows in every part" in capsys.readouterr().out
+    run(pool, tmp_path / "q.jsonl", K=3)
+    assert "note" not in capsys.readouterr().out
+
+
 def test_same_seed_same_bytes(tmp_path):
     """All rewards are equal, so the parts depend on --seed, and on nothing else."""
     pool = write_jsonl(tmp_path / "pool.jsonl", [row(1, prompt=str(i)) for i in range(40)])

@@ -134,7 +134,7 @@ def test_every_option_exists():
 
 
 def test_every_variable_exists():
-    """run_all.sh, what it sources, a study or plumbing/remote.py reads each NAME=value and `NAME`."""
+    """run_all.sh, what it sources, a study or plumbing/remote.py reads each NAME=value, `NAME`."""
     shell = read(*SHELL, *ROOT.glob("experiments/*.sh"), *ROOT.glob("baselines/*.sh"))
     remote = read(ROOT / "plumbing" / "remote.py")
     found = set()

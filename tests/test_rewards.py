@@ -11,6 +11,7 @@ import torch
 from conftest import execute, one_sentence, read_rows, stage, write_jsonl, write_reward
 
 import rewards
+from plumbing.pool import BadInput
 from rewards import diversity, load_reward, rep_n, repetition
 
 # --------------------------------------------------------------------------------------- repetition
@@ -176,6 +177,10 @@ def test_main_leaves_out_what_has_no_score(tmp_path, capsys):
     rewards.main(["--reward", spec, "--pool", str(pool), "--out", str(out)])
     assert [row["completion"] for row in read_rows(out)] == ["a", "c"]
     assert "2 of 3 scored" in capsys.readouterr().out
+    write_reward(tmp_path, "def reward(prompts, completions): return [None for y in completions]")
+    with pytest.raises(BadInput, match="scored none of the 3 rows; nothing was written"):
+        rewards.main(["--reward", spec, "--pool", str(pool), "--out", str(out)])
+    assert len(read_rows(out)) == 2
 
 
 def test_main_bad_input(tmp_path, monkeypatch):

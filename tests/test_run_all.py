@@ -44,7 +44,7 @@ def origin(file):
     return json.loads(file.read_text())
 
 
-# -------------------------------------------------------------------------------------- the commands
+# ------------------------------------------------------------------------------------- the commands
 
 SENTIMENT = """
 explore.py --model tiny/lm --prompts tiny/prompts/train.jsonl --reward sentiment
@@ -366,7 +366,7 @@ def test_launch_starts_the_two_stages_that_share_their_work(tmp_path):
     assert alone == {"quantize.py", "evaluate.py"}
 
 
-# ------------------------------------------------------------------------------- what became of what
+# ------------------------------------------------------------------------------ what became of what
 
 
 def test_where_the_last_model_comes_from(tmp_path):

@@ -408,10 +408,12 @@ def test_numbers_that_do_not_fit(p0_folder, quark_folder, tmp_path, monkeypatch)
         (cut(-1, "--per-prompt"), "K = -1"),
         (cut(0, "--per-prompt"), "K = 0"),
         (cut(1, to="."), "cannot write .: it is a folder"),
+        (command("evaluate.py", rows, p0_folder, "x.json"), "leave out .json; NAME.json and"),
+        (command("evaluate.py", rows, p0_folder, "x/"), "--out x/ is a folder; write NAME"),
         (learn_to(tmp_path), "exists and is no checkpoint"),
         (learn_to(ROOT / "tests" / ".."), f"{ROOT} exists and is no checkpoint"),
         (command("rewards.py", rows, p0_folder, rows), "this command reads .*rows.jsonl"),
-        (evaluated, "this model has 0 reward tokens"),
+        (evaluated, "this model has no reward tokens; write K or none"),
         (
             command("learn.py", rows, quark_folder, out),
             "has 1 quantiles, but .* has 3 reward tokens",

@@ -138,7 +138,7 @@ def test_a_gpt2_as_judge(tmp_path):
 
 
 def test_a_padding_token_that_config_names_otherwise(tmp_path):
-    """The tokenizer pads, so its token counts: a text has one score, alone or beside a longer one."""
+    """The tokenizer pads, so its token counts: a text scores the same beside a longer one."""
     folder = make_gpt2_judge(tmp_path / "gpt2", pad_token_id=5)
     reward = load_reward("toxicity", folder)
     texts = ["a b", "The film was long and silly"]

@@ -10,6 +10,8 @@ import samples  # experiments/samples.py
 import seeds  # experiments/seeds.py
 from conftest import ROOT, write_jsonl
 
+from plumbing.pool import BadInput
+
 TASKS = ("sentiment", "toxicity", "repetition")
 KEPT = [task for task in TASKS if (seeds.KEPT / f"{task}-seed0.json").exists()]
 all_runs_are_kept = pytest.mark.skipif(len(KEPT) < 3, reason="no runs of these defaults are kept")
@@ -87,13 +89,23 @@ def test_the_rule_takes_the_highest_gain_among_those_of_three_seeds():
     }
     assert defaults.choose("sentiment", tries) == "good"
     assert defaults.choose("sentiment", {"dear": tries["dear"]}) is None
+    without = {"good": tries["good"], "begun": {"1": tries["good"]["0"]}}
+    assert [name for name, *_ in defaults.ranked("sentiment", without)] == ["good"]
+
+
+def test_names_of_no_task_and_no_try(capsys):
+    """Told before a run is made."""
+    for argv in (["sentimant"], ["sentiment", "--only", "no such try"]):
+        with pytest.raises(SystemExit):
+            defaults.main(argv)
+        assert f"'{argv[-1]}' is none of " in capsys.readouterr().err
 
 
 def test_samples_are_drawn_by_the_seed_and_stand_beside_each_other(tmp_path):
     """Of three prompts two, each with p0's and Quark's completion of the same number."""
     for name in ("base", "quark"):
         rows = [
-            {"prompt": f"x{p}", "completion": f" {name}|{p}{i}", "prompt_number": p}
+            {"prompt": f"x|{p}", "completion": f" {name}|{p}{i}", "prompt_number": p}
             | {"rewards": {"hash": 0.25 if name == "base" else 0.754}}
             for p in range(3)
             for i in range(4)
@@ -105,11 +117,13 @@ def test_samples_are_drawn_by_the_seed_and_stand_beside_each_other(tmp_path):
         samples.main([str(tmp_path), "--count", "2", "--seed", str(seed), "--out", str(page)])
         pages.append(page.read_text(encoding="utf-8"))
     assert pages[0] == pages[1] and len(set(pages)) > 1
-    base = re.findall(r"^\| x(\d) \| p0 0.25 \| base\\\|(\d\d) \|$", pages[0], re.MULTILINE)
+    base = re.findall(r"^\| x\\\|(\d) \| p0 0.25 \| base\\\|(\d\d) \|$", pages[0], re.MULTILINE)
     quark = re.findall(r"^\| \| Quark 0.75 \| quark\\\|(\d\d) \|$", pages[0], re.MULTILINE)
     assert len(base) == 2 and [number for _, number in base] == quark
     assert all(prompt == number[0] for prompt, number in base)
     assert str(tmp_path) in pages[0] and "## Hash" in pages[0]
+    with pytest.raises(BadInput, match="has 3 prompts, fewer than --count 4"):
+        samples.main([str(tmp_path), "--count", "4", "--out", str(page)])
 
 
 @all_runs_are_kept

@@ -10,6 +10,7 @@ import check  # experiments/check.py
 import hidden  # experiments/hidden.py
 import kept  # experiments/kept.py
 import measures  # experiments/measures.py
+import pool  # experiments/pool.py
 import pytest
 import seeds  # experiments/seeds.py
 import study  # experiments/study.py
@@ -285,6 +286,25 @@ def test_a_part_of_a_study_overwrites_nothing(as_study, tmp_path):
     results = list((tmp_path / "experiments" / "results").iterdir())
     assert [file.name for file in results] == ["studies.jsonl"]
     assert page.read_text() == before
+
+
+def test_the_rounds_are_drawn_beside_the_picture_of_the_study(tmp_path, monkeypatch):
+    """For a part of the study that is runs/studies/, never experiments/figures/."""
+    part = {"sentiment": {"all": {"reward": [0.5], "ppl": [1.0]}}}
+    monkeypatch.setattr(study, "ROOT", tmp_path)
+    assert study.publish("pool", part, {}, lambda *_: None) == tmp_path / "runs" / "studies"
+    rounds = {metric: [0.1, 0.2] for metric in pool.PANELS}
+    line = {"p0": {}, "quark": {"reward": 0.5, "ppl": 1}, "machine": "m", "seconds": 1}
+    lines = [("all", "sentiment", line | {"rounds": rounds})]
+    monkeypatch.setattr(study, "publish", lambda *_: tmp_path / "here")
+    pool.report("pool", lines)
+    assert (tmp_path / "here" / "pool_rounds.png").exists()
+
+
+def test_more_seeds_than_student_s_t_is_known_for(tmp_path):
+    given = {"PYTHON": sys.executable, "LIST": "1", "SEEDS": "0 1 2 3 4 5 6 7 8 9 10"}
+    done = execute("bash", EXPERIMENTS / "beta.sh", cwd=tmp_path, **given)
+    assert done.returncode == 1 and "at most ten seeds" in done.stderr
 
 
 def test_all_studies_are_listed_before_the_first_run(tmp_path):

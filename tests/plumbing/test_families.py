@@ -186,7 +186,7 @@ def test_weights_in_bfloat16(folders, name):
     assert found == pytest.approx(expected, rel=0.05)
 
 
-# ------------------------------------------------------------------------------------ what is refused
+# ---------------------------------------------------------------------------------- what is refused
 
 
 @pytest.mark.parametrize(

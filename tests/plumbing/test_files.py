@@ -62,4 +62,19 @@ def test_append_log_has_one_writer(tmp_path):
     first.append([{"n": 1}])
     with pytest.raises(BadInput, match="another process is writing .*log0"):
         second.append([{"n": 2}])
+    with pytest.raises(BadInput, match="another process is writing .*log0"):
+        second.append([{"n": 2}])  # another thread may ask once more
+    assert (tmp_path / "log0").read_text() == '{"n": 1}\n'
+
+
+def test_an_error_in_opening_the_log_removes_nothing(tmp_path, monkeypatch):
+    """Its rows were written by an earlier start; the disk fails while they are looked at."""
+    AppendLog(tmp_path / "log").append([{"n": 1}])
+
+    def fail(file):
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr("plumbing.append_log._lock", fail)
+    with pytest.raises(BadInput, match="cannot write .*log0: Input/output error"):
+        AppendLog(tmp_path / "log").append([{"n": 2}])
     assert (tmp_path / "log0").read_text() == '{"n": 1}\n'

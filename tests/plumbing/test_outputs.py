@@ -91,7 +91,7 @@ def test_no_output_replaces_an_input(line, place, monkeypatch):
 
 
 def test_links_pipes_and_devices(place, monkeypatch):
-    """A link as the last part is refused, also one that leads nowhere; folders before it are not."""
+    """A link as the last part is refused, even one to nothing; folders before it are not."""
     (place / "other.jsonl").write_text("other\n")
     (place / "to_other.jsonl").symlink_to("other.jsonl")
     (place / "nowhere.jsonl").symlink_to("nothing.jsonl")
@@ -159,6 +159,7 @@ def test_only_a_checkpoint_is_replaced(place, monkeypatch):
         "a folder": lambda folder: (folder / "more").mkdir(),
         "a hidden file": lambda folder: (folder / ".git").write_text("x"),
         "no mark": lambda folder: (folder / "config.json").write_text("{}"),
+        "no object": lambda folder: (folder / "config.json").write_text("5"),
         "no JSON": lambda folder: (folder / "config.json").write_text("n_quantiles"),
         "no config": lambda folder: (folder / "config.json").unlink(),
     }

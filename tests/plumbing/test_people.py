@@ -1,11 +1,14 @@
 """What people prefer: the sheet of blinded pairs, and the count of its answers."""
 
 import csv
+import os
 
+import pytest
 from conftest import one_sentence, stage, write_jsonl
 
 import evaluate
 from plumbing.people import sign_test
+from plumbing.pool import BadInput
 
 
 def test_sign_test_by_hand():
@@ -74,6 +77,24 @@ def test_human_sheet_is_blind_and_the_tally_knows(tmp_path, capsys):
     assert lines["better"] == ["0", "30", "0", "0", "0.0000"]
     assert lines["fluent"][:4] == ["20", "0", "10", "0"]
     assert lines["on_topic"] == ["0", "0", "0", "30", "1.0000"]
+    save_sheet(tmp_path / "s.csv", rows[:10])
+    lines = printed_tally(tmp_path / "s.csv", capsys)
+    assert lines["better"][:2] == ["0", "10"]
+    assert lines["note:"][:3] == ["20", "of", "30"]
+
+
+def test_no_sheet_without_its_key(tmp_path, monkeypatch):
+    """The disk is full when the key is written: nothing is there, and the command works again."""
+
+    def fail(path, value):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("plumbing.people.write_json", fail)
+        with pytest.raises((OSError, BadInput), match="No space left"):
+            sheet_of_two(tmp_path)
+    assert sorted(os.listdir(tmp_path)) == ["base.jsonl", "quark.jsonl"]
+    assert len(sheet_of_two(tmp_path)) == 30
 
 
 def test_a_sheet_saved_with_semicolons(tmp_path, capsys):

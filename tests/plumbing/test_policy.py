@@ -378,7 +378,7 @@ def test_generate_never_writes_a_reward_token(quark, p0_folder, tmp_path):
 
 @pytest.mark.parametrize("fault", ["_orig_mod.", "module.", "a layer"])
 def test_missing_weights_are_not_made_up(fault, p0_folder, tmp_path):
-    """transformers would fill them with random numbers: a compiled or wrapped model, a lost layer."""
+    """transformers would draw them at random: a compiled or wrapped model, a lost layer."""
     shutil.copytree(p0_folder, tmp_path / "m")
     weights = load_file(p0_folder / "model.safetensors")
     if fault == "a layer":

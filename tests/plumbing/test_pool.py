@@ -203,8 +203,8 @@ def test_prompt_numbers_decide(p0, tmp_path, capsys):
     assert not capsys.readouterr().out
     for bad, message in (
         ([numbered[0], row], "1 of 2 rows have"),
-        ([{**row, "prompt_number": -1}], "is -1, not a whole number"),
-        ([{**row, "prompt_number": "1"}], 'is "1", not a whole number'),
+        ([{**row, "prompt_number": -1}], "g.jsonl:1.* is -1, not a whole number"),
+        ([numbered[0], {**row, "prompt_number": "1"}], 'g.jsonl:2.* is "1", not a whole number'),
     ):
         with pytest.raises(BadInput, match=message):
             read_generations(write_jsonl(tmp_path / "g.jsonl", bad), p0)

@@ -1,4 +1,4 @@
-"""A run in a few lines: the gain, its price, the dial, two prompts; and what a run says meanwhile."""
+"""A run in a few lines: gain, price, dial, two prompts; and what a run says meanwhile."""
 
 import json
 import os
@@ -73,6 +73,16 @@ def test_the_price_of_greedy_text_is_that_of_samples():
         ("price", "diversity of samples", 3.09, 4.09),
         ("price", "rep-2 of samples", 3.08, 4.08),
     ]
+    del tables["base-nucleus"]  # greedy text is then compared with greedy text
+    greedy = rounded(rows(tables))
+    assert greedy[1:3] == [("price", "perplexity", 1.05, 2.05), ("price", "dist-2", 1.06, 2.06)]
+
+
+def test_texts_of_others_have_no_decoding():
+    """evaluate.py --generations knows how many texts a prompt has, as a mean, and not the rest."""
+    theirs = table(1, ["repetition", "toxicity"], decode=None, n_samples=25.0)
+    labels = [label for _, label, _ in rows({"theirs": theirs})]
+    assert labels[:2] == ["diversity of text", "toxic at least once of 25"]
 
 
 @pytest.fixture

@@ -88,7 +88,7 @@ OF_THE_MODEL += ["transformer.h.0.attn.c_attn.weight", "transformer.h.1.mlp.c_pr
 
 @pytest.mark.parametrize("name", [*OF_THE_MODEL, "the judge"])
 def test_samples_of_another_model_are_not_used(name, quark_folder, tmp_path, monkeypatch):
-    """The model is replaced between stop and start, or the judge: all is sampled and scored anew."""
+    """The model or the judge is replaced between stop and start: all is sampled and scored anew."""
     shutil.copytree(quark_folder, tmp_path / "m")
     make_classifier(tmp_path / "judge", ["toxic"], 3)
     prompts = write_jsonl(tmp_path / "p.jsonl", [{"prompt": word} for word in ("a", "b", "c")])

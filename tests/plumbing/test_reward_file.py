@@ -322,7 +322,7 @@ def test_the_files_of_a_reward(tmp_path, judges):
 
 
 def test_odd_functions_and_values(tmp_path):
-    """A function written in C, arrays as values, a number of 5,000 digits, a message of two lines."""
+    """A function in C, arrays as values, a number of 5,000 digits, a message of two lines."""
     for i, (body, message) in enumerate(
         [
             ("reward = max", "cannot be called by keyword"),

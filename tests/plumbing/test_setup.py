@@ -112,7 +112,10 @@ def test_a_file_called_settings_tmp(tmp_path):
     assert sorted(os.listdir(tmp_path / "a")) == ["settings", "settings.tmp"]
 
 
-@pytest.mark.parametrize("name", ["ITERATIONS", "K", "SEED", "NUM_SAMPLES", "DIAL_SAMPLES"])
+NUMBERS = ["ITERATIONS", "K", "SEED", "NUM_PROMPTS", "NUM_SAMPLES", "DIAL_SAMPLES"]
+
+
+@pytest.mark.parametrize("name", NUMBERS)
 def test_numbers_that_are_none(name, tmp_path):
     """Told before anything is made."""
     for value in ("abc", "-1", "1.5"):
@@ -227,7 +230,7 @@ def test_only_our_own_leftovers_go(tmp_path):
     assert [name for name in kept if not (run / name).exists()] == []
 
 
-# --------------------------------------------------------------------------- what the user's words mean
+# ----------------------------------------------------------------------- what the user's words mean
 
 
 @pytest.mark.parametrize(
@@ -518,10 +521,10 @@ NOT_EVERYWHERE = {
     ],
 }
 EXAMPLES = {
-    "bash 3.2": "mapfile -t x|declare -A x|${x,,}|${x[1]^}|${x@Q}|${x[-1]}|${x:0:-1}|a &>>b|wait -n|"
-    "[[ -v x ]]|{1..9..2}|$(case a in a) ;; esac)",
-    "the tools of BSD": "xargs -P 2 -d x|sed -i s/a/b/ c|readlink -f a|date +%N|head -n -1|cp -t a b|"
-    "grep -oP a|tac a|sort --reverse a",
+    "bash 3.2": "mapfile -t x|declare -A x|${x,,}|${x[1]^}|${x@Q}|${x[-1]}|${x:0:-1}|a &>>b|"
+    "wait -n|[[ -v x ]]|{1..9..2}|$(case a in a) ;; esac)",
+    "the tools of BSD": "xargs -P 2 -d x|sed -i s/a/b/ c|readlink -f a|date +%N|head -n -1|"
+    "cp -t a b|grep -oP a|tac a|sort --reverse a",
 }
 
 
