@@ -171,9 +171,9 @@ def reference_of(method):
 def draw(task, tries, chosen, path):
     """Gain against perplexity on the tuning prompts: a curve for each method's dial.
 
-    tries: {method: {label: {"knobs", "numbers"}}}. A star is the chosen setting, of Quark r_K.
-    Where a method has two knobs its settings are dots. The picture ends at four times p0's
-    perplexity.
+    tries: {method: {label: {"knobs", "numbers"}}}. A star is the chosen setting, or the row's where
+    nothing is chosen: r_K of Quark, n = 8 of best-of-n. Where a method has two knobs its settings
+    are dots. The picture ends at four times p0's perplexity.
     """
     from matplotlib import colormaps
     from matplotlib.figure import Figure
@@ -184,7 +184,7 @@ def draw(task, tries, chosen, path):
     ppl = "sampled perplexity" if task == "repetition" else "perplexity"
     metric, heading = GAIN[task]
     r_K = max(label for label in tries["quark"] if label != "token none")  # "token 5"
-    marked = chosen | {"p0": "", "quark": r_K}
+    marked = chosen | {"p0": "", "quark": r_K, "best_of_8": "n 8"}
     for number, (method, entries) in enumerate(tries.items()):
         of_p0 = tries[reference_of(method)][""]["numbers"][ppl]
         points = {  # the value of a dial's only knob, or the label: (perplexity, gain)

@@ -47,7 +47,7 @@ def quark(run):
 
 
 def best_of_8(run):
-    run.write("best_of_n.py", "--reward", run.task, "--n", 8)
+    run.write("best_of_n.py", "--reward", run.task, "--n", run.knobs.get("n", 8))
 
 
 def best_of_25(run):
@@ -392,7 +392,8 @@ def jobs_of(table, methods, numbers):
     n_tries = len(load(defaults.RESULTS)[table.task])  # as many as Quark's defaults had, or more
     knobs = {method: alternating(tries[: -(-n_tries // 3) * 3]) for method, tries in KNOBS.items()}
     dial = grid(token=[*range(1, int(settings_of(table.task, 0)["K"]) + 1), "none"])
-    knobs |= {"p0": [{}], "quark": dial, "p0_fewer": [{}]}  # no choice, but points of the picture
+    # no choice, but points of the picture
+    knobs |= {"p0": [{}], "quark": dial, "p0_fewer": [{}], "best_of_8": grid(n=[2, 4, 8, 16])}
     beside = ["p0", "quark"]
     if set(methods) & running.FEWER:
         beside += ["p0_fewer", "quark_fewer"]
