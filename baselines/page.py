@@ -197,8 +197,8 @@ def draw(task, tries, chosen, path):
         style = {"color": colors[number % 20], "marker": "osD^v"[number % 5]}
         line = {"linestyle": "-" if is_dial else "", "linewidth": 0.8, "markersize": 3}
         if points:
-            name = "p0 on pplm's prompts" if method == "p0_fewer" else method
-            ax.plot(*zip(*(points[label] for label in order)), label=name, **style, **line)
+            said = {"p0_fewer": "p0 on pplm's prompts", "best_of_8": "best of n"}.get(method, method)
+            ax.plot(*zip(*(points[label] for label in order)), label=said, **style, **line)
         if method in marked:
             ax.plot(*points[marked[method]], **style | {"marker": "*"}, markersize=13)
             place = {"xytext": (7, 4), "textcoords": "offset points"}
