@@ -197,8 +197,9 @@ def draw(task, tries, chosen, path):
         style = {"color": colors[number % 20], "marker": "osD^v"[number % 5]}
         line = {"linestyle": "-" if is_dial else "", "linewidth": 0.8, "markersize": 3}
         if points:
-            said = {"p0_fewer": "p0 on pplm's prompts", "best_of_8": "best of n"}.get(method, method)
-            ax.plot(*zip(*(points[label] for label in order)), label=said, **style, **line)
+            others = {"p0_fewer": "p0 on pplm's prompts", "best_of_8": "best of n"}
+            name = others.get(method, method)
+            ax.plot(*zip(*(points[label] for label in order)), label=name, **style, **line)
         if method in marked:
             ax.plot(*points[marked[method]], **style | {"marker": "*"}, markersize=13)
             place = {"xytext": (7, 4), "textcoords": "offset points"}
