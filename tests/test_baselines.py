@@ -34,7 +34,7 @@ from conftest import ROOT, learn_merges, write_jsonl, write_vocabulary
 
 from explore import sample
 from learn import add_reward_tokens
-from plumbing.pool import BadInput
+from plumbing.pool import BadInput, read_jsonl
 from rewards import load_reward
 
 PROMPTS = ["The film", "I was there and the story was thin"]
@@ -1686,3 +1686,25 @@ def test_what_a_script_made_is_made_anew_when_the_script_changes(tmp_path, monke
         (tmp_path / "ppo.py").write_text(code)
         run.made_by(tmp_path / "out", "ppo.py", "--seed", 0)
     assert made == ["ppo.py"] * 2
+
+
+def test_a_file_of_prompts_is_not_written_again(tmp_path):
+    """The table of another task may be reading it; other prompts replace it."""
+    path = tmp_path / "new" / "p.jsonl"
+    for prompts, is_new in (([{"prompt": "a"}], True), ([{"prompt": "a"}], False), ([], True)):
+        before = path.stat().st_ino if path.exists() else None
+        running.write_prompts(path, prompts)
+        assert (path.stat().st_ino != before) == is_new
+        assert [row for _, row in read_jsonl(path)] == prompts
+
+
+def test_a_model_that_is_trained_anew_is_another_word(tmp_path, monkeypatch):
+    """p0 is named from the project's folder, wherever the command is given."""
+    monkeypatch.setattr(running, "ROOT", tmp_path)
+    (tmp_path / "lm").mkdir()
+    words = []
+    for content in ("a", "b", "a"):
+        (tmp_path / "lm" / "model.safetensors").write_text(content)
+        words.append(running.fingerprint("lm"))
+    assert words[0] == words[2] != words[1]
+    assert running.fingerprint("0.5") == "0.5" and running.fingerprint(300) == "300"
