@@ -114,7 +114,7 @@ def against_quark(task, rows, method):
 
 
 def moved(task, rows, method, n_tries):
-    """A row's gain minus p0's, with a note unless it is three half-widths of its interval."""
+    """A row's gain minus p0's, with a note unless it is at least three half-widths of it."""
     mean, half = difference(task, rows, method, reference_of(method))
     said = f"{mean:+.3f} ± {half:.3f} from p0"
     if mean < 3 * half:
