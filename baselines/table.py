@@ -374,6 +374,14 @@ class Table:
         tries = self.tries[method]
         return tries[choose(self.task, tries, self.p0_of(method))]["knobs"]
 
+    def part(self, methods, seeds):
+        """The finished rows of these methods and seeds: {method: {seed: numbers}}."""
+        wanted, found = {str(seed) for seed in seeds}, {}
+        for method in methods:
+            of_seed = {s: row for s, row in self.rows.get(method, {}).items() if s in wanted}
+            found |= {method: of_seed} if of_seed else {}
+        return found
+
     def is_complete(self):
         """Whether each row has three seeds."""
         return all(len(self.rows.get(method, {})) >= 3 for method in METHODS[self.task])
@@ -440,8 +448,7 @@ def main(argv=None):
     if not any(tries or numbers for tries, numbers in jobs.values()):
         print("All of this is there already; AGAIN=1 (--again) makes the rows a second time.")
     table.make_all(jobs, args.jobs)
-    shown = {m: table.rows[m] for m in known if m in table.rows}
-    if shown:
+    if shown := table.part([m for m in known if m in jobs], args.seeds):
         print(page.table(args.task, shown))
     print(f"{(time.perf_counter() - start) / 60:.0f} minutes")
     if not args.again and table.is_complete():

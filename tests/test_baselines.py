@@ -1593,6 +1593,25 @@ def test_a_failed_row_is_not_swallowed(tmp_path, monkeypatch):
         own.make_all({"p0": ([], [0, 1])}, 2)
 
 
+def needs_the_held_out_judges():
+    for _, module in running.seeds.HELD_OUT.values():
+        reason = f"{module} is not installed: pip install -r baselines/requirements.txt"
+        pytest.importorskip(module, reason=reason)
+
+
+def test_a_part_of_a_finished_table_is_shown_alone(capsys):
+    """The rows asked for beside p0 and Quark, of the seeds asked for; nothing is made."""
+    needs_the_held_out_judges()
+    table.main(["toxicity", "--methods", "ppo", "pplm", "--seeds", "1"])
+    printed = capsys.readouterr().out
+    names = [line.split(" | ")[0].strip("| ") for line in printed.splitlines() if "| " in line]
+    on_96 = ["p0, 96 prompts", "quark, 96 prompts"]
+    assert [name for name in names if name] == ["p0", "quark", "pplm, 96 prompts", "ppo", *on_96]
+    own = table.Table("toxicity").rows["ppo"]["1"]
+    assert f"| ppo | {own['mean']:.3f} |" in printed and "±" not in printed
+    assert "All of this is there already" in printed
+
+
 PARTS = {
     "sentiment": ["best_of_8", "ctrl", "dexperts", "gedi", "qrpo"],
     "repetition": ["mle", "quark_unlikelihood", "simctg_contrastive"],
@@ -1603,9 +1622,7 @@ PARTS = {
 @pytest.mark.parametrize("task", PARTS)
 def test_a_part_of_a_table(task, tmp_path, monkeypatch, capsys):
     """Some methods with one setting and one seed on a few prompts; a second call makes nothing."""
-    for _, module in running.seeds.HELD_OUT.values():
-        reason = f"{module} is not installed: pip install -r baselines/requirements.txt"
-        pytest.importorskip(module, reason=reason)
+    needs_the_held_out_judges()
     small = {"NUM_PROMPTS": "4", "NUM_SAMPLES": "2", "ITERATIONS": "3", "STEPS": "2", "K": "2"}
     small |= {"MODEL": "tiny/lm", "PROMPTS": "tiny/prompts/train.jsonl", "MIN_TOKENS": "3"}
     small |= {"NEW_TOKENS": "8", "TEST_PROMPTS": str(tmp_path / "test.jsonl"), "TASK": task}
