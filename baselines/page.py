@@ -206,7 +206,8 @@ def draw(task, tries, chosen, path):
             ax.annotate(method, points[marked[method]], fontsize=8, color=style["color"], **place)
     dashes = {"color": "#777777", "linestyle": "--", "linewidth": 1}
     ax.axvline(1.15 if task == "repetition" else 1.3, label="limit of perplexity", **dashes)
-    ax.set(xscale="log", xlabel=f"{ppl} / p0's", ylabel=heading, title=task)
+    title = f"{task}: every setting that was tried; a star is the one in the table"
+    ax.set(xscale="log", xlabel=f"{ppl} / p0's", ylabel=heading, title=title)
     low, high = ax.get_xlim()
     ticks = [x for x in (0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1, 1.2, 1.5, 2, 3, 4) if x >= low]
     ax.set_xlim(low, min(high, 4))
