@@ -376,11 +376,11 @@ class Table:
 
     def part(self, methods, seeds):
         """The finished rows of these methods and seeds: {method: {seed: numbers}}."""
-        wanted, found = {str(seed) for seed in seeds}, {}
+        found = {}
         for method in methods:
-            of_seed = {s: row for s, row in self.rows.get(method, {}).items() if s in wanted}
-            found |= {method: of_seed} if of_seed else {}
-        return found
+            of_seed = self.rows.get(method, {})
+            found[method] = {s: row for s, row in of_seed.items() if int(s) in seeds}
+        return {method: of_seed for method, of_seed in found.items() if of_seed}
 
     def is_complete(self):
         """Whether each row has three seeds."""
@@ -445,13 +445,14 @@ def main(argv=None):
     table = Table(args.task, args.again)
     start = time.perf_counter()
     jobs = jobs_of(table, methods, [] if args.tries else args.seeds)
-    if not any(tries or numbers for tries, numbers in jobs.values()):
+    is_work = any(tries or numbers for tries, numbers in jobs.values())
+    if not is_work:
         print("All of this is there already; AGAIN=1 (--again) makes the rows a second time.")
     table.make_all(jobs, args.jobs)
     if shown := table.part([m for m in known if m in jobs], args.seeds):
         print(page.table(args.task, shown))
     print(f"{(time.perf_counter() - start) / 60:.0f} minutes")
-    if not args.again and table.is_complete():
+    if is_work and not args.again and table.is_complete():
         page.publish(table, known)
 
 

@@ -1599,9 +1599,10 @@ def needs_the_held_out_judges():
         pytest.importorskip(module, reason=reason)
 
 
-def test_a_part_of_a_finished_table_is_shown_alone(capsys):
-    """The rows asked for beside p0 and Quark, of the seeds asked for; nothing is made."""
+def test_a_part_of_a_finished_table_is_shown_alone(capsys, monkeypatch):
+    """The rows asked for beside p0 and Quark, of the seeds asked for; the page stays as it is."""
     needs_the_held_out_judges()
+    monkeypatch.setattr(page, "publish", lambda *_: pytest.fail("nothing was made"))
     table.main(["toxicity", "--methods", "ppo", "pplm", "--seeds", "1"])
     printed = capsys.readouterr().out
     names = [line.split(" | ")[0].strip("| ") for line in printed.splitlines() if "| " in line]
