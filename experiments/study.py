@@ -11,7 +11,7 @@ variant A is above or below that of variant B. For each seed the difference A - 
 - *unclear* otherwise.
 
 The verdict of a study is that of its worst claim; claims with names have a verdict each. With
-fewer than two tasks or three seeds there is no verdict: the table is printed, the picture is drawn
+fewer than two tasks or five seeds there is no verdict: the table is printed, the picture is drawn
 in runs/studies/, and experiments/ does not change.
 """
 
@@ -24,7 +24,7 @@ import numpy as np
 from plumbing.files import read_json, whole_file
 
 ROOT = kept.ROOT
-N_SEEDS = 3  # of every study with a verdict
+N_SEEDS = 5  # of every study with a verdict
 # Two-sided 95 % quantiles of Student's t, by number of seeds.
 T95 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365, 9: 2.306, 10: 2.262}
 METRICS = {  # name: (what it is, digits)
@@ -40,8 +40,8 @@ METRICS = {  # name: (what it is, digits)
     "worst": ("log p(y) - log p0(y) of p0's worst samples, nats a token", 3),
 }
 
-# study: what is claimed, as [(metric, A, "<" or ">", B)]. Where claims contradict each other they
-# have names, {name: [...]}, and a verdict each.
+# study: what is claimed, as [(metric, A, "<" or ">", B)]. Where a study asks several questions, its
+# claims have names, {name: [...]}, and a verdict each.
 CLAIMS = {
     "beta": [("reward", "1", "<", "0"), ("kl", "1", "<", "0")],
     "quantiles": [("reward", "16", ">", "2"), ("kl", "16", ">", "2")],
@@ -50,20 +50,27 @@ CLAIMS = {
         ("reward", "never", "<", "every_round"),
         ("reward", "on_no_token", "<", "every_round"),
     ],
-    "code": [
-        ("ppl", "reverse", "<", "paper"),
-        ("ppl", "entropy", ">", "paper"),
-        ("ppl", "top_50", "<", "paper"),
-    ],
-    "ties": [("reward", "age", "<", "random"), ("reward", "together_of_2", ">", "random_of_2")],
-    "pool": [("reward", "newest_2", ">", "all"), ("reward", "per_prompt_4", ">", "all")],
+    "code": {
+        "the entropy bonus": [("ppl", "entropy", ">", "paper")],
+        "top-50 sampling": [("ppl", "top_50", "<", "paper")],
+        "the direction of the KL": [("ppl", "reverse", "<", "paper")],
+    },
+    "ties": {
+        "by age": [("reward", "age", "<", "random")],
+        "together": [("reward", "together_of_2", ">", "random_of_2")],
+    },
+    "pool": {
+        "the newest": [("reward", "newest_2", ">", "all")],
+        "the best": [("reward", "drop_fifth", ">", "all")],
+        "within a prompt": [("reward", "per_prompt_4", ">", "all")],
+    },
     "hidden": {
         "gone": [
             ("reward", "quark, r_1", ">", "p0"),
             ("reward", "quark, no token", ">", "p0"),
             ("reward", "quark+8", ">", "p0+8"),
         ],
-        "hidden": [("reward", "quark+8", "<", "clean+8")],
+        "hidden": [("reward", "quark+8", "<", "clean_near+8")],
     },
 }
 

@@ -25,7 +25,7 @@ export PYTHON=${PYTHON:-.venv/bin/python}
         "make it first: bash run_all.sh test" >&2
     exit 1
 }
-TASKS=${TASKS:-sentiment toxicity} SEEDS=${SEEDS:-0 1 2}
+TASKS=${TASKS:-sentiment toxicity} SEEDS=${SEEDS:-0 1 2 3 4}
 if (($(wc -w <<< "$SEEDS") > 10)); then       # study.py has Student's t for these
     echo "experiments/$STUDY.sh: error: SEEDS=$SEEDS: at most ten seeds" >&2
     exit 1
