@@ -27,6 +27,8 @@ def parts():
     yield "README.md", "results", seeds.readme_table()
     yield "docs/metrics.md", "the dials", seeds.dial_table()
     yield "docs/running.md", "another judge", seeds.held_out_table()
+    for name in ("README.md", "docs/metrics.md", "docs/running.md"):
+        yield name, "where its runs were made", seeds.made_on()
     tries = json.loads(defaults.RESULTS.read_text(encoding="utf-8"))
     for task in tries:
         yield "docs/small-runs.md", f"tries of {task}", defaults.table(task, tries[task])

@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+from kept import machine  # experiments/kept.py
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
@@ -27,10 +28,11 @@ Twenty test prompts of each task, drawn at random and not chosen, by
 {command}
 ```
 
-after `OMP_NUM_THREADS=1 bash run_all.sh TASK` for each task. For each prompt you see one completion
-of p0 (`tiny/lm`) and one of Quark (its model under r_K), the same one of the 25 that each wrote;
-for repetition, the greedy one. In front stands the reward, higher is better. The small model writes
-as film reviews on the web are written, insults included.
+after `OMP_NUM_THREADS=1 bash run_all.sh TASK` for each task ({machine}).
+
+For each prompt you see one completion of p0 (`tiny/lm`) and one of Quark (its model under r_K), the
+same one of the 25 that each wrote; for repetition, the greedy one. In front stands the reward,
+higher is better. The small model writes as film reviews on the web are written, insults included.
 """
 
 
@@ -91,7 +93,7 @@ def main(argv=None):
     parser.add_argument("--out", type=Path, default=ROOT / "docs" / "samples.md")
     args = parser.parse_args(argv)
     command = " \\\n    ".join(["python experiments/samples.py", *map(str, args.runs)])
-    parts = [PAGE.format(command=command)]
+    parts = [PAGE.format(command=command, machine=machine())]
     parts += [section(run, drawn_pairs(run, args.count, args.seed)) for run in args.runs]
     with whole_file(args.out) as file:
         file.write("\n".join(parts))

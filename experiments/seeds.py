@@ -4,9 +4,9 @@
     python experiments/seeds.py sentiment-seed0.json sentiment-seed1.json
     python experiments/seeds.py --readme             # the tables that stand in README and docs/
 
---keep writes what is measured of one run into one file: its settings, its tables, the dial and
-the texts of its summary. Where a package is installed that experiments/held_out.py needs, the
-verdict of a judge that no model was trained against is measured, too.
+--keep writes what is measured of one run into one file: its settings, its tables, the dial, the
+texts of its summary, and the processor. Where a package is installed that experiments/held_out.py
+needs, the verdict of a judge that no model was trained against is measured, too.
 """
 
 import argparse
@@ -16,6 +16,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+from kept import machine  # experiments/kept.py
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
@@ -36,7 +37,10 @@ HELD_OUT = {  # task: (a judge of experiments/held_out.py, the module that it ne
 
 
 def keep(run):
-    """What is measured of a finished run: {"settings", "tables", "dial", "texts", "held_out"}."""
+    """What is measured of a finished run.
+
+    {"settings", "machine", "tables", "dial", "texts", "held_out"}; the machine is this one.
+    """
     folder = run / "eval"
     tables = {name: read_table(folder / f"{name}.json") for name in NAMES if has(folder, name)}
     if not {"base", "quark"} <= set(tables):
@@ -52,6 +56,7 @@ def keep(run):
     ]
     return {
         "settings": settings,
+        "machine": machine(),
         "tables": {name: rounded(table) for name, table in tables.items()},
         "dial": rounded(dial_beside(pair[1])),
         "texts": texts,
@@ -204,6 +209,12 @@ def kept_runs():
     }
 
 
+def made_on():
+    """The sentence that stands at each of these tables: the command, and the processors."""
+    machines = {run["machine"] for runs in kept_runs().values() for run in runs}
+    return f"From `bash experiments/seeds.sh TASK` ({'; '.join(sorted(machines))})."
+
+
 def readme_table():
     """The README's table of results, in Markdown, from the kept runs."""
     runs = kept_runs()
@@ -277,7 +288,7 @@ def main(argv=None):
         write_json(args.out, keep(args.keep))
         return
     if args.readme:
-        parts = (readme_summary, readme_table, dial_table, held_out_table)
+        parts = (readme_summary, readme_table, made_on, dial_table, held_out_table)
         print("\n\n".join(part() for part in parts))
         return
     if not args.results:

@@ -37,7 +37,7 @@ def test_means_and_ranges(tmp_path, capsys):
     What is kept of a run is its tables, its dial, and two of its texts. Files beside them that are
     no tables do not count.
     """
-    kept = []
+    results = []
     for run, base, quark in (("x", 0.2, 0.5), ("y", 0.4, 0.8)):
         folder = tmp_path / run / "eval"
         folder.mkdir(parents=True)
@@ -49,13 +49,14 @@ def test_means_and_ranges(tmp_path, capsys):
         for name in ("base", "quark"):
             text = {"prompt": "x", "completion": f" {name}", "rewards": {"hash": 0.5}}
             write_jsonl(folder / f"{name}.jsonl", [text])
-        kept.append(str(tmp_path / f"{run}.json"))
-        seeds.main(["--keep", str(tmp_path / run), "--out", kept[-1]])
+        results.append(str(tmp_path / f"{run}.json"))
+        seeds.main(["--keep", str(tmp_path / run), "--out", results[-1]])
     one = json.loads((tmp_path / "x.json").read_text())
     assert one["settings"] == {"TASK": "hash", "EXPLORE": "--a=b"}
+    assert one["machine"] == kept.machine()
     assert one["dial"] == [["r_1", 0.2], ["no token", 0.5]]
     assert one["texts"][0][1][1] == {"completion": " quark", "rewards": {"hash": 0.5}}
-    seeds.main(kept)
+    seeds.main(results)
     lines = {}
     for line in capsys.readouterr().out.splitlines():
         if line.strip():
