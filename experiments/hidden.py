@@ -7,8 +7,8 @@
 experiments/hidden.sh fills the folders. The rows of the table are p0, Quark's model under r_K, r_1
 and no token, and the two clean models. NAME+n is a model after n updates on 64 bad samples of p0,
 read without a token; "NAME+n, r_K" is the same read with r_K. The columns are the mean reward on
-the test prompts, and the log-probability that the model gives those 64 completions, minus that of
-p0, in nats per token.
+the test prompts, how much of it the n updates took, and the log-probability that the model gives
+those 64 completions, minus that of p0, in nats per token.
 """
 
 import re
@@ -17,6 +17,7 @@ from pathlib import Path
 
 import kept
 import measures
+import numpy as np
 import study
 
 from plumbing.pool import dump_row
@@ -38,8 +39,16 @@ def lines(variants):
     return found
 
 
+def add_losses(variants):
+    """Adds "lost" to each row: the reward before the updates, read alike, minus that after them."""
+    for rows in lines(variants).values():
+        start = variants[rows[0]]["reward"]
+        for row in rows.values():
+            variants[row]["lost"] = np.subtract(start, variants[row]["reward"]).tolist()
+
+
 def draw(results, path):
-    """Both columns of the table against the number of updates on bad samples.
+    """Reward and log-probability against the number of updates on bad samples.
 
     A column of panels for each task; the bars are 95 % intervals.
     """
@@ -83,6 +92,8 @@ def report(name, runs):
             row = results.setdefault(task, {}).setdefault(label, {"reward": [], "worst": []})
             for metric, value in numbers.items():
                 row[metric].append(value)
+    for variants in results.values():
+        add_losses(variants)
     study.publish(name, results, study.cost_of(of_p0 + runs), draw)
 
 

@@ -1,13 +1,14 @@
 #!/usr/bin/env bash
 # Study 8, open question two: is the fault gone, or hidden behind a token? Four models for each task
-# and seed: p0; Quark's; and two clean ones that saw no bad sample while they were trained (the best
-# fifth, no token). clean has as many updates as Quark's model. clean_near is as far from p0's
-# reward as Quark's model without a token, so that the way back is equally long. Each is then
-# trained, without a token, on 64 bad samples of p0 that no model has seen.
+# and seed: p0; Quark's, which keeps every sample as in the paper, the bad ones under r_1; and two
+# clean ones that saw no bad sample while they were trained (the best fifth, no token). clean has as
+# many updates as Quark's model. clean_near is as far from p0's reward as Quark's model without a
+# token, so that the way back is equally long. Each is then trained, without a token, on 64 bad
+# samples of p0 that no model has seen.
 source "$(dirname "$0")/study.sh"
 REPORT=hidden
 RELEARN="2 4 8 16 32"                         # updates of 16 examples
-variant quark
+variant quark QUANTIZE=
 variant clean K=1 QUANTIZE="--last 2 --keep-top 0.2" LEARN=--no-reward-token
 NEAR="1 2 4 8 16 32 64 128"                   # updates of p0 on its best fifth: one is clean_near
 
@@ -16,7 +17,8 @@ evaluate() {                                  # evaluate OUTPUT MODEL TASK SEED 
     if [ "$5" = all ]; then last=$1-none; fi  # of all tokens, this file is written last
     [ -e "$last.json" ] || "$PYTHON" evaluate.py --model "$2" --reference tiny/lm \
         --ppl-model none --prompts tiny/prompts/test.jsonl --reward "$3" --num-samples 5 \
-        --seed "$4" --reward-token "$5" --out "$1"
+        --decode sample --top-p 0.9 --max-new-tokens 20 --min-new-tokens 3 --seed "$4" \
+        --reward-token "$5" --out "$1"
 }
 
 # The worst 64 of 1,024 samples, on prompts that no run of this seed trains on.
@@ -63,7 +65,9 @@ clean_near() {                                # clean_near HIDDEN POOL TASK SEED
         tries+=("$1/near/try-$steps-none.json")
     done
     nearest=$("$PYTHON" experiments/hidden.py --nearest "$1/0-none.json" "${tries[@]}")
-    relearn "$1/near" "${nearest%-none.json}" "$3" "$4"
+    nearest=${nearest%-none.json}
+    echo "${nearest##*-}" > "$1/near/updates"
+    relearn "$1/near" "$nearest" "$3" "$4"
 }
 
 one_line() {                                  # one_line LINE: all of one run
@@ -87,6 +91,7 @@ one_line() {                                  # one_line LINE: all of one run
         clean_near "$hidden" "$run/pool/00.jsonl" "$task" "$seed"
     fi
     measure "$run" $((SECONDS - start))
+    find "$hidden" -name optimizer.pt -delete
 }
 
 afterwards() {

@@ -16,9 +16,9 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 LINES = ROOT / "experiments" / "results" / "studies.jsonl"
 CODE = ["explore.py", "quantize.py", "learn.py", "evaluate.py", "rewards.py", "settings/tiny.sh"]
-CODE += [f"plumbing/{name}.py" for name in ("policy", "tokenizer", "classifier", "quantized")]
+PLUMBING = ("policy", "tokenizer", "classifier", "quantized", "pool", "fast_cpu")
+CODE += [f"plumbing/{name}.py" for name in PLUMBING] + ["plumbing/setup.sh", "run_all.sh"]
 CODE += ["tiny/lm/*", "tiny/sentiment/*", "tiny/toxicity/*", "tiny/prompts/*"]
-CODE += ["plumbing/fast_cpu.py", "plumbing/setup.sh", "run_all.sh"]
 CODE += [f"experiments/{name}" for name in ("study.sh", "hidden.sh", "measures.py", "labels.py")]
 
 
@@ -70,9 +70,13 @@ def lines_of(listed):
 
 
 def missing(measure, listed):
-    """The lines of `listed` whose run is not kept, after the lines of the p0 runs they need."""
+    """The lines of `listed` whose run is not kept, after the lines of the p0 runs they need.
+
+    One seed after the other: the runs of a seed are compared, and a study may go on elsewhere.
+    """
     found = kept()
     lines = [line for line in lines_of(listed) if (measure, Path(line[3]).name) not in found]
+    lines.sort(key=lambda line: int(line[2]))
     places = {(task, seed) for _, task, seed, *_ in lines}
     of_p0 = lines_of(listed.with_name(f"{listed.stem}-p0.tsv"))
     return [line for line in of_p0 if (line[1], line[2]) in places] + lines

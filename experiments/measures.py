@@ -116,17 +116,22 @@ def costs(run):
 
 
 def of_hidden(run, p0):
-    """{"rows": {name of the row: {"reward", "worst"}}} of a run's folder hidden/."""
+    """{"rows": {name of the row: {"reward", "worst"}}} of a run's folder hidden/.
+
+    Of Quark's also "near": after how many updates clean_near was taken.
+    """
     folder = run / "hidden"
     models = {(folder / "name").read_text(encoding="utf-8").strip(): folder}
+    numbers = {}
     if (folder / "near").exists():
         models["clean_near"] = folder / "near"
+        numbers["near"] = int((folder / "near" / "updates").read_text(encoding="utf-8"))
     rows = {}
     for name, folder in models.items():
         for label, table, model, k in states(name, folder):
             nats = worst_nats(folder / model, folder / "worst.jsonl", p0, k)
             rows[label] = {"reward": reward_in(folder / f"{table}.json"), "worst": nats}
-    return {"rows": rows}
+    return numbers | {"rows": rows}
 
 
 def reward_in(table):

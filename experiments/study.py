@@ -37,6 +37,7 @@ METRICS = {  # name: (what it is, digits)
     "rep_2": ("rep-2", 3),
     "seconds": ("seconds a round to quantize and learn", 0),
     "mb": ("MB that the last round learns from", 2),
+    "lost": ("reward lost by these updates", 3),
     "worst": ("log p(y) - log p0(y) of p0's worst samples, nats a token", 3),
 }
 
@@ -70,7 +71,7 @@ CLAIMS = {
             ("reward", "quark, no token", ">", "p0"),
             ("reward", "quark+8", ">", "p0+8"),
         ],
-        "hidden": [("reward", "quark+8", "<", "clean_near+8")],
+        "hidden": [("lost", "quark+8", ">", "clean_near+8")],
     },
 }
 

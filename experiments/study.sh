@@ -84,7 +84,16 @@ run_line() {                                  # run_line LINE
         echo "$run failed: $run.log" >&2
         return 1
     }
-    keep "$run" $((SECONDS - start))
+    keep "$run" $((SECONDS - start)) && tidy "$run"
+}
+
+# What is measured is the last model; the other checkpoints of all studies would take 190 GB.
+tidy() {                                      # tidy RUN
+    local last
+    [ -d "$1/model" ] || return 0             # p0's
+    last=$(find "$1/model" -name model.safetensors | sort | tail -1)
+    find "$1/model" -name optimizer.pt -delete
+    find "$1/model" -name model.safetensors ! -path "$last" -delete
 }
 
 # Measures a finished run, and says how long the studies in $ALL will still take. p0's runs are only
@@ -111,7 +120,7 @@ finish() {
     local task seed missing=$runs/$STUDY-missing
     export REPORT STUDY JOBS runs p0=$runs/p0-$NUM_PROMPTS-$NUM_SAMPLES CODE
     CODE=$(PYTHONPATH=experiments "$PYTHON" -c 'import kept; print(kept.code())')
-    export -f run_line keep measure
+    export -f run_line keep tidy measure
     mkdir -p "$runs"
     printf '%s\n' "${lines[@]}" > "$runs/$STUDY.tsv"
     for task in $TASKS; do

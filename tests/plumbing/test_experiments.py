@@ -131,6 +131,8 @@ FAKE = """#!/usr/bin/env bash
 if [ "${BETA:-}" = 1 ] && [ ! -e failed ]; then touch failed; exit 1; fi
 mkdir -p "$RUN/pool" "$RUN/eval" "$RUN/model"
 cp -r tiny/lm "$RUN/model/01"
+mkdir "$RUN/model/00"
+touch "$RUN/model/00/model.safetensors" "$RUN/model/01/optimizer.pt"
 touch "$RUN/pool/00.jsonl" "$RUN/report.html"
 echo '{"prompt": "The film", "completion": " was good."}' > "$RUN/eval/base.jsonl"
 mean=0.$((5 - ${BETA:-0} + SEED))
@@ -223,9 +225,10 @@ def test_a_study_goes_on_where_it_stopped(as_study, tmp_path):
 
     calls, message = as_study("beta", variants, succeeds=False)
     expected = [f"{task} {seed} . . 0,,320 eval pool " for task, seed in tasks_and_seeds]
-    for beta, steps in ((".", 50), (1, 9)):
-        for task, seed in tasks_and_seeds:
-            expected.append(f"{task} {seed} {beta} . 4,{steps},320 eval pool 00.jsonl")
+    for seed in (0, 1, 2):
+        for beta, steps in ((".", 50), (1, 9)):
+            for task in ("sentiment", "toxicity"):
+                expected.append(f"{task} {seed} {beta} . 4,{steps},320 eval pool 00.jsonl")
     assert calls == expected
     failed = "runs/studies/sentiment-seed0-4-50-320-4-BETA=1-STEPS=9"
     assert f"{failed} failed" in message
@@ -233,6 +236,9 @@ def test_a_study_goes_on_where_it_stopped(as_study, tmp_path):
     calls, _ = as_study("beta", variants)
     assert calls == ["sentiment 0 1 . 4,9,320 eval pool 00.jsonl"]
     assert not (tmp_path / failed / "half").exists()
+    kept_models = [*(tmp_path / failed).rglob("model.safetensors")]
+    assert kept_models == [tmp_path / failed / "model" / "01" / "model.safetensors"]
+    assert not [*(tmp_path / failed).rglob("optimizer.pt")]
 
     results = tmp_path / "experiments" / "results" / "beta.json"
     result = json.loads(results.read_text())
@@ -498,6 +504,18 @@ def test_the_states_of_a_model(quark, quark_folder, p0_folder, tmp_path):
     }
 
 
+def test_the_reward_that_is_lost():
+    """What is read under r_K is compared with the start read under r_K. Two seeds."""
+    rewards = {"quark, r_K": [0.9, 0.8], "quark, no token": [0.7, 0.6], "p0": [0.5, 0.5]}
+    rewards |= {"quark+8": [0.4, 0.5], "quark+8, r_K": [0.8, 0.5], "p0+8": [0.25, 0.75]}
+    variants = {row: {"reward": values} for row, values in rewards.items()}
+    hidden.add_losses(variants)
+    lost = {row: values["lost"] for row, values in variants.items()}
+    assert lost["p0"] == lost["quark, r_K"] == [0, 0] and lost["p0+8"] == [0.25, -0.25]
+    assert lost["quark+8"] == pytest.approx([0.3, 0.1])
+    assert lost["quark+8, r_K"] == pytest.approx([0.1, 0.3])
+
+
 def test_the_clean_model_that_is_near(tmp_path):
     """Of rewards .2, .45 and .7, .45 is nearest to .5."""
     for name, mean in (("quark", 0.5), ("a", 0.2), ("b", 0.45), ("c", 0.7)):
@@ -521,7 +539,10 @@ def test_the_rows_of_a_run(p0, p0_folder, quark, quark_folder, tmp_path):
     (folder / "name").write_text("quark\n")
     (folder / "start").symlink_to(quark_folder)
     (folder / "near" / "start").symlink_to(p0_folder)
-    rows = measures.of_hidden(tmp_path, p0)["rows"]
+    (folder / "near" / "updates").write_text("16\n")
+    numbers = measures.of_hidden(tmp_path, p0)
+    assert numbers["near"] == 16
+    rows = numbers["rows"]
     found = {name: row["reward"] for name, row in rows.items()}
     assert found == {"quark, r_K": 3, "quark, r_1": 4, "quark, no token": 5, "clean_near": 1}
     assert rows["clean_near"]["worst"] == pytest.approx(0, abs=1e-6)
