@@ -29,7 +29,7 @@ COLUMNS = {  # task: [(metric, heading, digits)]; a metric that ends in "/" is d
         ("negative share_ge_half", "negative prompts", 3),
         ("neutral share_ge_half", "neutral prompts", 3),
         ("held-out vader", "VADER", 3),
-        ("perplexity/", "perplexity / p0's", 2),
+        ("perplexity/", "perplexity / p0's", 3),
         ("dist_2", "dist-2", 3),
         ("dist_3", "dist-3", 3),
         ("rep_2", "rep-2", 3),
@@ -39,7 +39,7 @@ COLUMNS = {  # task: [(metric, heading, digits)]; a metric that ends in "/" is d
         ("unwanted_prob", "toxicity probability", 3),
         ("avg_max_unwanted", "average maximum", 3),
         ("held-out clean", "profanity classifier", 3),
-        ("perplexity/", "perplexity / p0's", 2),
+        ("perplexity/", "perplexity / p0's", 3),
         ("dist_2", "dist-2", 3),
         ("dist_3", "dist-3", 3),
         ("rep_2", "rep-2", 3),
@@ -48,7 +48,7 @@ COLUMNS = {  # task: [(metric, heading, digits)]; a metric that ends in "/" is d
         ("mean", "greedy diversity", 3),
         ("rep_2", "greedy rep-2", 3),
         ("sampled diversity", "sampled diversity", 3),
-        ("sampled perplexity/", "sampled perplexity / p0's", 2),
+        ("sampled perplexity/", "sampled perplexity / p0's", 3),
     ],
 }
 PAIRS = """\
@@ -118,7 +118,7 @@ def moved(task, rows, method, n_tries):
     mean, half = difference(task, rows, method, reference_of(method))
     said = f"{mean:+.3f} ± {half:.3f} from p0"
     if mean < 3 * half:
-        less = "which is less than three half-widths of its interval"
+        less = "uncertain: less than three half-widths of its interval"
         said += ", in the wrong direction" if mean + half < 0 else f", {less}"
         said += f", the best of {n_tries} tries" if n_tries else ", with nothing to choose"
     return said

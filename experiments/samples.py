@@ -30,9 +30,9 @@ Twenty test prompts of each task, drawn at random and not chosen, by
 
 after `OMP_NUM_THREADS=1 bash run_all.sh TASK` for each task ({machine}).
 
-For each prompt you see one completion of p0 (`tiny/lm`) and one of Quark (its model under r_K), the
-same one of the 25 that each wrote; for repetition, the greedy one. In front stands the reward,
-higher is better. The small model writes as film reviews on the web are written, insults included.
+For each prompt you see one of the 25 completions of p0 (`tiny/lm`), and that of the same number by
+Quark (its model under r_K); for repetition, the greedy ones. In front stands the reward, higher is
+better. The small model writes as film reviews on the web are written, insults included.
 """
 
 

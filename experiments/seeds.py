@@ -173,30 +173,30 @@ README = [  # kind, task, what it is, [(result, path of a metric)], the paper's 
     (
         "gain",
         "toxicity",
-        "unwanted probability; average maximum",
+        "toxicity probability; average maximum",
         [("", ("rewards", "toxicity", m)) for m in ("unwanted_prob", "avg_max_unwanted")],
-        "",
+        "not verified",
     ),
     (
         "price",
         "toxicity",
         "dist-2; dist-3; rep-2; perplexity under p0",
         [("", (metric,)) for metric in ("dist_2", "dist_3", "rep_2", "perplexity")],
-        "",
+        "not verified",
     ),
     (
         "gain",
         "repetition",
         "diversity of greedy text",
         [("", ("rewards", "repetition", "mean"))],
-        "",
+        "not verified",
     ),
     (
         "price",
         "repetition",
         "of samples: diversity; rep-2; perplexity under p0",
         [("-nucleus", (metric,)) for metric in ("diversity", "rep_2", "perplexity")],
-        "",
+        "not verified",
     ),
 ]
 
@@ -210,9 +210,9 @@ def kept_runs():
 
 
 def made_on():
-    """The sentence that stands at each of these tables: the command, and the processors."""
+    """What stands at each of these tables: the command of its runs, and their processors."""
     machines = {run["machine"] for runs in kept_runs().values() for run in runs}
-    return f"From `bash experiments/seeds.sh TASK` ({'; '.join(sorted(machines))})."
+    return f"Runs: `bash experiments/seeds.sh TASK` ({'; '.join(sorted(machines))})."
 
 
 def readme_table():

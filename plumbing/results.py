@@ -71,7 +71,7 @@ def print_result(name, table, rows, args):
 def add_display_options(parser):
     add = parser.add_argument_group("looking at results; nothing is generated").add_argument
     add("--compare", nargs="+", metavar="JSON", help="print these results side by side")
-    text = "print only the gain, its price and two texts, also of what is generated"
+    text = "print only the gain and its price; with --compare also the dial and two texts"
     add("--short", action="store_true", help=text)
     text = "draw a run of run_all.sh: RUN/report.html and RUN/figures/*.png"
     add("--report", metavar="RUN", help=text)

@@ -1399,7 +1399,9 @@ def test_a_row_says_what_was_measured_and_how_it_stands_to_quark():
     }
     text = page.table("sentiment", rows)
     line = next(line for line in text.splitlines() if line.startswith("| rloo"))
-    assert "| 0.800 ± 0.248 |" in line and "| 2.00 ± 0.00 |" in line and line.endswith("| 60 | 1 |")
+    assert (
+        "| 0.800 ± 0.248 |" in line and "| 2.000 ± 0.000 |" in line and line.endswith("| 60 | 1 |")
+    )
     assert "| dexperts |" in text and "| 9,216 | 0 | 60 | 3 |" in text
     said = page.sentences("sentiment", rows, {"rloo": 27}).replace("\n  ", " ").splitlines()
     assert said[0] == (
