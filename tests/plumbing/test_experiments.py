@@ -10,6 +10,7 @@ import check  # experiments/check.py
 import hidden  # experiments/hidden.py
 import kept  # experiments/kept.py
 import measures  # experiments/measures.py
+import pairs  # experiments/pairs.py
 import pool  # experiments/pool.py
 import pytest
 import seeds  # experiments/seeds.py
@@ -116,6 +117,34 @@ def test_verdicts_by_hand():
     assert worst == "not reproduced"
     assert lines[1] == "mean reward, a > b: reproduced"
     assert "x: mean reward, a - b: +0.203 ± 0.014, claimed > 0" in lines
+
+
+def test_pairs_of_variants(tmp_path, monkeypatch, capsys):
+    """.1, .2, .3: 0.2 ± 0.248, as above; a name that the study lacks is told."""
+    more = {"c": {"reward": [0.5, 0.5, 0.6], "kl": [0.0] * 3}}
+    results = tmp_path / "experiments" / "results"
+    results.mkdir(parents=True)
+    content = {"results": {"toxicity": two_variants(0.1, 0.2, 0.3) | more}}
+    (results / "beta.json").write_text(json.dumps(content))
+    monkeypatch.setattr(study, "ROOT", tmp_path)
+    pairs.main(["beta", "reward"])
+    assert capsys.readouterr().out.splitlines() == [
+        "toxicity: a - b: +0.200 ± 0.248",
+        "toxicity: a - c: +0.167 ± 0.143",
+        "toxicity: b - c: -0.033 ± 0.143",
+    ]
+    pairs.main(["beta", "kl", "b"])
+    assert capsys.readouterr().out.split("\n")[0] == "toxicity: b - a: +0.200 ± 0.000"
+    pairs.main(["beta", "reward", "c", "a"])
+    assert capsys.readouterr().out == "toxicity: c - a: -0.167 ± 0.143\n"
+    for argv, said in (
+        (["beta", "reward", "d"], "'d' is none of a, b, c"),
+        (["beta", "mb"], "'mb' is none of reward, kl"),
+        (["pool", "reward"], "pool is not finished"),
+    ):
+        with pytest.raises(SystemExit):
+            pairs.main(argv)
+        assert said in capsys.readouterr().err
 
 
 # -------------------------------------------------------------------------------- what a study runs
