@@ -247,14 +247,21 @@ def write_part(name, text):
 
 
 def times():
-    """The studies with a result: their runs, hours of one core, and the machines."""
-    lines = ["| study | runs | hours of one core | machine |", "|---|---|---|---|"]
+    """The studies with a result, then their sum: runs, hours of one core, and the machines."""
+    costs = {}
     for study in CLAIMS:
         result = ROOT / "experiments" / "results" / f"{study}.json"
         if result.exists() and (cost := read_json(result, "a study's result").get("cost")):
-            hours = f"{cost['seconds'] / 3600:.1f}"
-            lines.append(f"| {study} | {cost['runs']} | {hours} | {'; '.join(cost['machines'])} |")
-    return "".join(f"{line}\n" for line in lines) if len(lines) > 2 else ""
+            costs[study] = cost
+    if not costs:
+        return ""
+    total = {key: sum(cost[key] for cost in costs.values()) for key in ("runs", "seconds")}
+    costs["together"] = total | {"machines": []}
+    lines = ["| study | runs | hours of one core | machine |", "|---|---|---|---|"]
+    for study, cost in costs.items():
+        hours = f"{cost['seconds'] / 3600:.1f}"
+        lines.append(f"| {study} | {cost['runs']} | {hours} | {'; '.join(cost['machines'])} |")
+    return "".join(f"{line}\n" for line in lines)
 
 
 # ----------------------------------------------------------------------------------------- the runs

@@ -119,6 +119,22 @@ def test_verdicts_by_hand():
     assert "x: mean reward, a - b: +0.203 ± 0.014, claimed > 0" in lines
 
 
+def test_what_the_studies_took(tmp_path, monkeypatch):
+    """Two hours and half an hour of one core, and their sum; nothing before a study has a result."""
+    monkeypatch.setattr(study, "ROOT", tmp_path)
+    assert study.times() == ""
+    results = tmp_path / "experiments" / "results"
+    results.mkdir(parents=True)
+    for name, runs, seconds in (("pool", 3, 7200), ("beta", 2, 1800)):
+        cost = {"runs": runs, "seconds": seconds, "machines": ["A", "B"]}
+        (results / f"{name}.json").write_text(json.dumps({"cost": cost}))
+    assert study.times().splitlines()[2:] == [
+        "| beta | 2 | 0.5 | A; B |",
+        "| pool | 3 | 2.0 | A; B |",
+        "| together | 5 | 2.5 |  |",
+    ]
+
+
 def test_pairs_of_variants(tmp_path, monkeypatch, capsys):
     """.1, .2, .3: 0.2 ± 0.248, as above; a name that the study lacks is told."""
     more = {"c": {"reward": [0.5, 0.5, 0.6], "kl": [0.0] * 3}}
