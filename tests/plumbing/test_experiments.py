@@ -120,7 +120,7 @@ def test_verdicts_by_hand():
 
 
 def test_what_the_studies_took(tmp_path, monkeypatch):
-    """Two hours and half an hour of one core, and their sum; nothing before a study has a result."""
+    """Two hours and half an hour of one core, and their sum; without a result, nothing."""
     monkeypatch.setattr(study, "ROOT", tmp_path)
     assert study.times() == ""
     results = tmp_path / "experiments" / "results"
