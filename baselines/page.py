@@ -51,6 +51,10 @@ COLUMNS = {  # task: [(metric, heading, digits)]; a metric that ends in "/" is d
         ("sampled perplexity/", "sampled perplexity / p0's", 3),
     ],
 }
+DIALS = """\
+The tries of methods with one knob, from weak to strong: gain at perplexity / p0's, on the tuning
+openings.
+"""
 PAIRS = """\
 Each pair by the same rule: the gain of the row's method is above (>), below (<) or not told apart
 (=) from that of the column's.
@@ -163,6 +167,34 @@ def pairs(task, rows):
     return "```\n" + "\n".join(parts) + "```\n"
 
 
+def dials(task, tries):
+    """A row for each method with one knob: its gain and price at up to five of its settings.
+
+    Quark's is its token, with "no token" left out.
+    """
+    ppl = "sampled perplexity" if task == "repetition" else "perplexity"
+    lines = ["| | weakest | | | | strongest |", "|---|---|---|---|---|---|"]
+    for method, entries in tries.items():
+        made = [entry for entry in entries.values() if "numbers" in entry]
+        made = [entry for entry in made if "none" not in entry["knobs"].values()]
+        if len(made) < 3 or any(len(entry["knobs"]) != 1 for entry in made):
+            continue
+        made.sort(key=lambda entry: place_on_dial(entry["knobs"]))
+        of_p0 = tries[reference_of(method)][""]["numbers"][ppl]
+        cells = []
+        n = min(5, len(made))
+        for entry in (made[round(i * (len(made) - 1) / (n - 1))] for i in range(n)):
+            (value,) = entry["knobs"].values()
+            price = entry["numbers"][ppl] / of_p0
+            price = f"{price:.2f}" if price < 100 else f"{price:,.0f}"
+            cells.append(f"{value}: {entry['numbers'][GAIN[task][0]]:.3f} at {price}")
+        (knob,) = made[0]["knobs"]
+        name = "best of n" if method == "best_of_8" else name_of(method)
+        cells += [""] * (5 - n)
+        lines.append(f"| {name}, {knob} | {' | '.join(cells)} |")
+    return "".join(f"{line}\n" for line in lines)
+
+
 def reference_of(method):
     """p0's row on the same prompts."""
     return "p0_fewer" if method in FEWER else "p0"
@@ -254,7 +286,7 @@ def text(table_of_task, order):
     took = f"{n_tries} tries and {len(made) - n_tries} rows took {hours:.1f} hours of one core."
     picture = f"![{task}: gain against perplexity](figures/{task}.png)"
     parts = [table(task, rows), sentences(task, rows, tried), PAIRS, pairs(task, rows)]
-    parts += [f"{picked}\n", f"{took}\n"]
+    parts += [DIALS, dials(task, table_of_task.tries), f"{picked}\n", f"{took}\n"]
     return "\n".join([*parts, f"{machines(rows)}\n", f"{picture}\n"])
 
 

@@ -1389,6 +1389,28 @@ def test_the_chosen_knobs_have_the_highest_gain_at_the_price():
         table.choose("sentiment", {"e": tries["e"]}, of_p0)
 
 
+def test_the_tries_of_one_knob():
+    """Five of six settings in their order: gain at perplexity / p0's. None of two knobs."""
+    entries = {
+        f"alpha {a}": {"knobs": {"alpha": a}, "numbers": numbers(a / 10, perplexity=10.0 * a)}
+        for a in (6.0, 1.0, 2.0, 3.0, 4.0, 5.0)
+    }
+    tries = {"p0": {"": {"knobs": {}, "numbers": numbers(0.5, perplexity=20.0)}}}
+    tries["weights"] = entries | {"alpha 9": {"knobs": {"alpha": 9}, "failed": "no number"}}
+    two_knobs = {"knobs": {"lr": "1e-3", "beta": 1}, "numbers": numbers(0.6)}
+    tries["rloo"] = {str(i): two_knobs for i in range(5)}
+    tokens = {"token none": "none", "token 2": 2, "token 3": 3, "token 1": 1}
+    tries["quark"] = {
+        label: {"knobs": {"token": k}, "numbers": numbers(0.7, perplexity=4000.0)}
+        for label, k in tokens.items()
+    }
+    weights, of_quark = page.dials("sentiment", tries).splitlines()[2:]
+    cells = "1.0: 0.100 at 0.50 | 2.0: 0.200 at 1.00 | 3.0: 0.300 at 1.50 | 5.0: 0.500 at 2.50"
+    assert weights == f"| weights, alpha | {cells} | 6.0: 0.600 at 3.00 |"
+    cells = "1: 0.700 at 200 | 2: 0.700 at 200 | 3: 0.700 at 200"
+    assert of_quark == f"| quark, token | {cells} |  |  |"
+
+
 def test_a_row_says_what_was_measured_and_how_it_stands_to_quark():
     """Differences of .1 .2 .3 are 0.2 +- 0.248: not told apart; of -.2 -.2 -.21: below."""
     rows = {
