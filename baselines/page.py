@@ -52,8 +52,8 @@ COLUMNS = {  # task: [(metric, heading, digits)]; a metric that ends in "/" is d
     ],
 }
 DIALS = """\
-The tries of methods with one knob, from weak to strong: gain at perplexity / p0's, on the tuning
-openings.
+Tries of the methods that have one hyperparameter, from weak to strong. *0.1: 0.494 at 1.02* means:
+with the value 0.1 the gain is 0.494, at 1.02 times p0's perplexity (on the tuning openings).
 """
 PAIRS = """\
 Each pair by the same rule: the gain of the row's method is above (>), below (<) or not told apart
@@ -168,7 +168,7 @@ def pairs(task, rows):
 
 
 def dials(task, tries):
-    """A row for each method with one knob: its gain and price at up to five of its settings.
+    """A row for each method with one hyperparameter: gain and price at up to five settings.
 
     Quark's is its token, with "no token" left out.
     """
