@@ -193,7 +193,8 @@ def draw(results, path):
             ax.set(title=task, xlabel=METRICS[metric][0], ylabel=METRICS["reward"][0])
             ax.grid(color="#e5e5e5")
     handles = grid[0, 0].get_legend_handles_labels()
-    figure.legend(*handles, loc="outside right upper", fontsize=9)
+    title = {"beta": "β", "quantiles": "K"}.get(path.stem)
+    figure.legend(*handles, loc="outside right upper", fontsize=9, title=title)
     path.parent.mkdir(exist_ok=True)
     figure.savefig(path, dpi=100)
 
