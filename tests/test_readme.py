@@ -104,6 +104,8 @@ def known_options(script):
     files = [ROOT / script, ROOT / "plumbing" / "options.py"]
     if script == "evaluate.py":  # its options for looking at results have a file of their own
         files.append(ROOT / "plumbing" / "results.py")
+    if script.startswith("bench/"):
+        files.append(ROOT / "bench" / "common.py")
     source = read(*files)
     return {"--help", *re.findall(r'"(--[\w-]+)"', source)}
 
