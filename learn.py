@@ -14,9 +14,9 @@ Writes   --out, a checkpoint folder: the model, the optimiser's state, metrics.j
         --out runs/try/model/02
 
 Where we differ: the paper sums over the tokens of a sequence. Like the authors' code, we take the
-mean over all completion tokens of a batch; without --clip, Adam cancels most of that factor. Unlike
-the paper, their code uses KL(p_theta || p0) (--kl reverse) and adds the entropy
-(--entropy-coef 0.06).
+mean over all completion tokens of a batch. The two differ by a factor, the mean length of a
+completion; without --clip, Adam cancels most of it. Unlike the paper, the authors' code uses
+KL(p_theta || p0) (--kl reverse) and adds the entropy (--entropy-coef 0.06).
 """
 
 import itertools
@@ -57,7 +57,9 @@ def kl_of_log_probs(log_p, log_q):
 def quark_loss(
     policy_logits, reference_logits, targets, mask, beta, kl="forward", entropy_coef=0.0
 ):
-    """The negative of Eq. 2, as a mean over completion tokens. Training calls this function.
+    """The negative of Eq. 2, as a mean over completion tokens.
+
+    Training calls this function, except with --closed-form, which computes the same.
 
     policy_logits (B, T, V + K), reference_logits (B, T, V): position t predicts targets[:, t].
     targets (B, T), mask (B, T): 1 on completion tokens; other positions are ignored.
@@ -117,10 +119,11 @@ def batch_loss(
 
 
 def predicting_states(policy, pairs, bf16=False):
-    """The hidden states that predict the M tokens of y in [(context, y)]: (M, d), and these (M,).
+    """[(context, y)] -> the hidden states that predict the M tokens of all y, (M, d), and these
+    tokens, (M,).
 
     The network's output at a position predicts the next token. So y_t is predicted at the position
-    of y_t-1, and y_1 at the last position of the context.
+    of y_{t-1}, and y_1 at the last position of the context.
     """
     inputs, rows, columns, targets = [], [], [], []
     for row, (context, y) in enumerate(pairs):
@@ -136,7 +139,7 @@ def predicting_states(policy, pairs, bf16=False):
 
 
 def add_reward_tokens(policy, K, seed=0, init="normal"):
-    """Gives p0 the tokens r_1 ... r_K. Their first embedding comes from the V existing rows.
+    """Gives the policy, a copy of p0, the tokens r_1 ... r_K. They start from the V existing rows.
 
     normal, as in the authors' code: each dimension from N(mean, std) of the existing rows.
     ordered: r_k = mean + z_k std d, with one random direction d for all and K evenly spaced z_k

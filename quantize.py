@@ -1,6 +1,6 @@
 """Step 2, *quantize*: sort the pool D by reward and cut it into K equal parts D^1 ... D^K.
 
-The rows of D^k get the reward token r_k, so r_K marks the best ones (Section 3.1 of the paper).
+The rows of D^k get the reward token r_k, so r_K marks the best ones (step 2 of Algorithm 1).
 
 Reads    pool files, one JSON object a line: {"prompt", "completion", "reward", "iteration", ...}
 Writes   the same rows, each with "quantile": k in 1 ... K, into one JSONL file
@@ -30,9 +30,9 @@ from plumbing.summaries import print_parts
 def assign_quantiles(rewards, K, seed=0, ties="random"):
     """(N,) rewards -> (N,) quantiles in 1 ... K, where K marks the highest rewards.
 
-    The sizes of the parts differ by at most one. ties: "random", equal rewards are ordered by
-    `seed`; "age", the earlier row is the better one; "together", they all go to one part, the one
-    at their mean rank, whatever its size. Raises BadInput if K < 1, if K > N (a part would be
+    The sizes of the parts differ by at most one, except with "together". ties: "random", equal
+    rewards are ordered by `seed`; "age", the earlier row is the better one; "together", they all go
+    to one part, the one at their mean rank, whatever its size. Raises BadInput if K < 1, if K > N (a part would be
     empty) or if a reward is not finite.
     """
     rewards = np.asarray(rewards, dtype=np.float64)

@@ -2,14 +2,18 @@
 
 A line of experiments/results/studies.jsonl is one run: {"measure", "run", "code", "machine",
 "seconds", ...its numbers}. "measure" says which study's numbers they are. A line counts only while
-the code that draws, learns and measures, the model, the judges and the prompts are those of today.
+the code that draws, learns and measures, the model, the judges and the prompts are those of today;
+comments and docstrings may change.
 """
 
 import argparse
+import ast
 import hashlib
+import io
 import json
 import os
 import platform
+import tokenize
 from functools import cache
 from pathlib import Path
 
@@ -20,6 +24,7 @@ PLUMBING = ("policy", "tokenizer", "classifier", "quantized", "pool", "fast_cpu"
 CODE += [f"plumbing/{name}.py" for name in PLUMBING] + ["plumbing/setup.sh", "run_all.sh"]
 CODE += ["tiny/lm/*", "tiny/sentiment/*", "tiny/toxicity/*", "tiny/prompts/*"]
 CODE += [f"experiments/{name}" for name in ("study.sh", "hidden.sh", "measures.py", "labels.py")]
+DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 
 
 @cache
@@ -28,8 +33,26 @@ def code():
     digest = hashlib.sha256()
     for pattern in CODE:
         for path in sorted(ROOT.glob(pattern)):
-            digest.update(path.name.encode() + path.read_bytes())
+            content = path.read_bytes()
+            if path.suffix == ".py":
+                content = without_comments(content.decode()).encode()
+            digest.update(path.name.encode() + content)
     return digest.hexdigest()[:16]
+
+
+def without_comments(source):
+    """Python source without comments, docstrings and empty lines: they change no number."""
+    lines = source.split("\n")
+    for token in tokenize.generate_tokens(io.StringIO(source).readline):
+        if token.type == tokenize.COMMENT:
+            row, column = token.start
+            lines[row - 1] = lines[row - 1][:column]
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, DOCUMENTED) and ast.get_docstring(node) is not None:
+            docstring = node.body[0]
+            for row in range(docstring.lineno - 1, docstring.end_lineno):
+                lines[row] = ""
+    return "\n".join(line.rstrip() for line in lines if line.strip())
 
 
 def machine():

@@ -402,6 +402,16 @@ def test_what_is_kept_counts_while_the_code_is_the_same(tmp_path, monkeypatch):
     assert kept.kept() == {} and len(kept.missing("study", listed)) == 6
 
 
+def test_comments_and_docstrings_change_no_fingerprint():
+    source = '''"""Module."""\n\ndef f(x):  # why\n    """Docs,\n    two lines."""\n    return x + "#1"\n'''
+    assert kept.without_comments(source) == 'def f(x):\n    return x + "#1"'
+    other = '"""Other."""\n# why\ndef f(x):\n    return x + "#1"  # so\n'
+    assert kept.without_comments(other) == kept.without_comments(source)
+    assert kept.without_comments(other.replace("#1", "#2")) != kept.without_comments(source)
+    text = 'X = """not\n# a docstring"""\n'
+    assert kept.without_comments(text) == text.rstrip()
+
+
 def test_the_rewards_of_0_or_1():
     """For every task, the study of ties uses a reward of experiments/labels.py: 0 or 1."""
     assert "labels.py:TASK" in (EXPERIMENTS / "ties.sh").read_text()
