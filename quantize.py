@@ -32,8 +32,8 @@ def assign_quantiles(rewards, K, seed=0, ties="random"):
 
     The sizes of the parts differ by at most one, except with "together". ties: "random", equal
     rewards are ordered by `seed`; "age", the earlier row is the better one; "together", they all go
-    to one part, the one at their mean rank, whatever its size. Raises BadInput if K < 1, if K > N (a part would be
-    empty) or if a reward is not finite.
+    to one part, the one at their mean rank, whatever its size. Raises BadInput if K < 1, if K > N
+    (a part would be empty) or if a reward is not finite.
     """
     rewards = np.asarray(rewards, dtype=np.float64)
     _check_K(K, len(rewards))
