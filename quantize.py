@@ -93,7 +93,7 @@ def bounded(rewards, iterations, last=None, keep_top=None, seed=0, keep_p0=False
         rows = np.flatnonzero(keep)
         tie_break = np.random.default_rng(seed).random(len(rows))
         worst_first = rows[np.lexsort((tie_break, rewards[rows]))]
-        n_kept = math.ceil(keep_top * len(rows) - 1e-9)  # 0.1 * 30 is 3.0000000000000004
+        n_kept = math.ceil(keep_top * len(rows) - 1e-9)  # 0.07 * 100 is 7.000000000000001
         keep[worst_first[: len(rows) - n_kept]] = False
     return keep
 

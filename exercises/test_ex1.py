@@ -95,14 +95,15 @@ def test_each_text_alone():
 
 
 def test_silence_is_no_way_out():
-    """The empty completion gets less than 0.5."""
+    """Completions without a word get less than 0.5."""
     _, reward = load()
-    value = scores(reward, [""])[0]
-    expect(
-        value < 0.5,
-        f"reward gives {value:.2f} to the empty completion; the model would learn to say nothing, "
-        "so give short texts less than 0.5.",
-    )
+    texts = ["", " ", ".", " ... !"]
+    for y, value in zip(texts, scores(reward, texts)):
+        expect(
+            value < 0.5,
+            f"reward gives {value:.2f} to {y!r}; the model would learn to say nothing, "
+            "so give texts without words less than 0.5.",
+        )
 
 
 def test_p0_does_both():

@@ -33,11 +33,16 @@ def binary_pool():
     return rewards[order], np.repeat(np.arange(5), 100)[order]
 
 
-def best_part(ties, seed=0):
+def best_part(ties, seed=0, rewards=None):
     """The student's counts of D^5 by iteration, (5,)."""
-    rewards, iterations = binary_pool()
+    ones, iterations = binary_pool()
+    rewards = ones if rewards is None else rewards
     name = f'best_part(ties="{ties}")'
     counts = array(solution(2).best_part(rewards, iterations, 5, ties, seed), (5,), name)
+    expect(
+        (counts % 1 == 0).all(),
+        f"{name} counts {counts.round(2).tolist()}; count the rows that are in D^5.",
+    )
     expect(counts.sum() == 100, f"{name} counts {counts.sum():g} rows; D^5 of 500 rows has 100.")
     return counts
 
@@ -121,11 +126,27 @@ def test_who_fills_the_best_part_by_age():
         "4 the older one of two equal rewards must win its place in D^5, "
         "whatever the order of the rows.",
     )
+    graded = np.random.default_rng(5).normal(size=500)
+    best = binary_pool()[1][graded.argsort()[-100:]]
+    for ties in ("age", "random"):
+        counts = best_part(ties, rewards=graded).astype(int).tolist()
+        right = np.bincount(best, minlength=5).tolist()
+        expect(
+            counts == right,
+            f'best_part(ties="{ties}") counts {counts} where no two rewards are equal, not '
+            f"{right}; D^5 holds the 100 highest rewards, which need not be 0 or 1.",
+        )
 
 
 def test_who_fills_the_best_part_at_random():
     """Each one has the same chance: 100 places for 320 ones."""
-    counts = np.mean([best_part("random", seed) for seed in range(40)], axis=0)
+    by_seed = np.array([best_part("random", seed) for seed in range(40)])
+    expect(
+        (best_part("random", 3) == by_seed[3]).all() and (by_seed != by_seed[0]).any(),
+        'best_part(ties="random") must count the same for the same seed, and not the same for all '
+        "seeds; draw from np.random.default_rng(seed) inside the function.",
+    )
+    counts = by_seed.mean(0)
     expected = 100 * np.array(ONES) / sum(ONES)
     expect(
         (abs(counts - expected) < 3).all(),

@@ -134,3 +134,24 @@ def test_reverse_seeks():
             f'fit("reverse") from mu = {start} ends with a width of {sigma:.2f}; '
             f"the hill it settles on is {WIDTH} wide.",
         )
+
+
+def test_one_step():
+    """One step of fit against autograd. A wrong factor in a derivative leads to the same end."""
+    for direction in ("forward", "reverse"):
+        start = {"mu": -1.0, "log_sigma": np.log(2.0)}
+        mu, log_sigma = (torch.tensor(v, requires_grad=True) for v in start.values())
+        z = -((torch.tensor(X) - mu) ** 2) / (2 * torch.exp(2 * log_sigma))
+        p0 = torch.distributions.Categorical(logits=torch.tensor(two_hills()))
+        pair = (p0, torch.distributions.Categorical(logits=z))
+        kl = torch.distributions.kl_divergence(*(pair if direction == "forward" else pair[::-1]))
+        slopes = torch.autograd.grad(kl, (mu, log_sigma))
+        step = f'fit("{direction}", lr=0.1, steps=1)'
+        ends = solution(3).fit(two_hills(), X, direction, *start.values(), lr=0.1, steps=1)
+        ends = array(ends, (2,), step)
+        for (name, value), end, slope in zip(start.items(), ends, slopes):
+            expect(
+                np.isclose(end - value, -0.1 * float(slope), rtol=1e-4),
+                f"{step} moves {name} by {end - value:.4f}, not by {-0.1 * float(slope):.4f}; "
+                f"sum the gradient with respect to z times d z / d {name}.",
+            )

@@ -112,6 +112,10 @@ def test_ties_are_random():
         "bounded gave two different results with the same seed; "
         "draw from np.random.default_rng(seed) inside the function.",
     )
+    expect(
+        (keeps[0] != keeps[1]).any(),
+        "with seeds 0 and 1 bounded drops the same ones of equal rewards; use the seed.",
+    )
 
 
 def test_newest_share():
@@ -137,9 +141,15 @@ def test_lost_prompts():
     rewards = np.array([0.1, 0.8, 0.2, 0.6, 0.9, 0.0, 0.7, 0.5, 0.4, 0.3])
     keep = np.array([False, True, False, True, True, False, True, True, False, False])
     lost = solution(5).lost_prompts(prompts, keep)
+    expect(isinstance(lost, list), f"lost_prompts returned a {type(lost).__name__}; return a list.")
     expect(
-        isinstance(lost, list) and [int(p) for p in lost] == [7],
+        lost == [7],
         f"lost_prompts gives {lost} where only prompt 7 has lost all of its rows; return [7].",
+    )
+    lost = solution(5).lost_prompts(prompts, prompts == 5)
+    expect(
+        lost == [2, 7],
+        f"lost_prompts gives {lost} where 2 and 7 have lost all of their rows; return [2, 7].",
     )
     none = solution(5).lost_prompts(prompts, np.ones(10, dtype=bool))
     expect(

@@ -55,16 +55,17 @@ def held_out(texts):
     def refuse(*args, **kwargs):
         raise AsksANetwork
 
+    values, asked = None, False
     call = torch.nn.Module.__call__
     torch.nn.Module.__call__ = refuse
     try:
         values = solution(6).held_out(list(texts))
     except AsksANetwork:
-        values = None
+        asked = True
     finally:
         torch.nn.Module.__call__ = call
     expect(
-        values is not None,
+        not asked,
         "held_out asks a neural network; a second judge that shares the first one's holes shows "
         "nothing: count words.",
     )
@@ -84,7 +85,7 @@ def fooling_texts():
     different = {" ".join(t.lower().split()) for t in texts}
     expect(
         len(different) >= 6,
-        f"fooling_texts returned {len(texts)} texts, not all different; "
+        f"fooling_texts returned {len(texts)} texts, of which {len(different)} are different; "
         "write six different ones or more.",
     )
     return list(texts)
@@ -154,10 +155,11 @@ def test_held_out_is_not_fooled():
             f"held_out gives {v:.2f} to {t!r}, and at most 0.4 is allowed: "
             "either a reader would take it for praise as well, or held_out lacks a rule.",
         )
-    for t, v in zip(texts, held_out([f"{NEUTRAL[1]} {t}" for t in texts])):
+    others = [f"{NEUTRAL[1]} {t.rstrip(' .!?')}, and it lasts two hours." for t in texts]
+    for t, v in zip(others, held_out(others)):
         expect(
             v < 0.5,
-            f"held_out gives {v:.2f} to {t!r} once a neutral sentence stands in front; "
+            f"held_out gives {v:.2f} to {t!r}, your text with neutral words around it; "
             "it must judge words and rules, not know texts by heart.",
         )
 

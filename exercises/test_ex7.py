@@ -5,11 +5,11 @@ import numpy as np
 from exercises.adapter import solution
 from exercises.helpers import array, expect
 
-P0 = np.log([0.4, 0.3, 0.2, 0.08, 0.02])
-PLUS = np.log([0.1, 0.2, 0.2, 0.1, 0.4])
-MINUS = np.log([0.4, 0.2, 0.1, 0.2, 0.1])
+P0 = np.log([0.2, 0.4, 0.02, 0.3, 0.08])
+PLUS = np.log([0.2, 0.1, 0.4, 0.2, 0.1])
+MINUS = np.log([0.1, 0.4, 0.1, 0.2, 0.2])
 READ = np.array([-1.0, -2.5, -0.5]), np.array([-1.5, -2.0, -2.0])  # good by 1.5 nats
-P_GOOD = np.array([0.2, 0.9, 0.5, 0.7, 0.4])
+P_GOOD = np.array([0.5, 0.2, 0.4, 0.9, 0.7])
 
 
 def written_by(function, arguments, what):
@@ -36,12 +36,12 @@ def test_dexperts_mixes():
 
 
 def test_the_nucleus_comes_first():
-    """p0's .4 .3 .2 hold .85; the fifth token, which the expert loves, is not among them."""
+    """p0's .4 .3 .2 hold .85; token 2, which the expert loves, is not among them."""
     p = written_by("dexperts", (P0, PLUS, MINUS, 2.0, 0.85), "dexperts(top_p=0.85)")
     inside = np.flatnonzero(p > 0).tolist()
     expect(
-        inside == [0, 1, 2],
-        f"dexperts(top_p=0.85) writes tokens {inside}; the nucleus of p0 is [0, 1, 2], and it is "
+        inside == [0, 1, 3],
+        f"dexperts(top_p=0.85) writes tokens {inside}; the nucleus of p0 is [0, 1, 3], and it is "
         "cut from p0 before the mixing.",
     )
 
@@ -85,15 +85,20 @@ def test_gedi_reweights():
 
 
 def test_gedi_filters():
-    """In ascending order of P .2 .4 .5 .7 .9 the masses so far are .4 .42 .62 .7 1 with omega 0."""
-    for filter_mass, tau, stay in ((0.65, 0.8, [1, 3]), (0.65, 0.45, [1, 2, 3]), (0.8, 0.8, [1])):
-        what = f"gedi(omega=0, filter_mass={filter_mass}, tau={tau})"
-        p = written_by("gedi", (P0, P_GOOD, 0.0, filter_mass, tau), what)
+    """In ascending order of P .2 .4 .5 .7 .9 the masses so far are .4 .42 .62 .7 1 with omega 0.
+
+    With omega 1, those of p0 P are .16 .17 .37 .47 1.
+    """
+    cases = [(0, 0.65, 0.8, [3, 4]), (0, 0.65, 0.45, [0, 3, 4]), (0, 0.8, 0.8, [3])]
+    for omega, filter_mass, tau, stay in [*cases, (1, 0.39, 0.8, [3, 4])]:
+        what = f"gedi(omega={omega}, filter_mass={filter_mass}, tau={tau})"
+        p = written_by("gedi", (P0, P_GOOD, float(omega), filter_mass, tau), what)
         left = np.flatnonzero(p > 0).tolist()
         expect(
             left == stay,
             f"{what} leaves tokens {left}, not {stay}; from the lowest P(good | v) up, a token "
-            "below tau goes while those so far, itself included, hold less than filter_mass.",
+            "below tau goes while those so far, itself included, hold less than filter_mass of "
+            "p0 P^omega.",
         )
 
 

@@ -19,7 +19,8 @@ def held_out(texts):
 
     A list of N strings -> a list of N numbers from 0 (negative) to 1. Count words, with rules of
     your own, and use no network. Think of "not", "nobody", "far from", and of a text that is one
-    word ten times. Less than 0.5 means: a reader would not take this for praise.
+    word ten times. Less than 0.5 means: a reader takes this for blame, or for praise that is taken
+    back. A text without an opinion gets about 0.5 (0.4 to 0.6).
     """
     raise NotImplementedError
 

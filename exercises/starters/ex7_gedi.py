@@ -30,7 +30,7 @@ def gedi(log_p0, p_good, omega, filter_mass, tau):
 
     p0 P(good | v)^omega, normalised. Then go through the tokens from the lowest P(good | v) up: a
     token goes if its P(good | v) is below `tau` and those so far, itself included, hold less than
-    `filter_mass`.
+    `filter_mass` of the reweighted distribution. What is left is normalised again.
     """
     raise NotImplementedError
 

@@ -30,7 +30,7 @@ UNWRITTEN = {  # exercise -> what the untouched starter is told first, by check
     6: {"test_held_out_knows_its_trade": "held_out is not written yet"},
     7: {"test_dexperts_mixes": "dexperts is not written yet"},
 }
-N_CHECKS = {1: 5, 2: 7, 3: 6, 4: 15, 5: 7, 6: 7, 7: 6}
+N_CHECKS = {1: 5, 2: 7, 3: 7, 4: 15, 5: 7, 6: 7, 7: 6}
 WRONG = {  # file -> the check that must catch it, and what that must say
     "ex1_upside_down": ("test_examples", "is it upside down"),
     "ex1_relative": ("test_each_text_alone", "depend on that text only"),
@@ -78,7 +78,7 @@ SLIPS = [  # one line of a solution, changed: (file, old, new, the check that mu
     (
         "ex2_quantiles",
         "else np.random.default_rng(seed).random(N)",
-        "else np.asarray(iterations)",
+        "else np.random.default_rng(seed).random(N) + 0.5 * np.asarray(iterations)",
         "test_who_fills_the_best_part_at_random",
         "the same chance",
     ),
@@ -88,6 +88,13 @@ SLIPS = [  # one line of a solution, changed: (file, old, new, the check that mu
         "k - K * share_of_ones",
         "test_what_tokens_mean",
         "counted from the worst",
+    ),
+    (
+        "ex2_quantiles",
+        "return np.bincount(np.asarray(iterations)[best], minlength=max(iterations) + 1)",
+        "return N / K * np.bincount(iterations, weights=rewards) / np.sum(rewards)",
+        "test_who_fills_the_best_part_by_age",
+        "count the rows that are in D^5",
     ),
     (
         "ex3_kl",
@@ -111,6 +118,13 @@ SLIPS = [  # one line of a solution, changed: (file, old, new, the check that mu
         "covers both hills",
     ),
     (
+        "ex3_kl",
+        "(x - mu) ** 2 / variance).sum()",
+        "(x - mu) ** 2 / variance**1.5).sum()",
+        "test_one_step",
+        "times d z / d log_sigma",
+    ),
+    (
         "ex5_pool",
         "np.ones(len(rewards), dtype=bool)",
         "np.zeros(len(rewards), dtype=bool)",
@@ -123,6 +137,14 @@ SLIPS = [  # one line of a solution, changed: (file, old, new, the check that mu
         "n_kept = int(keep_top * len(rows))",
         "test_keep_top",
         "up to whole rows",
+    ),
+    ("ex5_pool", "default_rng(seed)", "default_rng(0)", "test_ties_are_random", "use the seed"),
+    (
+        "ex5_pool",
+        "return sorted({int(p) for p in prompts} - {int(p) for p in np.asarray(prompts)[keep]})",
+        "return [p for p in dict.fromkeys(prompts.tolist()) if not keep[prompts == p].any()]",
+        "test_lost_prompts",
+        "return [2, 7]",
     ),
     (
         "ex5_pool",
@@ -137,6 +159,20 @@ SLIPS = [  # one line of a solution, changed: (file, old, new, the check that mu
         "I hated the story, and the actors were bad.",
         "test_the_judge_is_fooled",
         "0.9 is needed",
+    ),
+    (
+        "ex7_gedi",
+        "order = np.argsort(-p0)",
+        "order = np.arange(len(p0))",
+        "test_the_nucleus_comes_first",
+        "the nucleus of p0 is [0, 1, 3]",
+    ),
+    (
+        "ex7_gedi",
+        "so_far = np.cumsum(p_w[order])",
+        "so_far = np.cumsum(np.exp(log_p0)[order])",
+        "test_gedi_filters",
+        "hold less than filter_mass of p0 P^omega",
     ),
     (
         "ex7_gedi",
@@ -369,7 +405,7 @@ def test_the_command():
 # ----------------------------------------------------------------------------- the sheet's pictures
 
 
-@pytest.mark.parametrize("which", ["2", "3", "5"])
+@pytest.mark.parametrize("which", ["2", "3", "5", "7"])
 def test_pictures_of_the_sheet(which, monkeypatch, capsys):
     """What the sheet shows is what the solutions draw, line by line."""
     monkeypatch.setattr(adapter, "FOLDER", SOLUTIONS / "reference")

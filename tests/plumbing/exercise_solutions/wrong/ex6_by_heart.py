@@ -10,6 +10,6 @@ def fooling_texts():
 
 
 def held_out(texts):
-    known = set(fooling_texts())
+    known = fooling_texts()
     scores = right(texts)
-    return [0.0 if text in known else score for text, score in zip(texts, scores)]
+    return [0.0 if any(k in text for k in known) else s for text, s in zip(texts, scores)]
