@@ -61,7 +61,7 @@ def sample(
     one per row. A completion ends with <|endoftext|>, which is kept, or after `max_new_tokens`.
     Row i's random numbers depend on (seed, iteration, keys[i]) only, where keys[i] = (number of the
     prompt, number of the sample). So neither batch size nor order changes what is drawn.
-    bf16: the network multiplies in bfloat16; logits and drawing stay in float32.
+    bf16: the network multiplies in bfloat16; the logits are in float32.
     network: an object with next_logits(tokens) -> (B, V) and keep(rows), such as CachedModel, to
     take the place of the policy's own model.
     """

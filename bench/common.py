@@ -74,7 +74,8 @@ def make_policy(shape, n_quantiles=0, device="cpu", vocab_size=V):
     )
     attention = "eager" if device == "cpu" else "sdpa"  # as in load_policy
     model = GPT2LMHeadModel._from_config(config, attn_implementation=attention)
-    fuse_gelu(model)
+    if device == "cpu":  # as in load_policy
+        fuse_gelu(model)
     tokenizer = SimpleNamespace(eos_id=eos, bos=())
     return Policy(model.eval().to(device), tokenizer, vocab_size, n_quantiles)
 
@@ -142,7 +143,7 @@ def alternately(contestants, repeats=5, seconds=0.0):
 def with_onednn(function):
     """`function` with float32 products as load_policy sets them on a CPU.
 
-    The other contestants multiply as PyTorch does by default.
+    The other contestants multiply as PyTorch does by default. All have the one-kernel GELU.
     """
 
     def run(*args):
@@ -200,7 +201,7 @@ def bench_parser(docstring, name, shapes, repeats):
 
 
 def report(path, tables, **more):
-    """Prints each table's medians and ranges beside those of its first row. Writes all to `path`.
+    """Prints each row's median, range and speed, relative to the first row. Writes all to `path`.
 
     tables: {title: {contestant: [seconds]}}. `more` goes into the file as it is.
     """

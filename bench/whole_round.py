@@ -32,7 +32,7 @@ from common import RESULTS, ROOT, V, make_policy, report, with_onednn
 import explore
 import learn
 import quantize
-from plumbing.policy import EOS
+from plumbing.tokenizer import EOS
 
 SAMPLES, NEW, BATCH, BETA = 8, 20, 32, 0.05
 TRAINERS = ("GRPO", "RLOO", "online DPO")

@@ -78,8 +78,8 @@ def _open(model):
 def _reading(config, model):
     """logits (B, labels) -> probabilities, as the problem_type in config.json says.
 
-    Without one: two labels get a softmax, a single one a sigmoid, and more a softmax if one of them
-    is the rest, such as "neutral", which excludes all others.
+    Without one: a single label gets a sigmoid, two a softmax. More get a softmax if one means "none
+    of the others", such as "neutral".
     """
     kind, labels = config.problem_type, [str(name).lower() for name in config.id2label.values()]
     if kind is None and len(labels) > 1:

@@ -15,7 +15,7 @@ def tune_for_cpu(model):
 
 def use_onednn_for_float32():
     """Makes PyTorch multiply float32 matrices with oneDNN instead of MKL, which is slow on AMD
-    CPUs.
+    CPUs. Nothing changes without AVX-512.
 
     PyTorch calls this "medium" precision and would allow bfloat16 inside. oneDNN does that only on
     CPUs with AMX, so those keep the default, and float32 stays float32
@@ -49,8 +49,8 @@ def prepack(model, bf16=False):
     """Repacks the weight matrices in place for faster CPU inference, and returns the model.
 
     The model can no longer be trained or saved. With bf16, all but the output layer is stored in
-    bfloat16. Nothing happens where PyTorch has no oneDNN, where this CPU has no packed bfloat16, or
-    to other models than GPT-2.
+    bfloat16. Nothing happens where PyTorch has no oneDNN, with bf16 where this CPU has no packed
+    bfloat16, or to other models than GPT-2.
     """
     if model.config.model_type != "gpt2":
         return model

@@ -132,8 +132,9 @@ def _price_figure(rounds, tables, perplexity, text_sums):
     axes[-1].set_xlabel("round")
     _whole_numbers(axes[-1])
     caption = (
-        "The samples that were explored: round 0 by p0, later rounds under r_K. Perplexity under "
-        f"{Path(model).name}. dist-2: distinct pairs of words in a prompt's samples, per word."
+        "The samples that were explored: round 0 by p0, later rounds under r_K. Perplexity of "
+        f"about 4,000 words under {Path(model).name}. dist-2: distinct pairs of words in the "
+        "samples of a prompt, per word."
     )
     return [("price", "The gain, and its price, round by round", caption, figure)]
 

@@ -35,8 +35,8 @@ def check_output(path, reads):
 def check_outputs(outputs, reads):
     """Raises BadInput if an output would replace something that the same command reads.
 
-    outputs, reads: paths of files and folders, by whatever names. None, and names that do not exist
-    (a hub model), are skipped in `reads`. Called before the work begins.
+    outputs, reads: paths of files and folders, by whatever names. None is skipped in `reads`, and a
+    hub's name does no harm. Called before the work begins.
     """
     for output in map(Path, outputs):
         for read in filter(None, reads):
@@ -82,8 +82,8 @@ def args_file(path):
 def check_own(path, output):
     """Raises BadInput if `path`, a file that belongs to `output`, exists and is somebody else's.
 
-    It is ours if the settings of the output lie there, whose "out" names the output, or the NAME of
-    evaluate.py's NAME-r1 ... NAME-none.
+    It is ours if the output's .args.json exists and its "out" is the output. Of evaluate.py's
+    NAME-r1 ... NAME-none, "out" is NAME.
     """
     settings = args_file(output)
     refuse_special(path)
@@ -103,7 +103,7 @@ def check_own(path, output):
 def check_replaceable(path):
     """Raises BadInput unless the folder `path` is free, empty or a checkpoint of this project.
 
-    A checkpoint has n_quantiles in its config.json and holds no file that no stage writes.
+    A checkpoint has n_quantiles in its config.json and holds only files that stages write.
     """
     refuse_special(path)
     try:
@@ -259,7 +259,7 @@ def _fsync(path):
 
 
 def checksum(path):
-    """The SHA-256 of a file, or of a folder's files with their names, in hexadecimal."""
+    """A checksum of a file's content, or of the files in a folder with their names."""
     path = Path(path)
     digest = hashlib.sha256()
     for file in sorted(path.rglob("*")) if path.is_dir() else [path]:

@@ -86,7 +86,7 @@ def add_sampling_options(parser, num_samples, top_p, judge=True):
     add("--decode", choices=["sample", "greedy", "mixed"], default="sample", help=text)
     text = "multiply in bfloat16: faster on GPUs, and on CPUs with AVX512-BF16 or AMX"
     add("--bf16", action="store_true", help=text)
-    text = "store the weights in bfloat16, too: half the memory"
+    text = "store the weights in bfloat16, too (not the output layer's): about half the memory"
     add("--bf16-weights", action="store_true", help=text)
     temperature = number(float, least=1e-3, below=1e6)
     add("--temperature", type=temperature, default=1.0, help="divides the logits")

@@ -176,7 +176,7 @@ class Policy:
 def load_policy(path_or_hub_name, device="cpu", in_bf16=False):
     """Opens a decoder-only model, a folder or one of the hub, in float32 and without dropout.
 
-    in_bf16: all weights but the output layer's are stored in bfloat16, for reading only.
+    in_bf16: all matrices but the output layer's are stored in bfloat16, for reading only.
     """
     from transformers import AutoConfig, AutoModelForCausalLM
     from transformers.utils import logging

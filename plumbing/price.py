@@ -26,7 +26,7 @@ def columns_of(tables):
 
 def rows_of(tables):
     """{name: table} -> [Row]. The gain is what the rewards measure. The price is fluency and
-    diversity: of samples, if all results of greedy text have them beside them."""
+    diversity, measured on NAME-nucleus if every NAME has one."""
     names = columns_of(tables)
     first = tables[names[0]]
     rows = []

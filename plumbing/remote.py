@@ -28,7 +28,8 @@ class Remote:
     """A reward function. A text that gets no score gets None.
 
     Throttling (429), server errors (5xx) and network errors are tried again, TRIES times in all,
-    after 1, 2, 4 ... seconds times a random factor, or after as long as the server asks for. Each
+    after 1, 2, 4 ... seconds times a random factor, or after as many as the server asks for, at
+    most LONGEST_WAIT. Each
     answer is saved in the file `cache` as soon as it arrives.
     """
 
@@ -44,6 +45,7 @@ class Remote:
         self.lock = threading.Lock()
         self.stop = threading.Event()
         self.next_slot = 0.0
+        self.service = f"{self._address()} {self.attribute}"
         self.cache = AppendLog(cache, ["url", "attribute", "text", "score"]) if cache else None
         self.known = {}
         for row in self.cache.rows if cache else []:
@@ -92,9 +94,10 @@ class Remote:
                         failures[reason] += 1
                     unanswered = unanswered + 1 if (reason or "").startswith("no answer") else 0
                     if unanswered >= self.workers:
+                        remedy = "its answers so far are kept, start again to go on"
                         raise BadInput(
                             f"the service at {self._address()} has stopped answering ({reason}); "
-                            "its answers so far are kept, start again to go on"
+                            f"{remedy if self.cache else 'try again later'}"
                         )
             finally:
                 self.stop.set()  # after an error or Ctrl-C, no thread tries again

@@ -1,6 +1,6 @@
 """The page RUN/report.html with its figures.
 
-Nothing is measured here: evaluate.py hands over what it computed, and its functions.
+It shows what evaluate.py wrote. Only the price of each round is measured here, by its functions.
 """
 
 import base64
@@ -44,13 +44,17 @@ def report(run, perplexity, text_sums):
     folder = run / "figures"
     for path in (page, folder):
         refuse_special(path)
-    if page.exists() and "<title>Quark: " not in page.read_text(encoding="utf-8", errors="replace"):
-        raise BadInput(f"{page} exists, and no stage wrote it; move it")
-    if folder.is_file():
-        raise BadInput(f"cannot write {folder}: it is a file; move it")
+    try:
+        other = page.exists() and "<title>Quark: " not in page.read_text(errors="replace")
+        if other:
+            raise BadInput(f"{page} exists, and no stage wrote it; move it")
+        if folder.is_file():
+            raise BadInput(f"cannot write {folder}: it is a file; move it")
+        folder.mkdir(exist_ok=True)
+    except OSError as error:
+        raise BadInput(f"cannot write the report in {run}: {error.strerror}") from None
     figures = draw_figures(run, tables, perplexity, text_sums)
     sections = _html_summary(run, tables)
-    folder.mkdir(exist_ok=True)
     for name, title, caption, figure in figures:
         png = io.BytesIO()
         figure.savefig(png, format="png", dpi=150)

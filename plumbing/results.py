@@ -100,7 +100,9 @@ def show_results(args, perplexity, text_sums):
         if args.compare:
             files = [Path(f) for f in args.compare]
             stems = [f.stem for f in files]
-            names = stems if len(set(stems)) == len(stems) else args.compare  # two runs' quark.json
+            names = stems
+            if len(set(stems)) < len(stems):  # two runs' quark.json
+                names = [str(f.with_suffix("")) for f in files]
             tables = [read_table(f) for f in files]
             if args.short:
                 print_short(dict(zip(names, tables)), dict(zip(names, files)))

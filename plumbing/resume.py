@@ -4,7 +4,6 @@ import errno
 import glob
 import hashlib
 import json
-import os
 import pickle
 from pathlib import Path
 
@@ -28,10 +27,7 @@ def open_log(policy, prompts, args, reward_files):
     the files of the reward, so another job does not reuse its rows.
     """
     settings = {k: v for k, v in vars(args).items() if k not in ("out", "device")}
-    service = None
-    if args.reward == "remote":
-        service = [os.environ.get("REMOTE_URL"), os.environ.get("REMOTE_ATTRIBUTE")]
-    digest = hashlib.sha256(json.dumps([settings, prompts, service], sort_keys=True).encode())
+    digest = hashlib.sha256(json.dumps([settings, prompts], sort_keys=True).encode())
     digest.update(checksums(reward_files).encode())
     for weights in policy.model.state_dict().values():
         digest.update(weights.cpu().float().numpy().tobytes())  # NumPy has no bfloat16

@@ -21,7 +21,7 @@ def import_function(path, name):
 
     Returns it and a list of files: `path`, and what it imports from its own folder. That folder is
     searched last, so its modules are found, and none of them takes the place of one of ours. A file
-    that has the name of a module that exists gets another one.
+    named like an existing module is imported under another name.
     """
     usage = "write --reward path/to/file.py:function"
     path = Path(path)
@@ -84,7 +84,8 @@ def other_reward(spec, cache, built_in):
     if spec == "remote":
         from plumbing.remote import Remote
 
-        return checked_reward(Remote(cache), spec)
+        remote = Remote(cache)
+        return checked_reward(remote, spec, [remote.service])
     if ":" not in spec:
         raise BadInput(
             f"no reward is called {spec!r}; built in: {', '.join([*built_in, 'remote'])}; "
@@ -99,8 +100,8 @@ def checked_reward(function, spec, files=()):
     """`function`, called with the keywords that it accepts, its result checked.
 
     The result is a list of float or None, one for each completion. Anything else is BadInput, with
-    the reward's name, the index and the text. files: what decides the result, a judge's folder or a
-    user's file.
+    the reward's name, the index and the text. files: what decides the result, a judge's folder, a
+    user's file, or a name of the service.
     """
     try:
         parameters = inspect.signature(function).parameters.values()

@@ -32,7 +32,7 @@ describe() {                                  # describe OUTPUT SCRIPT OPTIONS..
     local name under="r_$K" round
     name=$(basename "$1")
     name=${name%.*} kind=${2%.py} amount=1
-    case " $LEARN $EXPLORE " in
+    case " $LEARN $* " in
         *" --no-reward-token "* | *" --reward-token none "*) under="no token" ;;
     esac
     case $kind in
@@ -46,8 +46,9 @@ describe() {                                  # describe OUTPUT SCRIPT OPTIONS..
         quantize-*) title="quantize: the samples by reward, cut into D^1 ... D^$K" ;;
         learn-*) title="learn: $STEPS updates with $BATCH samples each" ;;
         evaluate-dial-none)
-            amount=$((amount * (K + 1)))
-            title="evaluate: $(thousands $amount) completions under r_1 ... r_$K and no token"
+            amount=$((amount * n_tokens))
+            [ $n_tokens = 1 ] || under="r_1 ... r_$K and no token"
+            title="evaluate: $(thousands $amount) completions under $under"
             ;;
         *-base*) title="evaluate: $(thousands $amount) completions of p0" ;;
         *) title="evaluate: $(thousands $amount) completions under $under" ;;
@@ -84,8 +85,10 @@ if [ -n "$NUM_PROMPTS" ] && ((NUM_PROMPTS < n_explored)); then
     n_explored=$NUM_PROMPTS
 fi
 n_explored=$((n_explored * NUM_SAMPLES))
+n_tokens=$((K + 1))                           # of the dial
+case " $LEARN " in *" --no-reward-token "*) n_tokens=1 ;; esac
 left_explore=$ITERATIONS left_quantize=$ITERATIONS left_learn=$ITERATIONS
-left_evaluate=$((n_tested * (2 * $(samples_in $EVALUATE) + DIAL_SAMPLES * (K + 1))))
+left_evaluate=$((n_tested * (2 * $(samples_in $EVALUATE) + DIAL_SAMPLES * n_tokens)))
 if [ "$TASK" = repetition ]; then
     left_evaluate=$((left_evaluate + n_tested * 2 * 2))
 fi

@@ -92,7 +92,7 @@ def vocabulary_of(name):
 
 
 def _from_tokenizer_json(tokenizer_json):
-    """tokenizer.json, all that transformers 5 saves, -> the content of {vocab.json, merges.txt}.
+    """The content of {vocab.json, merges.txt}, from a tokenizer.json: transformers 5 saves no more.
 
     Of its added tokens only <|endoftext|> is a part of the vocabulary: no text holds the others.
     """

@@ -54,6 +54,39 @@ def test_the_rules_see_every_import(tmp_path):
     assert found == {"a", "b.c", "d", "d.e", "g.h", "g.h.i", "j"}
 
 
+BESIDE = ("baselines", "bench", "exercises", "experiments", "tests", "tiny")  # not all are run
+
+
+@pytest.mark.parametrize("folder", BESIDE)
+def test_what_is_imported_from_us_is_there(folder):
+    """`from learn import learn`, `from plumbing.pool import BadInput`: the file has that name."""
+    checked = 0
+    for path in (ROOT / folder).rglob("*.py"):
+        for node in ast.walk(parse(path)):
+            module = node.module.replace(".", "/") if isinstance(node, ast.ImportFrom) else ""
+            source = ROOT / f"{module}.py"
+            if module and source.exists() and path.stem != module:
+                names = defined_in(source)
+                for alias in node.names:
+                    assert alias.name in names, f"{path}: {source} has no {alias.name}"
+                    checked += 1
+    assert checked
+
+
+def defined_in(file):
+    """The names that stand at the top level of a file, those that it imports included."""
+    names = set()
+    for node in parse(file).body:
+        for inner in ast.walk(node):
+            if isinstance(inner, (ast.FunctionDef, ast.ClassDef)):
+                names.add(inner.name)
+            elif isinstance(inner, ast.Name) and isinstance(inner.ctx, ast.Store):
+                names.add(inner.id)
+            elif isinstance(inner, (ast.Import, ast.ImportFrom)):
+                names |= {alias.asname or alias.name for alias in inner.names}
+    return names
+
+
 @pytest.mark.parametrize("name", PLUMBING)
 def test_plumbing_imports_no_stage(name):
     """What plumbing needs of a stage is handed to it."""

@@ -18,7 +18,7 @@ they learn from random fragments, and the label of a fragment is noisy: most of 
 is plot. A CPU trains a transformer on few examples per minute. So hashed n-grams, which learn in
 seconds, come first:
 
-1. A logistic regression on whole labelled reviews (90 % right) labels 50,000 unlabelled ones.
+1. A logistic regression on labelled reviews (90 % right) labels 50,000 unlabelled ones.
 2. Two more learn from fragments, each from one half of all reviews. Each labels the fragments of
    the other half. (Cross-fitting: a teacher that had seen a fragment would only repeat the label of
    its review.)
@@ -220,7 +220,7 @@ class NGrams(torch.nn.Module):
         return self.weight(torch.cat(self.grams(ids), 1))[:, 0] / length.sqrt() + self.bias
 
     def by_token(self, ids):
-        """What each token adds to the logit: its own weight and its share of its n-grams."""
+        """What each token adds to the sum in `forward`: its weight and its share of its n-grams."""
         one, two, three = (self.weight.weight[g][:, :, 0] for g in self.grams(ids))
         return one + (F.pad(two, (1, 0)) + F.pad(two, (0, 1))) / 2 + F.pad(three, (1, 1))
 
@@ -360,7 +360,10 @@ def read_fragments(reader, tok, texts, rng, file, each=6):
             last.append(np.searchsorted(ends, end).clip(max=READ - 1))
     opinion = np.take_along_axis(reader.opinions(np.stack(ids)), np.stack(last), 1)
     said = np.round(255 / (1 + np.exp(-opinion))).astype(np.uint8)
-    np.savez(file, ids=np.stack(words), said=said, half=np.array(half, np.int8))
+    unfinished = Path(f"{file}.unfinished")
+    with unfinished.open("wb") as out:  # given a name, savez would add .npz to it
+        np.savez(out, ids=np.stack(words), said=said, half=np.array(half, np.int8))
+    unfinished.replace(file)
     print(f"{len(ids)} fragments read in {time.time() - begin:.0f} s", flush=True)
 
 
@@ -591,7 +594,7 @@ class SentimentTexts:
 
 
 def label_unlabelled(data, rng):
-    """Step 1: n-grams learn from whole labelled reviews and label the unlabelled ones."""
+    """Step 1: n-grams learn from labelled reviews, 400 tokens of each, and label the others."""
     train, unlabelled = data.train, data.unlabelled
 
     def draw(step):
@@ -861,7 +864,7 @@ def print_reliability(p, actual):
 
 
 def fragments_of(bpe, texts, length, opening=False, seed=0):
-    """`length` tokens of the language model from each text, from a random one or from the first."""
+    """A piece of each text, `length` of the language model's tokens: from anywhere or the start."""
     rng = random.Random(seed)
     out = []
     for encoding in bpe.encode_batch(texts, add_special_tokens=False):

@@ -60,6 +60,8 @@ def read_texts(paths):
             with open_text(file, "rt", encoding="utf-8") as lines:
                 for line in lines:
                     yield json.loads(line)["text"]
+        elif str(file) in map(str, paths):  # in a folder, other files may lie beside the texts
+            sys.exit(f"{file} is no text; name .txt, .jsonl or .jsonl.xz, or a folder of them")
 
 
 def train_bpe(texts, vocab_size, folder):
@@ -278,6 +280,8 @@ def train(args):
     work = Path(args.work)
     if not (work / "tokens.npy").exists():
         write_tokens(args, work)
+    elif args.texts:
+        print(f"{work / 'tokens.npy'} is there, so --texts and --vocab-size are not read again")
     tokens = load_tokens(work).to(args.device)
     tokens, held_back = tokens[:-HELD_BACK], held_back_rows(tokens, args.context)
     vocab = (work / "vocab.json").read_bytes()

@@ -1,7 +1,7 @@
 """Makes tiny/prompts: openings of reviews become training and test prompts, the latter in groups.
 
 Reads    --openings, JSONL with "text" (tiny/prompts/openings.jsonl, written for this project)
-Writes   tiny/prompts/train.jsonl and test.jsonl
+Writes   tiny/prompts/train.jsonl and test.jsonl; with --regroup test.jsonl alone
 
     python tiny/prompts.py --model tiny/lm
     python tiny/prompts.py --model tiny/lm --regroup     # the same test prompts, grouped anew
@@ -91,11 +91,13 @@ def main(argv=None):
     if not args.regroup:
         test = keep_groups(test, args.per_group)
 
-    for name, prompts in (("train", train), ("test", test)):
+    files = {"test": test} if args.regroup else {"train": train, "test": test}
+    for name, prompts in files.items():
         with whole_file(Path(args.out) / f"{name}.jsonl") as file:
             file.writelines(dump_row(p) + "\n" for p in prompts)
     groups = Counter(p["group"] for p in test)
-    print(f"{len(train)} train prompts; {len(test)} test prompts of {n_test}:", groups)
+    sizes = ", ".join(f"{len(prompts)} {name} prompts" for name, prompts in files.items())
+    print(f"{sizes}; groups:", groups)
     print("positive of 25, histogram:", np.bincount(positive, minlength=26).tolist())
     unwanted = 1 - not_toxic.min(1)
     probability = np.mean(not_toxic.min(1) < 0.5)

@@ -155,6 +155,21 @@ def test_what_cannot_be_summed_up_is_a_dash(run):
     assert dial_beside(run / "eval" / "quark.json") == []
 
 
+def test_two_runs_with_results_of_the_same_names(tmp_path, capsys):
+    """Of each, NAME-nucleus is the price of NAME: two columns, and no warning of the decoding."""
+    files = []
+    for run in ("a", "b"):
+        for name, decode in (("quark", "greedy"), ("quark-nucleus", "sample")):
+            files.append(tmp_path / run / f"{name}.json")
+            files[-1].parent.mkdir(exist_ok=True)
+            files[-1].write_text(json.dumps(table(1, decode=decode)))
+            write_jsonl(files[-1].with_suffix(".jsonl"), [])
+    evaluate.main(["--compare", *map(str, files), "--short"])
+    said = capsys.readouterr().out
+    assert f"{tmp_path}/a/quark → {tmp_path}/b/quark\n" in said
+    assert "diversity of samples" in said and "differs" not in said
+
+
 def test_a_text_stays_on_its_line():
     """Newlines and terminal codes are blanks, and 100 columns are the limit."""
     assert cut_to_line("a\nb\x1b[31mc\u2028d") == "a b [31mc d"
@@ -237,12 +252,30 @@ def test_what_the_line_of_explore_says(settings, under, tmp_path):
     assert f"round 2 of 2 · explore: {n} completions {under}" in said
 
 
+@pytest.mark.parametrize(
+    "settings, quark, dial",
+    [
+        ({"LEARN": "--no-reward-token"}, "no token", "288 completions under no token"),
+        ({"EXPLORE": "--reward-token none"}, "r_5", "1,728 completions under r_1 ... r_5 and"),
+        (
+            {"EVALUATE": "--reward-token none"},
+            "no token",
+            "1,728 completions under r_1 ... r_5 and",
+        ),
+    ],
+)
+def test_what_the_lines_of_evaluate_say(settings, quark, dial, tmp_path):
+    said, _ = screen(tmp_path, "sentiment", ITERATIONS="1", DIAL_SAMPLES="1", **settings)
+    assert f"evaluate: 7,200 completions under {quark}" in said
+    assert f"evaluate: {dial}" in said
+
+
 def time_left(**state):
     """What is said of the time that is left, when that much is left, done, and took so long."""
     names = ("explore", "quantize", "learn", "evaluate")
     lines = ["PROMPTS=/dev/null TEST_PROMPTS=/dev/null NUM_PROMPTS= NUM_SAMPLES=1 ITERATIONS=1"]
     lines += [
-        "EVALUATE= DIAL_SAMPLES=0 K=5 TASK=sentiment",
+        "EVALUATE= DIAL_SAMPLES=0 K=5 LEARN= TASK=sentiment",
         "source plumbing/screen.sh",
         "n_explored=100",
     ]

@@ -371,13 +371,20 @@ def test_a_damaged_line_of_the_cache(serve, tmp_path):
 
 
 def test_half_an_exploration_is_not_finished_by_another_service(p0, monkeypatch):
-    """What explore.py kept of an interrupted run is for one attribute. Other rewards have none."""
+    """What explore.py kept of an interrupted run is for one address and one attribute.
 
-    def name_of_log(reward, attribute):
+    Other rewards have none. The files of the reward say which, for the tables of evaluate.py too.
+    """
+
+    def name_of_log(reward, attribute, url="http://localhost/one"):
         monkeypatch.setenv("REMOTE_ATTRIBUTE", attribute)
+        monkeypatch.setenv("REMOTE_URL", url)
         argv = ["--model", "m", "--prompts", "p", "--out", "o", "--reward", reward]
-        log, _ = open_log(p0, [], explore.parse_options(argv), [])
+        log, _ = open_log(p0, [], explore.parse_options(argv), rewards.load_reward(reward).files)
         return log.own.name
 
-    assert name_of_log("remote", "TOXICITY") != name_of_log("remote", "INSULT")
+    first = name_of_log("remote", "TOXICITY")
+    assert first == name_of_log("remote", "TOXICITY", "http://localhost/one?key=1")
+    assert first != name_of_log("remote", "INSULT")
+    assert first != name_of_log("remote", "TOXICITY", "http://localhost/two")
     assert name_of_log("hash", "TOXICITY") == name_of_log("hash", "INSULT")
