@@ -45,11 +45,9 @@ def kl_bound(n):
 
 
 def main(argv=None):
-    parser = common.generations_parser(__doc__)
+    parser = common.generations_parser(__doc__, judge=True)
     parser.add_argument("--n", type=options.COUNT, default=8, help="completions to choose from")
     parser.add_argument("--reward", required=True, help="a built-in name, or file.py:function")
-    text = "judge of sentiment or toxicity, a folder or hub name (default: in tiny/)"
-    parser.add_argument("--reward-model", help=text)
     args = parser.parse_args(argv)
     options.check_lengths(parser, args)
     device = options.pick_device(args.device)

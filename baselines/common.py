@@ -67,14 +67,17 @@ def outside_nucleus(logits, top_p):
     return torch.zeros_like(before, dtype=torch.bool).scatter(1, order, before >= top_p)
 
 
-def generations_parser(docstring, top_p=0.9):
-    """The options of a method that writes completions: --model, --prompts, --out, sampling."""
+def generations_parser(docstring, judge=False):
+    """The options of a method that writes completions: --model, --prompts, --out, sampling.
+
+    judge: with --reward-model.
+    """
     parser = options.stage_parser(docstring)
     parser.add_argument("--model", required=True, help="p0, a folder or hub name")
     parser.add_argument("--prompts", required=True, help='JSONL with "prompt"')
     parser.add_argument("--num-prompts", type=options.COUNT, help="only this many of them")
     parser.add_argument("--out", required=True, help="JSONL of completions to write")
-    options.add_sampling_options(parser, num_samples=25, top_p=top_p, judge=False)
+    options.add_sampling_options(parser, num_samples=25, top_p=0.9, judge=judge)
     return parser
 
 
@@ -135,7 +138,10 @@ def training_parser(docstring, steps, lr, batch_size, on_policy=False):
 
 def check_folder(args, reads=()):
     """Raises BadInput if --out, or a folder of --save-at, cannot be written or is an input."""
-    folders = [args.out, *(f"{args.out}-{n}" for n in getattr(args, "save_at", []))]
+    save_at = getattr(args, "save_at", [])
+    if late := [n for n in save_at if n > args.steps]:
+        raise BadInput(f"--save-at {late[0]} comes after the last of {args.steps} steps")
+    folders = [args.out, *(f"{args.out}-{n}" for n in save_at)]
     for folder in folders:
         check_replaceable(folder)
     check_outputs(folders, [args.model, *reads])

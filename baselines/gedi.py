@@ -120,7 +120,7 @@ def main(argv=None):
     add("--omega", type=float, default=30.0, help="exponent of the class's probability")
     share = options.number(float, least=0, most=1)
     add("--filter-mass", type=share, default=0.8, help="1 - rho: at most this mass is deleted")
-    add("--tau", type=float, default=0.8, help="tokens of a likelier class than this stay")
+    add("--tau", type=float, default=0.8, help="tokens with P(c+) of at least this stay")
     add("--class-bias", type=float, default=0.0, help="b of the good class (detoxifying: 2)")
     args = parser.parse_args(argv)
     options.check_lengths(parser, args)

@@ -12,9 +12,8 @@ import textwrap
 
 import common  # noqa: F401, it puts the project on the path
 from running import FEWER, N_FEWER, ROOT, defaults
-from study import interval, side_of_zero  # experiments/study.py
+from study import interval, side_of_zero, write_part  # experiments/study.py
 
-from plumbing.files import whole_file
 from plumbing.options import run_stage
 
 HERE = ROOT / "baselines"
@@ -112,7 +111,7 @@ def difference(task, rows, method, other):
 
 
 def against_quark(task, rows, method):
-    """ "above", "below" or "not told apart", and the difference of the gain with its interval."""
+    """ "above", "below" or "not told apart from", and the difference of the gain, its interval."""
     mean, half = difference(task, rows, method, "quark_fewer" if method in FEWER else "quark")
     return {1: "above", 0: "not told apart from", -1: "below"}[side_of_zero(mean, half)], mean, half
 
@@ -219,7 +218,7 @@ def draw(task, tries, chosen, path):
     marked = chosen | {"p0": "", "quark": r_K, "best_of_8": "n 8"}
     for number, (method, entries) in enumerate(tries.items()):
         of_p0 = tries[reference_of(method)][""]["numbers"][ppl]
-        points = {  # the value of a dial's only knob, or the label: (perplexity, gain)
+        points = {  # (perplexity, gain)
             label: (t["numbers"][ppl] / of_p0, t["numbers"][metric])
             for label, t in entries.items()
             if "numbers" in t
@@ -283,7 +282,8 @@ def text(table_of_task, order):
     hours = sum(entry["wall seconds"] for entry in made) / 3600
     tried = {method: len(of) for method, of in table_of_task.tries.items()}
     n_tries = sum(tried.values())
-    took = f"{n_tries} tries and {len(made) - n_tries} rows took {hours:.1f} hours of one core."
+    took = f"{n_tries} tries and {len(made) - n_tries} rows took {hours:.1f} hours of one core, "
+    took += "with waiting for files that several of them need."
     picture = f"![{task}: gain against perplexity](figures/{task}.png)"
     parts = [table(task, rows), sentences(task, rows, tried), PAIRS, pairs(task, rows)]
     parts += [DIALS, dials(task, table_of_task.tries), f"{picked}\n", f"{took}\n"]
@@ -294,11 +294,7 @@ def publish(table_of_task, order):
     """Writes the task's part into baselines/README.md, and draws its picture."""
     task, tries = table_of_task.task, table_of_task.tries
     draw(task, tries, table_of_task.chosen(), HERE / "figures" / f"{task}.png")
-    page = HERE / "README.md"
-    before, rest = page.read_text(encoding="utf-8").split(f"<!-- {task} -->\n")
-    after = rest.split("<!-- end", 1)[1]
-    with whole_file(page) as file:
-        file.write(f"{before}<!-- {task} -->\n{text(table_of_task, order)}<!-- end{after}")
+    write_part(task, text(table_of_task, order), HERE / "README.md")
 
 
 def main(argv=None):

@@ -56,7 +56,7 @@ class Pplm:
             parameter.requires_grad_(False)  # the gradient is that of the past only
 
     def start(self, padding):
-        self.padding, self.columns = padding, 0
+        self.padding = padding
         self.past = self.plain = None  # [(keys, values) of each layer]: perturbed, and p0's own
 
     def keep(self, rows):

@@ -24,8 +24,7 @@ adaptive beta (target 3, horizon 2500): --target-kl 3. By default beta is consta
 network is a second copy of p0 with a linear head; --clip bounds the norm of both gradients
 together. Ziegler et al. whiten R_t (--whiten-rewards) and A within each minibatch; we whiten A over
 the batch. Their V starts at zero, ours at the mean r of the first batch. From zero, V would be too
-low in our first batches. Through lambda this error weighs more at late tokens than at early ones,
-whatever they say.
+low in our first batches. Every advantage would then be too high, most of all at the last tokens.
 """
 
 import common

@@ -18,8 +18,8 @@ Writes   --out, a checkpoint folder, for evaluate.py --model
     python baselines/qrpo.py --model tiny/lm --pool runs/baselines/p0.jsonl \
         --out runs/baselines/qrpo
 
-Where we differ: Z is exact, where the source simplifies log Z to log beta + 1 / beta. Its q is the
-share of all samples, y among them, whose reward is at most that of y.
+Where we differ: Z is exact, where the source simplifies log Z to log beta + 1 / beta. The source's
+q is the share of all samples, y among them, whose reward is at most that of y.
 """
 
 import math

@@ -19,7 +19,7 @@ import held_out as judges  # experiments/held_out.py
 import kept  # experiments/kept.py
 import seeds  # experiments/seeds.py
 
-from plumbing.files import checksum, checksums, read_json, whole_file, write_json
+from plumbing.files import checksum, read_json, whole_file, write_json
 from plumbing.pool import BadInput, dump_row, read_jsonl, read_prompts
 from plumbing.tables import read_table
 
@@ -31,7 +31,12 @@ CHECKED = set()  # Quark's runs that this process has seen
 PER_PROMPT = ("--per-prompt",)  # how the fifths are ranked; () is the whole pool at once
 UPDATES = 300  # of what several methods stand on: experts, the guide
 LOCKS = {}  # of each file that several methods share
-BELOW = ["baselines/common.py", "explore.py", "learn.py"]  # what the methods' scripts stand on
+BELOW = [
+    "baselines/common.py",
+    "baselines/gedi.py",
+    "explore.py",
+    "learn.py",
+]  # what the methods' scripts stand on
 # As run_all.sh has it: glibc keeps freed memory, which halves the time of an update.
 MALLOC = {
     "MALLOC_MMAP_MAX_": "0",
@@ -88,7 +93,7 @@ class Run:
     def made_by(self, path, script, *arguments):
         """`once` with a script of this project, which writes its --out."""
         command = [script, *arguments]
-        code = checksums([ROOT / file for file in (script, *BELOW)])
+        code = kept.fingerprint(ROOT / file for file in (script, *BELOW))
         return self.once(path, [*command, code], lambda: self.python(*command, "--out", path))
 
     # ------------------------------------------------------------------------ what methods stand on

@@ -29,7 +29,7 @@ from plumbing import options
 
 
 def contrastive_loss(states, lengths, rho):
-    """(B, T, d) right-padded states, (B,) lengths -> the mean over pairs i != j of each text."""
+    """(B, T, d) right-padded states, (B,) lengths -> the mean over all texts' pairs i != j."""
     unit = torch.nn.functional.normalize(states, dim=-1)
     cosines = unit @ unit.transpose(1, 2)  # (B, T, T)
     T = states.shape[1]

@@ -4,13 +4,13 @@
     python baselines/table.py sentiment --methods dexperts rloo --seeds 0
     python baselines/table.py sentiment --tries                        # only the tries
 
-Rules. Each method gets as many reward calls in training as Quark's default run. Offline methods
-learn from one pool of p0's samples, or from its best and worst fifth within each prompt. The knobs
-are chosen with seed 0 on 96 openings (repetition 160, PPLM 24) that are in neither file of prompts,
-among at least as many settings as Quark's defaults had tries: the highest mean reward among those
-that keep the price (the rule of experiments/defaults.py); if none does, the perplexity nearest to
-p0's. Where a run is stopped is a knob, too: after one, two or three thirds, so that three settings
-cost one run. Then three seeds are measured on the test prompts.
+Rules. Each method gets at most as many reward calls in training as Quark's default run. Offline
+methods learn from one pool of p0's samples, or from its best and worst fifth within each prompt.
+The knobs are chosen with seed 0 on 96 openings (repetition 160, PPLM 24) that are in neither file
+of prompts, among at least as many settings as Quark's defaults had tries: the highest mean reward
+among those that keep the price (the rule of experiments/defaults.py); if none does, the perplexity
+nearest to p0's. Where a run is stopped is a knob, too: after one, two or three thirds, so that
+three settings cost one run. Then three seeds are measured on the test prompts.
 
 Each finished try and row goes at once to baselines/results/, from which the next call goes on.
 """
@@ -28,9 +28,10 @@ import common
 import page
 import running
 from running import Run, defaults, seeds, settings_of
+from study import T95  # experiments/study.py
 
 from plumbing.files import write_json
-from plumbing.options import run_stage
+from plumbing.options import COUNT, run_stage
 from plumbing.pool import BadInput
 
 RESULTS = common.ROOT / "baselines" / "results"
@@ -121,7 +122,7 @@ def qrpo(run):
 
 
 def mle(run):
-    """p0 is the MLE model. A control: at most as many updates, on its own samples."""
+    """p0 is the MLE model. A control: p0 on its own samples, with at most Quark's updates."""
     own = [*run.knobs.values(), "--no-reward-token"]
     run.sample(run.learn_by_thirds(run.pool(False), *own, batch_size=run.settings["BATCH"]))
 
@@ -312,8 +313,8 @@ class Table:
     def make_all(self, jobs, n):
         """n at a time: {method: ([knobs to try], [seeds of rows])}, in this order.
 
-        A method's rows are queued after the next method's tries, so no worker waits for a last try.
-        The last two of these tries come after the rows: they may have to wait for a run themselves.
+        The order: A's tries, B's tries but two, A's rows, B's last two tries. So a row seldom waits
+        for the tries that it is chosen from; only the last method's may.
         """
         tried, rows, futures = {}, [], []
         with ThreadPoolExecutor(n) as pool:
@@ -341,6 +342,7 @@ class Table:
             entry = {"knobs": knobs, "failed": str(error)}
         entry["wall seconds"] = round(time.perf_counter() - start)
         with self.lock:
+            self.tries.update(load(self.tries_file))  # another call may have written some
             self.tries.setdefault(method, {})[label_of(knobs)] = entry
             write_json(self.tries_file, self.tries)
         said = entry.get("failed") or f"gain {entry['numbers']['mean']:.3f}"
@@ -349,12 +351,14 @@ class Table:
     def add_row(self, method, seed, tried):
         """The chosen setting on the test prompts, after the tries that it is chosen from."""
         for name in (KNOBS_OF.get(method, method), page.reference_of(method)):
-            wait(tried.get(name, []))
+            for future in tried.get(name, []):
+                future.result()  # if a try was not made, neither is the row
         start = time.perf_counter()
         numbers = self.make(Run(self.task, seed, method, self.knobs_of(method), root=self.root))
         numbers["wall seconds"] = round(time.perf_counter() - start)
         numbers["machine"] = running.kept.machine()
         with self.lock:
+            self.rows.update(load(self.rows_file))
             self.rows.setdefault(method, {})[str(seed)] = numbers
             write_json(self.rows_file, self.rows)
         print(f"{self.task} seed {seed} {method}: {numbers['wall seconds']} s", flush=True)
@@ -427,12 +431,14 @@ def main(argv=None):
     parser.add_argument("task", choices=METHODS)
     parser.add_argument("--methods", nargs="+", help="rows (default: all)")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    parser.add_argument("--jobs", type=int, default=2, help="at a time, each with one thread")
+    parser.add_argument("--jobs", type=COUNT, default=2, help="at a time, each with one thread")
     parser.add_argument("--tries", action="store_true", help="only choose the knobs")
     text = "make the rows anew, in runs/baselines/again/"
     parser.add_argument("--again", action="store_true", help=text)
     args = parser.parse_args(argv)
     known = METHODS[args.task]
+    if len(args.seeds) > max(T95):
+        raise BadInput(f"{len(args.seeds)} seeds; Student's t is known for {max(T95)} at most")
     methods = args.methods or list(known)
     if unknown := [name for name in methods if name not in known]:
         raise BadInput(f"{args.task} has no row {unknown[0]}; the rows: {' '.join(known)}")
@@ -447,7 +453,8 @@ def main(argv=None):
     jobs = jobs_of(table, methods, [] if args.tries else args.seeds)
     is_work = any(tries or numbers for tries, numbers in jobs.values())
     if not is_work:
-        print("All of this is there already; AGAIN=1 (--again) makes the rows a second time.")
+        again = f"remove {running.RUNS.name}/again" if args.again else "AGAIN=1 (--again)"
+        print(f"All of this is there already; to make the rows a second time: {again}.")
     table.make_all(jobs, args.jobs)
     if shown := table.part([m for m in known if m in jobs], args.seeds):
         print(page.table(args.task, shown))

@@ -85,7 +85,10 @@ def sequence_loss(logits, targets, repeated):
 
 
 def updates(policy, samples, args):
-    """args.steps updates; yields the loss, and which share of greedy tokens repeat an n-gram."""
+    """args.steps updates; yields the loss, and the share of greedy tokens that repeat an n-gram.
+
+    An update without greedy tokens repeats the last share, at first 0.
+    """
     optimiser = common.adam(policy)
     k = policy.n_quantiles if args.reward_token else None
     room = policy.room_for_prompt(args.new_tokens, 1 if k else 0)

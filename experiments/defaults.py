@@ -19,9 +19,10 @@ least 0.01 in the mean over the seeds.
 Every try is made with seed 0. Those that keep the price there are made with seeds 1 and 2, from the
 highest gain down, until one of them keeps it in the mean of the three.
 
-This was not all fixed before the tries. The 0.01, and measuring repetition's dial on all prompts
-that a run did not explore, were added when some dials turned out to be flat within chance: without
-a dial in the rule, "best 0.4 ranked by prompt" would be the default. Tries made before that have
+This was not all fixed before the tries. The least step of 0.01 in repetition's dial, and measuring
+it on all prompts that a run did not explore, were added when some dials turned out to be flat
+within chance: without a dial in the rule, "best 0.4 ranked by prompt" would be the default. Tries
+made before that have
 repetition's dial of 160 prompts. Some tries have more seeds than the rule asks for.
 
 Each finished run's numbers go at once to experiments/results/defaults.json, from which the next
@@ -30,7 +31,6 @@ others; two are made at a time.
 """
 
 import argparse
-import json
 import os
 import shutil
 import subprocess
@@ -46,7 +46,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from plumbing.files import read_json, whole_file, write_json
-from plumbing.options import run_stage
+from plumbing.options import COUNT, run_stage
 from plumbing.policy import load_policy
 from plumbing.pool import BadInput, dump_row, read_jsonl, read_prompts
 from plumbing.tables import read_table
@@ -274,7 +274,8 @@ def run_try(task, name, seed):
 def greedy_dial(run, environment):
     """The dial on all training prompts that the run did not explore, in place of its own.
 
-    They are 659; with one greedy completion each of N_PROMPTS, a step of 0.01 would be chance.
+    They are 659, or 467 where a try explores 384 prompts. With one greedy completion each of
+    N_PROMPTS, a step of 0.01 would be chance.
     """
     explored = {row["prompt"] for _, row in read_jsonl(run / "pool" / "00.jsonl")}
     prompts = run.with_name(f"{run.name}-dial.jsonl")
@@ -404,7 +405,7 @@ def ranked(task, tries):
 
 def choose(task, tries):
     """The try that the rule chooses; None if no try with three seeds keeps the price."""
-    found = {name: summary(task, seeds) for name, seeds in tries.items() if len(seeds) == 3}
+    found = {name: summary(task, seeds) for name, seeds in tries.items() if len(seeds) >= 3}
     kept = [name for name in found if keeps_price(task, found[name])]
     return max(kept, key=lambda name: found[name]["gain"], default=None)
 
@@ -493,24 +494,30 @@ def publish(results):
 # ---------------------------------------------------------------------------------------- the tries
 
 
+def kept_tries():
+    """{task: {name of a try: {seed: numbers}}}"""
+    return read_json(RESULTS, "the numbers of the tries") if RESULTS.exists() else {}
+
+
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("task", nargs="*", help=f"of {', '.join(TRIES)}; none: make no run")
     parser.add_argument("--only", nargs="+", help="names of tries")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    parser.add_argument("--jobs", type=int, default=2, help="runs at a time, each with one thread")
+    parser.add_argument("--jobs", type=COUNT, default=2, help="runs at a time, one thread each")
     args = parser.parse_args(argv)
     known = {name for tries in TRIES.values() for name in tries}
     for given, names in ((args.task, TRIES), (args.only or [], known)):
         if unknown := [name for name in given if name not in names]:
             parser.error(f"{unknown[0]!r} is none of {', '.join(names)}")
-    results = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {}
+    results = kept_tries()
     lock = Lock()
 
     def go(job):
         task, name, seed = job
         numbers = run_try(task, name, seed)
         with lock:  # numbers of a finished run are never lost
+            results.update(kept_tries())  # another call, of another task, may have written some
             entry = results.setdefault(task, {}).setdefault(name, {})
             entry[str(seed)] = numbers
             write_json(RESULTS, results)

@@ -2,8 +2,8 @@
 
 A line of experiments/results/studies.jsonl is one run: {"measure", "run", "code", "machine",
 "seconds", ...its numbers}. "measure" says which study's numbers they are. A line counts only while
-the code that draws, learns and measures, the model, the judges and the prompts are those of today;
-comments and docstrings may change.
+the files in CODE are those of today: the code that draws, learns and measures, the model, the
+judges and the prompts. Comments and docstrings of Python may change.
 """
 
 import argparse
@@ -13,6 +13,7 @@ import io
 import json
 import os
 import platform
+import sys
 import tokenize
 from functools import cache
 from pathlib import Path
@@ -30,14 +31,18 @@ DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 @cache
 def code():
     """A fingerprint of what a run depends on, besides its settings."""
+    return fingerprint(path for pattern in CODE for path in sorted(ROOT.glob(pattern)))[:16]
+
+
+def fingerprint(paths):
+    """A checksum of files; comments and docstrings of Python do not count."""
     digest = hashlib.sha256()
-    for pattern in CODE:
-        for path in sorted(ROOT.glob(pattern)):
-            content = path.read_bytes()
-            if path.suffix == ".py":
-                content = without_comments(content.decode()).encode()
-            digest.update(path.name.encode() + content)
-    return digest.hexdigest()[:16]
+    for path in paths:
+        content = path.read_bytes()
+        if path.suffix == ".py":
+            content = without_comments(content.decode()).encode()
+        digest.update(path.name.encode() + content)
+    return digest.hexdigest()
 
 
 def without_comments(source):
@@ -76,8 +81,12 @@ def kept():
 
 
 def keep(measure, run, seconds, numbers):
-    """Adds a line. One write, so that two runs that finish together do not mix."""
-    head = {"measure": measure, "run": run, "code": code(), "machine": machine()}
+    """Adds a line. One write, so that two runs that finish together do not mix.
+
+    study.sh says as CODE with which code the run began; by now a file may have been edited.
+    """
+    own = os.environ.get("CODE") or code()
+    head = {"measure": measure, "run": run, "code": own, "machine": machine()}
     line = json.dumps(head | {"seconds": seconds} | numbers, ensure_ascii=False) + "\n"
     LINES.parent.mkdir(exist_ok=True)
     file = os.open(LINES, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
@@ -106,7 +115,7 @@ def missing(measure, listed):
 
 
 def how_long(listed, jobs):
-    """What is left of the studies whose runs these files list: "41 of 258 runs, 150 min left"."""
+    """What is left of the studies that these files list: "41 of 258 runs, about 150 min left"."""
     found, runs = kept(), {}
     for file, measure in listed:
         for line in lines_of(file):
@@ -144,6 +153,8 @@ def main(docstring, measure, report, argv=None):
     """
     args = parse_options(docstring, argv)
     study = args.runs.stem
+    if not args.runs.exists():
+        sys.exit(f"error: {args.runs} does not exist; bash experiments/{study}.sh writes it")
     if args.missing:
         for line in missing(measure_of(study), args.runs):
             print(*line, sep="\t")
@@ -151,13 +162,19 @@ def main(docstring, measure, report, argv=None):
         from plumbing.policy import load_policy
 
         numbers = measure(args.keep, load_policy(ROOT / "tiny" / "lm"))
-        before = kept().get((measure_of(study), args.keep.name), {"seconds": 0})  # it went on
+        # p0's runs of study 8 go on
+        before = kept().get((measure_of(study), args.keep.name), {"seconds": 0})
         keep(measure_of(study), args.keep.name, args.seconds + before["seconds"], numbers)
         listed = [(args.runs.with_name(f"{s}.tsv"), measure_of(s)) for s in args.all or [study]]
         print(f"{args.keep.name}: {args.seconds} s; {how_long(listed, args.jobs)}", flush=True)
     else:
         found = kept()
         lines = lines_of(args.runs)
+        if lost := missing(measure_of(study), args.runs):
+            sys.exit(
+                f"error: {len(lost)} runs of {study} are not kept, or were made by other code; "
+                f"bash experiments/{study}.sh makes them"
+            )
         report(
             study, [(n, t, found[measure_of(study), Path(run).name]) for n, t, _, run, *_ in lines]
         )

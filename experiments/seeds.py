@@ -11,7 +11,6 @@ needs, the verdict of a judge that no model was trained against is measured, too
 
 import argparse
 import importlib.util
-import json
 import sys
 from pathlib import Path
 
@@ -21,7 +20,7 @@ from kept import machine  # experiments/kept.py
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from plumbing.files import write_json
+from plumbing.files import read_json, write_json
 from plumbing.options import run_stage
 from plumbing.pool import BadInput, read_jsonl
 from plumbing.price import dial_beside, summary_lines, two_prompts
@@ -202,11 +201,13 @@ README = [  # kind, task, what it is, [(result, path of a metric)], the paper's 
 
 
 def kept_runs():
-    """{task: what --keep wrote of each seed}"""
-    return {
-        task: [json.loads(file.read_text("utf-8")) for file in sorted(KEPT.glob(f"{task}-seed*"))]
-        for task in ("sentiment", "toxicity", "repetition")
-    }
+    """{task: what --keep wrote of seeds 0, 1 and 2}"""
+    tasks = ("sentiment", "toxicity", "repetition")
+    return {task: [read_kept(KEPT / f"{task}-seed{s}.json") for s in range(3)] for task in tasks}
+
+
+def read_kept(file):
+    return read_json(file, "a file that --keep wrote")
 
 
 def made_on():
@@ -234,7 +235,7 @@ def readme_table():
 
 def readme_summary():
     """The README's example of how a run ends."""
-    run = json.loads((KEPT / "sentiment-seed0.json").read_text(encoding="utf-8"))
+    run = read_kept(KEPT / "sentiment-seed0.json")
     return "\n".join(summary_lines(run["tables"], run["dial"], run["texts"]))
 
 
@@ -293,7 +294,9 @@ def main(argv=None):
         return
     if not args.results:
         parser.error("name the files that --keep wrote")
-    runs = [json.loads(file.read_text(encoding="utf-8")) for file in args.results]
+    runs = [read_kept(file) for file in args.results]
+    if len({run["settings"]["TASK"] for run in runs}) > 1:
+        parser.error("name files of one task")
     for pair in (NAMES[:2], NAMES[2:]):
         if pair[0] in runs[0]["tables"]:
             of_base, of_quark = ([metrics_of(run["tables"][name]) for run in runs] for name in pair)

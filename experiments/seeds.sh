@@ -8,6 +8,11 @@ if [[ ${PYTHON:-} == [!/]*/* ]]; then export PYTHON=$PWD/$PYTHON; fi  # before c
 unset CDPATH
 cd "$(dirname "$0")/.."
 task=${1:?"name a task: repetition, sentiment or toxicity"}
+# The default runs: settings of run_all.sh that your shell exports do not count.
+unset MODEL PROMPTS TEST_PROMPTS PPL_MODEL REWARD REWARD_MODEL K BETA KL ENTROPY STEPS BATCH LR \
+    WARMUP CLIP GRAD_ACCUM ITERATIONS NUM_PROMPTS NUM_SAMPLES QUANTIZE FORGET LEARN EXPLORE \
+    EXPLORE_P0 SAMPLE_BATCH NEW_TOKENS MIN_TOKENS REWARD_TOKEN_INIT REWARD_TOKEN_LR EVALUATE \
+    DIAL_SAMPLES ADOPT LAUNCH
 results=()
 for seed in ${SEEDS:-0 1 2}; do
     run=runs/$task-tiny-seed$seed result=experiments/results/runs/$task-seed$seed.json

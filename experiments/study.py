@@ -12,7 +12,7 @@ variant A is above or below that of variant B. For each seed the difference A - 
 
 The verdict of a study is that of its worst claim; claims with names have a verdict each. With
 fewer than two tasks or five seeds there is no verdict: the table is printed, the picture is drawn
-in runs/studies/, and experiments/ does not change.
+in runs/studies/, and the page, its figures and the study's JSON stay as they are.
 """
 
 import json
@@ -175,7 +175,7 @@ def draw(results, path):
     """
     from matplotlib.figure import Figure
 
-    distances = [m for m in ("ppl", "kl", "worst") if m in _metrics(results)]
+    distances = [m for m in ("ppl", "kl") if m in _metrics(results)]
     size = (1.5 + 5 * len(results), 4 * len(distances))
     figure = Figure(figsize=size, layout="constrained")
     grid = figure.subplots(len(distances), len(results), squeeze=False)
@@ -220,7 +220,7 @@ def publish(study, results, cost, draw=draw):
         picture = ROOT / "runs" / "studies" / f"{study}.png"
         draw(results, picture)
         print(tables(results))
-        print("A part of the study: no verdict, and experiments/ stays as it is.")
+        print("A part of the study: no verdict, and the page stays as it is.")
         print(f"Picture: {picture.relative_to(ROOT)}")
         return picture.parent
     lines, word = verdict_of_study(study, results)
@@ -238,9 +238,8 @@ def publish(study, results, cost, draw=draw):
     return figures
 
 
-def write_part(name, text):
-    """Puts `text` between the markers of its place in experiments/README.md."""
-    page = ROOT / "experiments" / "README.md"
+def write_part(name, text, page=ROOT / "experiments" / "README.md"):
+    """Puts `text` between the markers of its place in a page."""
     before, rest = page.read_text(encoding="utf-8").split(f"<!-- {name} -->\n")
     after = rest.split("<!-- end", 1)[1]
     with whole_file(page) as file:
@@ -279,7 +278,7 @@ def cost_of(runs):
     }
 
 
-def report_study(study, runs, draw=draw):
+def report_study(study, runs):
     """Table, verdict and picture from the kept lines: [(variant, task, line)].
 
     Returns the folder of the picture.
@@ -290,7 +289,7 @@ def report_study(study, runs, draw=draw):
         if name == first_variant:
             _append(results, task, "p0", {m: line["p0"].get(m, 0.0) for m in line["quark"]})
         _append(results, task, name, line["quark"])
-    return publish(study, results, cost_of(runs), draw)
+    return publish(study, results, cost_of(runs))
 
 
 def _append(results, task, variant, values):

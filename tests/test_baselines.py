@@ -1618,6 +1618,45 @@ def test_a_failed_row_is_not_swallowed(tmp_path, monkeypatch):
         own.make_all({"p0": ([], [0, 1])}, 2)
 
 
+def test_no_row_after_a_try_that_was_not_made(tmp_path, monkeypatch):
+    """A row that waited for a try would be chosen among too few, and kept."""
+    monkeypatch.setattr(table, "RESULTS", tmp_path)
+    monkeypatch.setattr(running, "RUNS", tmp_path)
+
+    def make(self, run):
+        if run.knobs.get("lr") == 2:
+            time.sleep(0.1)  # the row is waiting by now
+            raise BadInput("the disk is full")
+        return {"mean": 0.5}
+
+    monkeypatch.setattr(table.Table, "make", make)
+    monkeypatch.setattr(table.Table, "knobs_of", lambda self, method: {"lr": 1})
+    own = table.Table("toxicity")
+    with pytest.raises(BadInput, match="the disk is full"):
+        own.make_all({"qrpo": ([{"lr": 1}, {"lr": 2}], [0])}, 2)
+    time.sleep(0.1)
+    assert "qrpo" in own.tries and not own.rows and not table.load(own.rows_file)
+
+
+def test_two_calls_at_a_time_keep_each_others_numbers(tmp_path, monkeypatch):
+    monkeypatch.setattr(table, "RESULTS", tmp_path)
+    monkeypatch.setattr(running, "RUNS", tmp_path)
+    monkeypatch.setattr(table.Table, "make", lambda self, run: {"mean": 0.5})
+    monkeypatch.setattr(table.Table, "knobs_of", lambda self, method: {})
+    one, other = table.Table("toxicity"), table.Table("toxicity")
+    one.make_all({"qrpo": ([{"lr": 1}], [0])}, 1)
+    other.make_all({"rloo": ([{"lr": 1}], [0])}, 1)
+    assert set(table.load(one.tries_file)) == set(table.load(one.rows_file)) == {"qrpo", "rloo"}
+
+
+def test_too_many_seeds_or_no_job(capsys):
+    with pytest.raises(BadInput, match="11 seeds; Student's t is known for 10 at most"):
+        table.main(["toxicity", "--seeds", *map(str, range(11))])
+    with pytest.raises(SystemExit):
+        table.main(["toxicity", "--jobs", "0"])
+    assert "--jobs" in capsys.readouterr().err
+
+
 def needs_the_held_out_judges():
     for _, module in running.seeds.HELD_OUT.values():
         reason = f"{module} is not installed: pip install -r baselines/requirements.txt"
@@ -1725,10 +1764,19 @@ def test_what_a_script_made_is_made_anew_when_the_script_changes(tmp_path, monke
         arguments[-1].write_text("a model")
 
     monkeypatch.setattr(running.Run, "python", python)
-    for code in ("a", "a", "b"):
+    for file in running.BELOW:
+        (tmp_path / file).parent.mkdir(exist_ok=True)
+        (tmp_path / file).write_text("x = 1")
+    for code, anew in (("a", True), ("a  # why", False), ("b", True)):
+        made.clear()
         (tmp_path / "ppo.py").write_text(code)
         run.made_by(tmp_path / "out", "ppo.py", "--seed", 0)
-    assert made == ["ppo.py"] * 2
+        assert made == ["ppo.py"] * anew
+    for file in running.BELOW:
+        made.clear()
+        (tmp_path / file).write_text("x = 2")
+        run.made_by(tmp_path / "out", "ppo.py", "--seed", 0)
+        assert made == ["ppo.py"], file
 
 
 def test_a_file_of_prompts_is_not_written_again(tmp_path):

@@ -19,6 +19,7 @@ import torch
 from conftest import ROOT, execute, write_jsonl
 
 from evaluate import perplexity
+from plumbing.pool import BadInput
 from rewards import load_reward
 
 EXPERIMENTS = ROOT / "experiments"
@@ -400,6 +401,40 @@ def test_what_is_kept_counts_while_the_code_is_the_same(tmp_path, monkeypatch):
     )
     monkeypatch.setattr(kept, "code", lambda: "other")
     assert kept.kept() == {} and len(kept.missing("study", listed)) == 6
+
+
+def test_a_run_is_of_the_code_with_which_it_began(tmp_path, monkeypatch):
+    """study.sh took the fingerprint at the start, and exports it."""
+    monkeypatch.setattr(kept, "LINES", tmp_path / "studies.jsonl")
+    monkeypatch.setenv("CODE", "older")
+    kept.keep("study", "r0", 60, {})
+    assert kept.kept() == {}
+    monkeypatch.delenv("CODE")
+    kept.keep("study", "r0", 60, {})
+    assert set(kept.kept()) == {("study", "r0")}
+
+
+def test_a_report_without_runs_is_a_sentence(tmp_path, monkeypatch):
+    monkeypatch.setattr(kept, "LINES", tmp_path / "studies.jsonl")
+    listed = tmp_path / "beta.tsv"
+    argv = ["study.py", str(listed)]
+    monkeypatch.setattr(sys, "argv", argv)
+    with pytest.raises(SystemExit, match="does not exist; bash experiments/beta.sh writes it"):
+        kept.main(study.__doc__, measures.of_run, study.report_study)
+    listed.write_text("v\ttoxicity\t0\truns/r0\town\tK=2\n")
+    (tmp_path / "beta-p0.tsv").write_text("p0\ttoxicity\t0\tp0\n")
+    with pytest.raises(SystemExit, match="runs of beta are not kept, or were made by other code"):
+        kept.main(study.__doc__, measures.of_run, study.report_study)
+
+
+def test_a_table_of_runs_of_two_tasks_is_refused(capsys):
+    folder = ROOT / "experiments" / "results" / "runs"
+    files = [folder / f"{task}-seed0.json" for task in ("sentiment", "toxicity")]
+    with pytest.raises(SystemExit):
+        seeds.main(list(map(str, files)))
+    assert "name files of one task" in capsys.readouterr().err
+    with pytest.raises(BadInput, match="nowhere.json"):
+        seeds.main(["nowhere.json"])
 
 
 def test_comments_and_docstrings_change_no_fingerprint():
