@@ -45,8 +45,8 @@ def report(run, perplexity, text_sums):
     for path in (page, folder):
         refuse_special(path)
     try:
-        other = page.exists() and "<title>Quark: " not in page.read_text(errors="replace")
-        if other:
+        found = page.read_text(encoding="utf-8", errors="replace") if page.exists() else ""
+        if page.exists() and "<title>Quark: " not in found:
             raise BadInput(f"{page} exists, and no stage wrote it; move it")
         if folder.is_file():
             raise BadInput(f"cannot write {folder}: it is a file; move it")
