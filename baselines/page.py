@@ -283,7 +283,7 @@ def text(table_of_task, order):
     tried = {method: len(of) for method, of in table_of_task.tries.items()}
     n_tries = sum(tried.values())
     took = f"{n_tries} tries and {len(made) - n_tries} rows took {hours:.1f} hours of one core, "
-    took += "with waiting for files that several of them need."
+    took += "waiting for shared files included."
     picture = f"![{task}: gain against perplexity](figures/{task}.png)"
     parts = [table(task, rows), sentences(task, rows, tried), PAIRS, pairs(task, rows)]
     parts += [DIALS, dials(task, table_of_task.tries), f"{picked}\n", f"{took}\n"]

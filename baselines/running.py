@@ -31,12 +31,8 @@ CHECKED = set()  # Quark's runs that this process has seen
 PER_PROMPT = ("--per-prompt",)  # how the fifths are ranked; () is the whole pool at once
 UPDATES = 300  # of what several methods stand on: experts, the guide
 LOCKS = {}  # of each file that several methods share
-BELOW = [
-    "baselines/common.py",
-    "baselines/gedi.py",
-    "explore.py",
-    "learn.py",
-]  # what the methods' scripts stand on
+# What the methods' scripts stand on.
+BELOW = ["baselines/common.py", "baselines/gedi.py", "explore.py", "learn.py"]
 # As run_all.sh has it: glibc keeps freed memory, which halves the time of an update.
 MALLOC = {
     "MALLOC_MMAP_MAX_": "0",

@@ -101,13 +101,18 @@ def lines_of(listed):
     return [line.split("\t") for line in listed.read_text(encoding="utf-8").splitlines()]
 
 
+def not_kept(measure, listed):
+    """The lines of `listed` whose run is not kept."""
+    found = kept()
+    return [line for line in lines_of(listed) if (measure, Path(line[3]).name) not in found]
+
+
 def missing(measure, listed):
     """The lines of `listed` whose run is not kept, after the lines of the p0 runs they need.
 
     One seed after the other: the runs of a seed are compared, and a study may go on elsewhere.
     """
-    found = kept()
-    lines = [line for line in lines_of(listed) if (measure, Path(line[3]).name) not in found]
+    lines = not_kept(measure, listed)
     lines.sort(key=lambda line: int(line[2]))
     places = {(task, seed) for _, task, seed, *_ in lines}
     of_p0 = lines_of(listed.with_name(f"{listed.stem}-p0.tsv"))
@@ -170,7 +175,7 @@ def main(docstring, measure, report, argv=None):
     else:
         found = kept()
         lines = lines_of(args.runs)
-        if lost := missing(measure_of(study), args.runs):
+        if lost := not_kept(measure_of(study), args.runs):
             sys.exit(
                 f"error: {len(lost)} runs of {study} are not kept, or were made by other code; "
                 f"bash experiments/{study}.sh makes them"

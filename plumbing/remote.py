@@ -29,8 +29,7 @@ class Remote:
 
     Throttling (429), server errors (5xx) and network errors are tried again, TRIES times in all,
     after 1, 2, 4 ... seconds times a random factor, or after as many as the server asks for, at
-    most LONGEST_WAIT. Each
-    answer is saved in the file `cache` as soon as it arrives.
+    most LONGEST_WAIT. Each answer is saved in the file `cache` as soon as it arrives.
     """
 
     TRIES = 8

@@ -422,8 +422,7 @@ def test_a_report_without_runs_is_a_sentence(tmp_path, monkeypatch):
     with pytest.raises(SystemExit, match="does not exist; bash experiments/beta.sh writes it"):
         kept.main(study.__doc__, measures.of_run, study.report_study)
     listed.write_text("v\ttoxicity\t0\truns/r0\town\tK=2\n")
-    (tmp_path / "beta-p0.tsv").write_text("p0\ttoxicity\t0\tp0\n")
-    with pytest.raises(SystemExit, match="runs of beta are not kept, or were made by other code"):
+    with pytest.raises(SystemExit, match="1 runs of beta are not kept, or were made by other code"):
         kept.main(study.__doc__, measures.of_run, study.report_study)
 
 
