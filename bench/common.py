@@ -10,17 +10,13 @@ import time
 from pathlib import Path
 from types import SimpleNamespace
 
-ROOT = Path(__file__).resolve().parent.parent
+from rows import ALLOCATOR, ROOT
+
 RESULTS = ROOT / "bench" / "results"
 sys.path.insert(0, str(ROOT))
 
-# The allocator settings of run_all.sh, for every contestant. glibc reads them when a process
-# starts, so a script of this folder starts itself again with them.
-ALLOCATOR = {
-    "MALLOC_MMAP_MAX_": "0",
-    "MALLOC_TRIM_THRESHOLD_": "17179869184",
-    "MALLOC_TOP_PAD_": "67108864",
-}
+# The allocator settings are for every contestant. glibc reads them when a process starts, so a
+# script of this folder starts itself again with them.
 is_bench = Path(sys.argv[0]).resolve().parent == ROOT / "bench"
 if sys.platform == "linux" and is_bench and not ALLOCATOR.items() <= os.environ.items():
     os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], os.environ | ALLOCATOR)

@@ -19,6 +19,11 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
+ALLOCATOR = {  # the settings of run_all.sh for Linux
+    "MALLOC_MMAP_MAX_": "0",
+    "MALLOC_TRIM_THRESHOLD_": "17179869184",
+    "MALLOC_TOP_PAD_": "67108864",
+}
 PROMPTS = [f"The film number {i} was" for i in range(1000)]
 COMPLETION = " " + "film " * 19
 # In a process of its own: the peak memory of a child begins with that of its parent, so this file

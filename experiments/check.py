@@ -46,6 +46,7 @@ def parts():
         text = comparators.text(made, methods) if made.is_complete() else NOT_YET
         yield "baselines/README.md", task, f"<!-- {task} -->\n{text}<!-- end -->"
     yield "bench/README.md", "speeds of CPUs", printed("bench/table.py")
+    yield "docs/running.md", "memory of an update", printed("bench/memory.py", "--table")
     yield "bench/README.md", "speeds of a GPU", printed("bench/gpu.py", "--table")
 
 
