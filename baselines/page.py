@@ -11,7 +11,7 @@ import argparse
 import textwrap
 
 import common  # noqa: F401, it puts the project on the path
-from running import FEWER, N_FEWER, ROOT, defaults
+from running import FEWER, N_FEWER, ROOT, defaults, seeds
 from study import interval, side_of_zero, write_part  # experiments/study.py
 
 from plumbing.options import run_stage
@@ -150,6 +150,29 @@ def sentences(task, rows, n_tries):
     return "\n".join(lines) + "\n"
 
 
+def by_other_runs(task, rows, kept):
+    """The verdicts that Quark's kept runs change: the README's, of another processor than its row.
+
+    kept: what experiments/seeds.py kept, one for each of the seeds 0, 1, 2. Nothing is said if they
+    are the very runs of the row.
+    """
+    gains = [run["tables"]["quark"]["rewards"][task]["mean"]["value"] for run in kept]
+    if gains == [rows["quark"][str(seed)]["mean"] for seed in range(len(kept))]:
+        return ""
+    others = rows | {"quark": {str(seed): {"mean": gain} for seed, gain in enumerate(gains)}}
+    changed = []
+    for method in rows.keys() - FEWER - {"p0", "quark"}:
+        word, mean, half = against_quark(task, others, method)
+        if word != against_quark(task, rows, method)[0]:
+            changed.append(f"{method} is {word} it ({mean:+.3f} ± {half:.3f})")
+    machines_of = "; ".join(sorted({run["machine"] for run in kept}))
+    said = f"Quark's runs in the README are of another processor ({machines_of}) and have "
+    said += f"{interval(gains)[0]:.3f}. With them "
+    said += ", ".join(sorted(changed)) + (", and " if changed else "")
+    said += "every other verdict is the same." if changed else "every verdict is the same."
+    return textwrap.fill(said, 100, break_on_hyphens=False) + "\n"
+
+
 def pairs(task, rows):
     """A mark for each two methods that wrote for the same prompts, the highest gain first."""
     parts = []
@@ -285,9 +308,10 @@ def text(table_of_task, order):
     took = f"{n_tries} tries and {len(made) - n_tries} rows took {hours:.1f} hours of one core, "
     took += "waiting for shared files included."
     picture = f"![{task}: gain against perplexity](figures/{task}.png)"
-    parts = [table(task, rows), sentences(task, rows, tried), PAIRS, pairs(task, rows)]
+    parts = [table(task, rows), sentences(task, rows, tried)]
+    parts += [by_other_runs(task, rows, seeds.kept_runs()[task]), PAIRS, pairs(task, rows)]
     parts += [DIALS, dials(task, table_of_task.tries), f"{picked}\n", f"{took}\n"]
-    return "\n".join([*parts, f"{machines(rows)}\n", f"{picture}\n"])
+    return "\n".join([*filter(None, parts), f"{machines(rows)}\n", f"{picture}\n"])
 
 
 def publish(table_of_task, order):

@@ -1439,6 +1439,28 @@ def test_a_row_says_what_was_measured_and_how_it_stands_to_quark():
     assert "+0.110 ± 0.025 from p0; keeps" in page.sentences("sentiment", rows, {})
 
 
+def test_verdicts_that_other_runs_of_quark_change_are_named():
+    """Against .6 rloo (.7, .8, .9) is not told apart; against .3, a gain of .5 +- .248, above."""
+
+    def kept(*gains):
+        mean = [{"rewards": {"sentiment": {"mean": {"value": gain}}}} for gain in gains]
+        return [{"machine": "B", "tables": {"quark": table}} for table in mean]
+
+    rows = {
+        "p0": {str(s): numbers(0.2) for s in range(3)},
+        "quark": {str(s): numbers(0.6) for s in range(3)},
+        "rloo": {str(s): numbers(0.7 + 0.1 * s) for s in range(3)},
+        "ppo": {str(s): numbers(0.9) for s in range(3)},
+        "best_of_25": {str(s): numbers(0.9) for s in range(3)},  # on fewer prompts: left out
+    }
+    assert page.by_other_runs("sentiment", rows, kept(0.6, 0.6, 0.6)) == ""
+    said = page.by_other_runs("sentiment", rows, kept(0.3, 0.3, 0.3)).replace("\n", " ")
+    assert "of another processor (B) and have 0.300. " in said
+    assert said.endswith("rloo is above it (+0.500 ± 0.248), and every other verdict is the same. ")
+    said = page.by_other_runs("sentiment", rows, kept(0.61, 0.6, 0.6)).replace("\n", " ")
+    assert said.endswith("have 0.603. With them every verdict is the same. ")
+
+
 def test_each_pair_is_told_apart_or_not():
     """Gains of a seed: a .8 .81 .82, b .7 .71 .72, c .6 .9 .6. a - b is .1 without spread."""
     gains = {"p0": (0.1, 0.11, 0.12), "rloo": (0.7, 0.71, 0.72), "ppo": (0.8, 0.81, 0.82)}
