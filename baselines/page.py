@@ -52,7 +52,7 @@ COLUMNS = {  # task: [(metric, heading, digits)]; a metric that ends in "/" is d
 }
 DIALS = """\
 Tries of the methods that have one hyperparameter, from weak to strong. *0.1: 0.494 at 1.02* means:
-with the value 0.1 the gain is 0.494, at 1.02 times p0's perplexity (on the tuning openings).
+with the value 0.1 the {} is 0.494, at 1.02 times p0's perplexity (on the tuning openings).
 """
 PAIRS = """\
 Each pair by the same rule: the gain of the row's method is above (>), below (<) or not told apart
@@ -121,7 +121,7 @@ def moved(task, rows, method, n_tries):
     mean, half = difference(task, rows, method, reference_of(method))
     said = f"{mean:+.3f} ± {half:.3f} from p0"
     if mean < 3 * half:
-        less = "uncertain: less than three half-widths of its interval"
+        less = "uncertain (less than three times the ±)"
         said += ", in the wrong direction" if mean + half < 0 else f", {less}"
         said += f", the best of {n_tries} tries" if n_tries else ", with nothing to choose"
     return said
@@ -310,7 +310,8 @@ def text(table_of_task, order):
     picture = f"![{task}: gain against perplexity](figures/{task}.png)"
     parts = [table(task, rows), sentences(task, rows, tried)]
     parts += [by_other_runs(task, rows, seeds.kept_runs()[task]), PAIRS, pairs(task, rows)]
-    parts += [DIALS, dials(task, table_of_task.tries), f"{picked}\n", f"{took}\n"]
+    legend = textwrap.fill(DIALS.format(GAIN[task][1]), 100, break_on_hyphens=False)
+    parts += [f"{legend}\n", dials(task, table_of_task.tries), f"{picked}\n", f"{took}\n"]
     return "\n".join([*filter(None, parts), f"{machines(rows)}\n", f"{picture}\n"])
 
 

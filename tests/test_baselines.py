@@ -1427,9 +1427,8 @@ def test_a_row_says_what_was_measured_and_how_it_stands_to_quark():
     assert "| dexperts |" in text and "| 9,216 | 0 | 60 | 3 |" in text
     said = page.sentences("sentiment", rows, {"rloo": 27}).replace("\n  ", " ").splitlines()
     assert said[0] == (
-        "- rloo: not told apart from Quark (+0.200 ± 0.248); +0.300 ± 0.248 from p0, uncertain: "
-        "less than three half-widths of its interval, the best of 27 tries; does not keep the "
-        "price."
+        "- rloo: not told apart from Quark (+0.200 ± 0.248); +0.300 ± 0.248 from p0, uncertain "
+        "(less than three times the ±), the best of 27 tries; does not keep the price."
     )
     assert said[1] == (
         "- dexperts: below Quark (-0.203 ± 0.014); -0.103 ± 0.014 from p0, in the wrong direction, "
