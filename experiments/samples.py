@@ -30,9 +30,10 @@ Twenty test prompts of each task, drawn at random and not chosen, by
 
 after `OMP_NUM_THREADS=1 bash run_all.sh TASK` for each task ({machine}).
 
-For each prompt you see one of the 25 completions of p0 (`tiny/lm`), and that of the same number by
-Quark (its model under r_K); for repetition, the greedy ones. In front stands the reward, higher is
-better. The small model writes as film reviews on the web are written, insults included.
+For each prompt you see one of p0's 25 completions (p0 is `tiny/lm`), and below it the completion of
+the same number that Quark's model writes under r_K. For repetition both are greedy. The middle
+column names the model and gives the reward; higher is better. The small model writes as film
+reviews on the web are written, insults included.
 """
 
 
