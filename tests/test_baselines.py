@@ -181,14 +181,15 @@ def test_a_prompt_that_comes_twice_in_a_step_gets_other_samples(p0, k):
 
 
 def test_a_gradient_is_clipped_before_the_step():
-    """The gradient is 5 long, the largest is 2, the rate 0.5: the step is 1 long. And the nucleus
+    """The gradient is 5 long, the largest is 2, the rate 0.5: the step is 1 long.
 
-    of .5 of p = .5, .25, .25 is its first token alone.
+    The rate's peak is 1; of the 4 steps after 2 of warm-up, half are done. And the nucleus of .5 of
+    p = .5, .25, .25 is its first token alone.
     """
     weight = torch.nn.Parameter(torch.zeros(2))
     optimiser = torch.optim.SGD([weight], lr=1.0)
-    args = SimpleNamespace(clip=2.0, lr=0.5, warmup=0)
-    norm = common.update(optimiser, (weight * torch.tensor([3.0, 4.0])).sum(), 0, 10, args)
+    args = SimpleNamespace(clip=2.0, lr=1.0, warmup=2)
+    norm = common.update(optimiser, (weight * torch.tensor([3.0, 4.0])).sum(), 4, 6, args)
     assert norm == pytest.approx(5) and weight.grad is None
     assert weight.tolist() == pytest.approx([-0.6, -0.8], rel=1e-4)
     outside = common.outside_nucleus(torch.tensor([[0.5, 0.25, 0.25]]).log(), 0.5)
@@ -577,13 +578,28 @@ def test_pplm_mixes_and_carries_its_past_on(precise):
 
 
 def test_pplm_sums_the_states_that_were_read(precise):
-    """At each step the unperturbed states up to x_t, also beside longer rows."""
-    network = pplm_network(precise, eta=0.5)
+    """At each token the unperturbed states up to x_t, also beside longer rows.
+
+    While steps are made, those before x_t, and t counts x_t. The second of the m = 2 steps goes on
+    from where the first one ended.
+    """
+    network, given, ends = pplm_network(precise, m=2, eta=0.5), [], []
+
+    def moved(past, last, log_p, read):
+        given.append((past, read, network.total))
+        ends.append(pplm.Pplm.moved(network, past, last, log_p, read))
+        return ends[-1]
+
+    network.moved = moved
     with torch.no_grad():
         for texts, _ in driven(network, precise):
+            assert given[-1][0] is ends[-2]
+            _, read, before = given[-2]
+            assert read.tolist() == list(map(len, texts))
             for row, text in enumerate(texts):
-                expected = states_of(precise, text).sum(0)
-                torch.testing.assert_close(network.total[row], expected, atol=1e-8, rtol=1e-6)
+                for total, states in ((before, text[:-1]), (network.total, text)):
+                    expected = states_of(precise, states).sum(0)
+                    torch.testing.assert_close(total[row], expected, atol=1e-8, rtol=1e-6)
 
 
 def test_a_row_of_pplm_does_not_depend_on_its_neighbours(precise):
@@ -654,16 +670,24 @@ def test_clipping_by_hand():
 
 
 def test_the_value_is_clipped_around_the_old_one():
-    """V 1, V_old 0, G 2, eps .2: the worse of (1 - 2)^2 and (.2 - 2)^2, halved: 1.62."""
-    found = ppo.value_loss(*(torch.tensor([x]) for x in (1.0, 0.0, 2.0)), 0.2)
-    assert found.item() == pytest.approx(1.62)
+    """V 1, V_old 0, G 2, eps .2: the worse of (1 - 2)^2 and (.2 - 2)^2, halved: 1.62.
+
+    V -1, V_old 0, G -2 costs the same: V is clipped from below, too.
+    """
+    for sign in (1, -1):
+        found = ppo.value_loss(*(torch.tensor([sign * x]) for x in (1.0, 0.0, 2.0)), 0.2)
+        assert found.item() == pytest.approx(1.62)
     assert ppo.value_loss(*(torch.tensor([x]) for x in (1.0, 0.9, 0.5)), 0.2).item() == 0.125
 
 
 def test_beta_follows_the_kl():
-    """KL 6 of target 3 is clipped to +.2: beta (1 + .2 * 128 / 2500); below the target it falls."""
+    """KL 6 of target 3 is clipped to +.2: beta (1 + .2 * 128 / 2500).
+
+    Below the target it falls: for 2.7 by .1, for .3, which is far below, by .2 and not by .9.
+    """
     assert ppo.adapted(0.05, 6.0, 3.0, 128, 2500) == pytest.approx(0.05 * (1 + 0.2 * 0.0512))
     assert ppo.adapted(0.05, 2.7, 3.0, 128, 2500) == pytest.approx(0.05 * (1 - 0.1 * 0.0512))
+    assert ppo.adapted(0.05, 0.3, 3.0, 128, 2500) == pytest.approx(0.05 * (1 - 0.2 * 0.0512))
 
 
 def test_the_value_starts_at_zero_and_reads_the_state_before_the_token(p0):
@@ -686,9 +710,10 @@ def test_leave_one_out_by_hand():
 
 
 def test_group_normalised_by_hand():
-    """Of 1, 3: mean 2, std with n - 1: sqrt 2."""
-    found = rloo.group_normalised(torch.tensor([[1.0, 3.0]]))
+    """Each row by itself. Of 1, 3: mean 2, std with n - 1: sqrt 2. Of 10, 14: 12 and sqrt 8."""
+    found = rloo.group_normalised(torch.tensor([[1.0, 3.0], [10.0, 14.0]]))
     assert found[0].tolist() == pytest.approx([-1 / (2**0.5 + 1e-4), 1 / (2**0.5 + 1e-4)])
+    assert found[1].tolist() == pytest.approx([-2 / (8**0.5 + 1e-4), 2 / (8**0.5 + 1e-4)])
 
 
 def test_losses_of_a_sequence_and_of_a_token():
@@ -856,6 +881,28 @@ def test_the_second_pass_of_ppo(p0, p0_folder, monkeypatch):
     list(ppo.updates(policy, p0, value, None, None, SimpleNamespace(**settings)))
     assert found == pytest.approx(expected, rel=1e-3)
     assert abs(found[2] - found[0]) > 0.01 and value.head.bias.item() != 0.375
+
+
+def test_ppo_goes_from_batch_to_batch(p0, p0_folder, losses, monkeypatch):
+    """beta adapts, and V starts at the mean reward of the first batch only, here .375.
+
+    No update is made, so the KL is 0, far below its target: each batch of 4 samples, of the 8 of
+    the horizon, makes beta smaller by .2 * 4 / 8 = .1 of itself.
+    """
+    policy, value = common.load_policy(p0_folder), ppo.Value(common.load_policy(p0_folder))
+    pairs, r = two_pairs(p0), torch.tensor([0.1, 0.9, 0.3, 0.2])
+    settings = {"seed": 3, "steps": 3, "epochs": 1, "batch_size": 4, "minibatch": 4, "eps": 0.2}
+    settings |= {"beta": 0.1, "gamma": 1.0, "lam": 0.95, "c_v": 0.3, "min_new_tokens": 0}
+    settings |= {"target_kl": 1.0, "horizon": 8, "whiten_rewards": False}
+    betas, at_sampling = [], ppo.at_sampling
+    monkeypatch.setattr(common, "rollout", lambda *given: (pairs, r + given[-1]))  # the step
+    monkeypatch.setattr(
+        ppo, "at_sampling", lambda *given: betas.append(given[5]) or at_sampling(*given)
+    )
+    lines = list(ppo.updates(policy, p0, value, None, None, SimpleNamespace(**settings)))
+    assert [line["reward"] for line in lines] == pytest.approx([0.375, 1.375, 2.375])
+    assert betas == pytest.approx([0.1, 0.09, 0.081])
+    assert value.head.bias.item() == pytest.approx(0.375)
 
 
 def test_rloo_is_that_of_trl(p0_folder, tmp_path):
@@ -1210,12 +1257,21 @@ COMMANDS = {
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_a_trained_method_leaves_a_model(files, tmp_path, name):
-    """Other weights than p0's, metrics a line an update, and nothing is overwritten by mistake."""
+def test_a_trained_method_leaves_a_model(files, tmp_path, name, monkeypatch):
+    """Other weights than p0's, metrics a line a step, and nothing is overwritten by mistake.
+
+    Each update knows its number and how many there are: PPO has 2 batches, of 2 passes each, and 4
+    samples make 2 minibatches of at most 3.
+    """
     module, command = COMMANDS[name]
     words = [str(files.get(word.lower(), word)) for word in command.split()]
-    out = tmp_path / "out"
+    out, places, update = tmp_path / "out", [], common.update
+    monkeypatch.setattr(
+        common, "update", lambda *given: places.append(given[2:4]) or update(*given)
+    )
     module.main(["--model", str(files["model"]), *words, "--out", str(out)])
+    total = {"unlikelihood": 4, "ppo": 8}.get(name, 2)
+    assert places == [(i, total) for i in range(total)]
     policy, p0 = common.load_policy(out), common.load_policy(files["model"])
     assert not torch.equal(policy.model.lm_head.weight[: p0.vocab_size], p0.model.lm_head.weight)
     lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
@@ -1235,6 +1291,35 @@ def test_a_trained_method_leaves_a_model(files, tmp_path, name):
         assert not torch.equal(halfway, p0.model.lm_head.weight)
     with pytest.raises(BadInput, match="choose another --out"):
         module.main(["--model", str(files["model"]), *words, "--out", str(files["model"])])
+
+
+READERS = {  # what reads the batch of a step, and which of its arguments that is
+    "rloo": ("batch_loss", 2),
+    "ppo": ("at_sampling", 3),
+    "qrpo": ("batch_loss", 1),
+    "unlikelihood": ("with_front", 2),
+    "simctg": ("mle_and_contrast", 1),
+    "guide": ("guide_loss", 2),
+}
+
+
+@pytest.mark.parametrize("name", READERS)
+def test_each_step_and_each_seed_has_a_batch_of_its_own(files, tmp_path, name, losses, monkeypatch):
+    """No update is made: a batch must not differ only because what was learned differs.
+
+    Each is of 4 completions, so that no two are the same by chance.
+    """
+    (module, command), (reader, place) = COMMANDS[name], READERS[name]
+    batches, read = [], getattr(module, reader)
+    monkeypatch.setattr(
+        module, reader, lambda *given: batches.append(str(given[place])) or read(*given)
+    )
+    command += " --batch-size 4"
+    words = [str(files.get(word.lower(), word)) for word in command.split()]
+    for seed in ("0", "1"):
+        out = str(tmp_path / f"out{seed}")
+        module.main(["--model", str(files["model"]), *words, "--seed", seed, "--out", out])
+    assert len(set(batches)) == len(batches) == 2 * (4 if name == "unlikelihood" else 2)
 
 
 def test_nothing_is_trained_before_each_folder_can_be_written(files, tmp_path):
@@ -1337,6 +1422,7 @@ def test_each_option_reaches_its_place(files, tmp_path, monkeypatch):
 
     monkeypatch.setattr(common, "write_generations", caught)
     command = f"--model {files['model']} --prompts {files['prompts']} --out {tmp_path / 'o.jsonl'} "
+    command += "--min-new-tokens 5 "
     guide = f"--model {files['model']} --pool {files['pool']} --steps 1 --batch-size 2"
     gedi_guide.main([*guide.split(), "--out", str(tmp_path / "guide")])
     own = f"--guide {tmp_path / 'guide'} --omega 7 --filter-mass 0.4 --tau 0.6 --class-bias 2"
@@ -1349,6 +1435,8 @@ def test_each_option_reaches_its_place(files, tmp_path, monkeypatch):
     dexperts.main((command + experts).split())
     contrastive.main((command + "--k 3 --alpha 0.4").split())
     of_gedi, of_pplm, of_dexperts, of_search = networks
+    # a nucleus or candidates of a method's own are cut before `sample` forbids <|endoftext|>
+    assert [method.min_new_tokens for method in (of_gedi, of_dexperts, of_search)] == [5, 5, 5]
     assert (of_dexperts.alpha, of_dexperts.top_p) == (0.6, 0.7)
     assert (of_search.k, of_search.alpha) == (3, 0.4)
     assert of_gedi.settings == (7, 0.4, 0.6) and of_gedi.bias.tolist() == [0, 2]
