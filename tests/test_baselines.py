@@ -196,14 +196,19 @@ def test_a_gradient_is_clipped_before_the_step():
     assert outside.tolist() == [[False, True, True]]
 
 
-def test_the_epsilon_of_adam_is_that_of_quark(p0):
-    """1e-5: where the gradient is as small, the first step is half of the rate."""
+def test_adam_is_that_of_quark(p0):
+    """eps is 1e-5: where the gradient is as small, the first step is half of the rate.
+
+    beta_2 is .999: the second moment is then a thousandth of the gradient's square.
+    """
     optimiser, weight = common.adam(p0), p0.model.transformer.h[0].mlp.c_fc.weight
     before = weight.detach().clone()
     weight.grad = torch.full_like(weight, 1e-5)
     optimiser.param_groups[0]["lr"] = 0.1
     optimiser.step()
     torch.testing.assert_close(before - weight, torch.full_like(weight, 0.05), rtol=1e-3, atol=0)
+    second = optimiser.state[weight]["exp_avg_sq"]
+    torch.testing.assert_close(second, torch.full_like(weight, 1e-13), rtol=1e-3, atol=0)
 
 
 def test_rows_that_do_not_fit_are_named(p0, tmp_path):

@@ -227,8 +227,20 @@ def test_interval_by_hand():
 
 
 def test_interval_of_nothing():
-    """No sample has a score: null in the file, and not NaN, which is no JSON."""
+    """No sample has a score: null in the file, and not NaN, which is no JSON.
+
+    If one prompt of two has some, the resamples without that prompt are left out.
+    """
     assert interval([(0, 0), (0, 0)]) == {"value": None, "low": None, "high": None}
+    assert interval([(1, 1), (0, 0)]) == {"value": 1, "low": 1, "high": 1}
+
+
+def test_the_level_of_the_interval_is_95_percent(monkeypatch):
+    """1001 resamples draw a = 0 ... 1000 times and b once: 2.5 % are below 25, 2.5 % above 975."""
+    weights = np.array([(i, 1.0) for i in range(1001)])
+    monkeypatch.setattr(evaluate, "bootstrap_weights", lambda *given: weights)
+    expected = {"value": 1, "low": 25, "high": 975}
+    assert interval([(1, 0), (0, 1)]) == pytest.approx(expected)
 
 
 def test_intervals_cover():

@@ -99,16 +99,35 @@ def test_top_p_by_hand():
     assert set(drawn(p, np.linspace(0, 0.999, 50).tolist(), 1.0)) == {0, 1, 2, 3}
 
 
+def test_a_nucleus_that_holds_top_p_exactly():
+    """p = 1/2 1/4 1/8 1/8, exact in binary: the first two hold 3/4, so no third token is in it.
+
+    u = .2 and .6 give 0 and 1. Those of 2 and 3 are drawn again, with 0 below 2/3: .8 is at .4 of
+    the stretch of 2, and .99 at .92 of that of 3. Drawn from the nucleus at once, u below 2/3 is 0.
+    """
+    p = torch.tensor([[0.5, 0.25, 0.125, 0.125]]).expand(4, -1)
+    u = torch.tensor([0.2, 0.6, 0.8, 0.99], dtype=torch.float64)
+    cdf, ids = explore._inverse_cdf(p, u)
+    assert ids.tolist() == [0, 1, 2, 3]
+    explore._redraw_outside_nucleus(p, cdf, ids, u, 0.75)
+    assert ids.tolist() == [0, 1, 0, 1]
+    assert explore._draw_from_nucleus(p, u, 0.75).tolist() == [0, 0, 1, 1]
+
+
 def test_top_k_by_hand():
     """p = .1 .4 .2 .3: the two likeliest are 1 (.4) and 3 (.3), so the border is .4 / .7 = .571.
 
     A nucleus of .5 within those two is token 1 alone. top_k = 0, or all tokens: nothing is cut.
+    p = .1 .4 .25 .25: the second likeliest has an equal, which stays as well. The borders are
+    .4 / .9 = .444 and .65 / .9 = .722.
     """
     p = logits_of(0.1, 0.4, 0.2, 0.3)
     assert drawn(p, [0.0, 0.57, 0.572, 0.99], top_k=2) == [1, 1, 3, 3]
     assert drawn(p, [0.0, 0.57, 0.58, 0.99], 0.5, 2) == [1, 1, 1, 1]
     for k in (0, 4, 9):
         assert drawn(p, [0.05, 0.15, 0.6, 0.8], top_k=k) == [0, 1, 2, 3]
+    tied = logits_of(0.1, 0.4, 0.25, 0.25)
+    assert drawn(tied, [0.0, 0.44, 0.45, 0.72, 0.73, 0.99], top_k=2) == [1, 1, 2, 2, 3, 3]
 
 
 def inverse_cdf(p, tokens, u):
@@ -261,7 +280,10 @@ def test_sample_is_the_slow_sampler(quark, setting):
 
 
 def test_sampling_in_bfloat16_is_close(quark):
-    """--bf16 moves the logits a little, and most samples stay. They are float32 all the same."""
+    """--bf16 moves the logits a little. They are float32 all the same.
+
+    In `sample` a layer's products are in bfloat16 if that is asked for, and only then.
+    """
     tokens = torch.tensor([[5, 6, 7, 8]])
     with torch.no_grad():
         exact = started(quark.model, [0]).next_logits(tokens)
@@ -271,9 +293,13 @@ def test_sampling_in_bfloat16_is_close(quark):
     assert not torch.equal(rough, exact)
     assert torch.allclose(rough, exact, atol=0.05 * exact.std().item())
     prompts = ids_of(quark, *SENTENCES)
-    plain = sample(quark, prompts, max_new_tokens=4, bf16=False)
-    bent = sample(quark, prompts, max_new_tokens=4, bf16=True)
-    assert sum(a == b for a, b in zip(plain, bent)) >= len(prompts) / 2
+    seen = []
+    layer = quark.model.transformer.h[0].mlp.c_fc
+    layer.register_forward_hook(lambda module, args, output: seen.append(output.dtype))
+    for bf16, expected in ((False, torch.float32), (True, torch.bfloat16)):
+        seen.clear()
+        sample(quark, prompts, max_new_tokens=4, bf16=bf16)
+        assert set(seen) == {expected}
 
 
 def test_batch_size_and_padding_change_no_sample(quark):
@@ -606,10 +632,11 @@ def test_main_mixed_decoding(quark_folder, quark, tmp_path):
             assert (row["completion_ids"] == greedy) == ((i + j + t) % 2 == 0)
 
 
-def test_main_cuts_and_counts_long_prompts(quark_folder, quark, tmp_path, capsys):
+def test_main_cuts_and_counts_long_prompts(quark_folder, p0_folder, quark, tmp_path, capsys):
     """A context of 64 less 6 new tokens and the place of r_k: 57 ids of a prompt are read and kept.
 
-    The text stays whole, and the number of cut prompts is printed.
+    The text stays whole, and the number of cut prompts is printed. Under p0, which reads no r_k, as
+    many are kept: a prompt is the same in all rounds.
     """
     long = " ".join(SENTENCES)
     end = quark.encode(long)[-57:]
@@ -619,6 +646,8 @@ def test_main_cuts_and_counts_long_prompts(quark_folder, quark, tmp_path, capsys
     settings = {"keys": [(1, 0)], "quantile": K, "max_new_tokens": 6, "min_new_tokens": 3}
     assert rows[1]["completion_ids"] == sample(quark, [end], **settings)[0]
     assert "1 of 2 prompts are longer than 57 tokens" in capsys.readouterr().out
+    rows = run(p0_folder, prompts_file(tmp_path, ["The film", long]), tmp_path / "p0.jsonl")
+    assert rows[1]["prompt_ids"] == end
 
 
 def test_main_control_tokens_in_prompts(quark_folder, tmp_path):

@@ -310,7 +310,8 @@ def test_main_ties_and_random(tmp_path):
     """--ties age: of ten equal rewards the five older ones are better.
 
     --random: the parts are still halves, but the mean reward of the best half of 0 ... 99 is near
-    50, where the best rewards would have 74.5.
+    50, where the best rewards would have 74.5. What --keep-top drops is still decided by the
+    rewards: the best half stays.
     """
     pool = write_jsonl(tmp_path / "a.jsonl", [row(1, prompt=str(i)) for i in range(10)])
     rows = run(pool, tmp_path / "q.jsonl", "--ties", "age")
@@ -320,6 +321,8 @@ def test_main_ties_and_random(tmp_path):
     best = [r["reward"] for r in rows if r["quantile"] == 2]
     assert len(best) == 50
     assert 35 < np.mean(best) < 65
+    rows = run(pool, tmp_path / "k.jsonl", "--random", "--keep-top", 0.5)
+    assert [r["reward"] for r in rows] == list(range(50, 100))
 
 
 def test_main_says_that_a_part_is_empty(tmp_path, capsys):

@@ -37,6 +37,23 @@ def test_batches_by_length_give_the_input_order_back(judges):
     assert len({round(value, 4) for value in whole}) > 15
 
 
+@pytest.mark.parametrize("of_tokenizer, longest", [(50, 22), (10, 10)])
+def test_how_much_of_a_long_text_is_read(judges, tmp_path, of_tokenizer, longest):
+    """At most what the tokenizer says, and two less than the network's 24 positions.
+
+    [CLS] and [SEP] are among these tokens. The other places go to the last words of the text.
+    """
+    shutil.copytree(judges / "toxicity", tmp_path / "j")
+    file = tmp_path / "j" / "tokenizer_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"model_max_length": of_tokenizer}))
+    reward = load_reward("toxicity", tmp_path / "j")
+    words = JUDGE_WORDS[4:] * 2
+    texts = [" ".join(words[-n:]) for n in (24, longest - 2, longest - 3)]
+    long, fitting, shorter = reward(prompts=texts, completions=texts)
+    assert long == pytest.approx(fitting, abs=1e-5)
+    assert abs(long - shorter) > 1e-3
+
+
 def test_labels_without_names(tmp_path):
     """Of LABEL_0 and LABEL_1 the second one is the better. Of three, nobody knows which one is."""
     make_classifier(tmp_path / "two", ["LABEL_0", "LABEL_1"], 5)

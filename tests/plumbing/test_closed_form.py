@@ -75,3 +75,23 @@ def test_closed_form_by_finite_differences(kl):
         return ClosedForm.apply(h, w, ref_hidden, ref_output, targets, 0.3, kl, 0.06, False, 4)[0]
 
     assert torch.autograd.gradcheck(loss, (hidden.requires_grad_(), weight.requires_grad_()))
+
+
+def test_bfloat16_rounds_the_products_alone():
+    """The sums are the same. The gradients are in float32, to the three digits of bfloat16."""
+    hidden, weight, ref_hidden, ref_weight, targets = (
+        t.float() if t.is_floating_point() else t for t in hidden_example()
+    )
+
+    def sums_and_gradients(bf16):
+        h, w = hidden.clone().requires_grad_(), weight.clone().requires_grad_()
+        states = (h, w, ref_hidden, lambda x: x @ ref_weight.T, targets)
+        sums = ClosedForm.apply(*states, 0.3, "forward", 0.06, bf16, 4)
+        sums[0].backward()
+        return sums, h.grad, w.grad
+
+    exact, rough = sums_and_gradients(False), sums_and_gradients(True)
+    assert torch.equal(exact[0], rough[0])
+    for a, b in zip(exact[1:], rough[1:]):
+        assert b.dtype == torch.float32
+        assert 0 < (a - b).abs().max() < 0.02 * a.abs().max()

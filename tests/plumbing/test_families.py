@@ -110,15 +110,21 @@ def test_rows_without_a_token_are_neither_drawn_nor_in_the_kl(folders, family, c
 
 
 def test_reward_tokens_are_read_and_never_written(policy, tmp_path, family):
-    """r_k stands behind the <s>, if there is one, and before the prompt; p0's logits stay."""
+    """r_k stands behind the <s>, if there is one, and before the prompt; p0's logits stay.
+
+    The rows of r_1 and r_2 in the output layer are large and opposite, so that one of them would be
+    the likeliest token.
+    """
     ids = policy.encode(PROMPTS[0])
     before = sample(policy, [ids], max_new_tokens=8, greedy=True)
     V = policy.vocab_size
     add_reward_tokens(policy, 3, seed=1)
     assert policy.vocab_size == V and policy.model.config.vocab_size == V + 3
     assert policy.start_of(ids, 2) == [*policy.bos, V + 1, *ids]
+    large = 100 * policy.head.weight.data[0]
+    policy.head.weight.data[V : V + 2] = torch.stack([large, -large])
     assert sample(policy, [ids], max_new_tokens=8, greedy=True) == before
-    assert max(sample(policy, [ids] * 50, max_new_tokens=4, quantile=3)[0]) < V
+    assert max(map(max, sample(policy, [ids] * 50, max_new_tokens=4, quantile=3))) < V
     policy.save(tmp_path / "saved")
     again = load_policy(tmp_path / "saved")
     assert (again.n_quantiles, again.vocab_size, again.bos) == (3, V, policy.bos)
@@ -286,7 +292,10 @@ def test_ids_with_gaps_and_no_end_are_refused():
 
 
 def test_a_long_prompt_keeps_its_start_token(folders):
-    """It is cut at the left, behind <s>; the longest context is used."""
+    """It is cut at the left, behind <s>; the longest context is used.
+
+    In sampling there is room for all new tokens. In the perplexity y's last token is not read.
+    """
     policy = load_policy(folders["gemma"])
     ids = policy.encode("The film was long. " * 30)
     seen = []
@@ -301,3 +310,11 @@ def test_a_long_prompt_keeps_its_start_token(folders):
 
     sample(policy, [ids], max_new_tokens=4, network=Spy())
     assert seen[0] == [*policy.bos, *ids[-(CONTEXT - 5) :]] and len(seen[0]) == CONTEXT - 4
+
+    read = []
+    policy.model.base_model.register_forward_pre_hook(lambda _, args: read.extend(args[0].tolist()))
+    row = {"prompt": "The film was long. " * 30, "completion": " it was good."}
+    y = policy.encode(row["completion"], goes_on=True)
+    evaluate.completion_nll(policy, [row])
+    assert read == [[*policy.bos, *ids[-(CONTEXT - len(y)) :], *y[:-1]]]
+    assert len(read[0]) == CONTEXT
