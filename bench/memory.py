@@ -60,7 +60,7 @@ def main(argv=None):
     )
     parser.add_argument("vocab", nargs="?", help="folder with GPT-2's vocab.json and merges.txt")
     parser.add_argument("--table", action="store_true", help="measure nothing, print what was")
-    parser.add_argument("--out", type=Path, default=RESULT)
+    parser.add_argument("--out", type=Path, default=RESULT, help="the file of results")
     args = parser.parse_args(argv)
     if args.table:
         print(table(json.loads(args.out.read_text(encoding="utf-8"))))
